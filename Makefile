@@ -1,0 +1,45 @@
+# Every target makes the environment first; a second time that costs nothing.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs docs-check bench chaos lock
+
+PY := .venv/bin/python
+RUFF := .venv/bin/ruff
+SOURCES := python tests
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: .venv/.ready ## make .venv with everything the other targets need
+
+.venv/.ready: python/requirements.lock python/pyproject.toml tests/judges/package-lock.json .ci/setup
+	@.ci/setup
+
+demo: setup ## start a daemon, run a small task graph through it with two workers, print the journal
+	@$(PY) tests/demo.py
+
+test: lint docs-check ## everything CI runs
+	@$(PY) -m pytest
+
+lint: setup ## ruff and pyright, strict
+	@$(RUFF) check $(SOURCES)
+	@$(RUFF) format --check $(SOURCES)
+	@PATH="$$PWD/.venv/bin:$$PATH" tests/judges/node_modules/.bin/pyright --project python/pyproject.toml
+
+format: setup ## let ruff format and repair what it can
+	@$(RUFF) format $(SOURCES)
+	@$(RUFF) check --fix $(SOURCES)
+
+docs: setup ## write docs/reference anew from the code
+	@$(PY) python/tools/reference.py
+
+docs-check: setup ## fail when docs/reference does not say what the code says
+	@$(PY) python/tools/reference.py --check
+
+bench: setup ## the whole benchmarks, one line per figure
+	@$(PY) -m pytest tests/bench -s --whole
+
+chaos: setup ## the whole fault campaigns, one line per figure
+	@$(PY) -m pytest tests/chaos -s --whole
+
+lock: ## resolve the newest allowed versions into the lock files
+	@.ci/lock
