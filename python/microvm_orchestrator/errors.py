@@ -1,0 +1,207 @@
+"""Every error a caller can meet, as one tree.
+
+    OrchestratorError
+    ├── InvalidInput          the request can never work as written
+    │   ├── ConfigInvalid
+    │   ├── CycleFound
+    │   ├── CursorInvalid
+    │   ├── TemplateInvalid
+    │   └── TargetRefused
+    ├── TooLarge              a limit on size or count was passed
+    ├── Unauthenticated       we do not know who asks
+    ├── Denied                we know, and the answer is no
+    ├── NotFound              nothing of that name is visible to this caller
+    │   └── CursorExpired
+    ├── Conflict              the state of things forbids it now
+    │   ├── AlreadyExists
+    │   ├── KeyReused
+    │   ├── StateForbids
+    │   ├── LeaseLost
+    │   ├── HasDependents
+    │   └── VersionMoved
+    └── Unavailable           try again later; nothing was changed
+        ├── StoreFull
+        ├── StoreReadOnly
+        ├── StoreCorrupt
+        ├── SchemaTooNew
+        ├── AlreadyRunning
+        ├── Stopping
+        └── UnknownOutcome    the one exception: it may have happened
+
+A class has a stable `code`; a raised error names the object and the limit in its sentence and
+may add a `hint`, the next step. The five inner classes are what front ends translate by.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OrchestratorError(Exception):
+    """Something this program knows how to explain."""
+
+    code: ClassVar[str] = "internal-error"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidInput(OrchestratorError):
+    """The request can never work as it is written."""
+
+    code = "invalid-input"
+
+
+class ConfigInvalid(InvalidInput):
+    """A setting is unknown, of the wrong type or out of range."""
+
+    code = "config-invalid"
+
+
+class CycleFound(InvalidInput):
+    """The dependencies asked for would wait for each other for ever."""
+
+    code = "cycle-found"
+
+
+class CursorInvalid(InvalidInput):
+    """The cursor was not made by this store."""
+
+    code = "cursor-invalid"
+
+
+class TemplateInvalid(InvalidInput):
+    """A template, or the arguments given to it, do not fit its parameters."""
+
+    code = "template-invalid"
+
+
+class TargetRefused(InvalidInput):
+    """A webhook names an address this host does not deliver to."""
+
+    code = "target-refused"
+
+
+class TooLarge(OrchestratorError):
+    """The request passes a limit on size or count."""
+
+    code = "too-large"
+
+
+class Unauthenticated(OrchestratorError):
+    """The token is missing, unknown, expired or revoked."""
+
+    code = "unauthenticated"
+
+
+class Denied(OrchestratorError):
+    """The caller's role or scope does not reach this far."""
+
+    code = "denied"
+
+
+class NotFound(OrchestratorError):
+    """Nothing of that name exists where this caller can see it."""
+
+    code = "not-found"
+
+
+class CursorExpired(NotFound):
+    """The journal no longer holds the events behind this cursor."""
+
+    code = "cursor-expired"
+
+
+class Conflict(OrchestratorError):
+    """The present state of things forbids it."""
+
+    code = "conflict"
+
+
+class AlreadyExists(Conflict):
+    """The name is taken."""
+
+    code = "already-exists"
+
+
+class KeyReused(Conflict):
+    """An idempotency key came back with another request."""
+
+    code = "key-reused"
+
+
+class StateForbids(Conflict):
+    """The object's state does not allow this verb."""
+
+    code = "state-forbids"
+
+
+class LeaseLost(Conflict):
+    """The fencing token is not the current one: somebody else may hold the task now."""
+
+    code = "lease-lost"
+
+
+class HasDependents(Conflict):
+    """Others depend on the object."""
+
+    code = "has-dependents"
+
+
+class VersionMoved(Conflict):
+    """The record changed since it was read."""
+
+    code = "version-moved"
+
+
+class Unavailable(OrchestratorError):
+    """The service cannot do this now; nothing was changed."""
+
+    code = "unavailable"
+
+
+class StoreFull(Unavailable):
+    """The disk under the store is full."""
+
+    code = "store-full"
+
+
+class StoreReadOnly(Unavailable):
+    """The store cannot be written."""
+
+    code = "store-read-only"
+
+
+class StoreCorrupt(Unavailable):
+    """The store's file is damaged or is no database."""
+
+    code = "store-corrupt"
+
+
+class SchemaTooNew(Unavailable):
+    """A newer release wrote this store."""
+
+    code = "schema-too-new"
+
+
+class AlreadyRunning(Unavailable):
+    """Another daemon holds this state directory or socket."""
+
+    code = "already-running"
+
+
+class Stopping(Unavailable):
+    """The daemon is going down."""
+
+    code = "stopping"
+
+
+class UnknownOutcome(Unavailable):
+    """The connection broke after the request left: it may have taken effect, and was not repeated."""
+
+    code = "unknown-outcome"

@@ -1,0 +1,1 @@
+"""The words of the product as types: tasks, runs, leases, events. No I/O, frozen, one noun each."""

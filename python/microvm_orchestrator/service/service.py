@@ -1,0 +1,96 @@
+"""Every request's way in: check, authorise, answer, audit - the same for each front end.
+
+Above sit the front ends, which only translate; below are the functions of this package that the
+table of calls names. A `Service` lives as long as the daemon and owns nothing but references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.model.records import Actor
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.config import Settings
+    from microvm_orchestrator.events import Journal
+    from microvm_orchestrator.service.calls import Answer, Call, Caller, Request
+    from microvm_orchestrator.store.base import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the daemon offers, and the parts its functions work with."""
+
+    store: Store
+    journal: Journal
+    settings: Settings
+    calls: Mapping[str, Call]
+
+    async def invoke(self, caller: Caller, name: str, arguments: Mapping[str, object]) -> Answer:
+        """Answer one call.
+
+        Raises: any `OrchestratorError`. A refused call that would have changed something is
+        audited before the error goes on.
+        """
+        call = self.calls.get(name)
+        if call is None:
+            raise errors.NotFound(f"no call is named {name}", hint="list the tools to see the names")
+        try:
+            if not caller.principal.role.reaches(call.role):
+                raise errors.Denied(
+                    f"{name} needs the role {call.role}, and {caller.principal.name} "
+                    f"has {caller.principal.role}"
+                )
+            return await call.handler(self, caller, parse(call.request, arguments))
+        except errors.OrchestratorError as refusal:
+            if call.audited and not isinstance(refusal, errors.Unavailable):
+                await self.store.note(actor(caller, name), _target(arguments), refusal.code)
+            raise
+
+
+def actor(caller: Caller, call: str) -> Actor:
+    """Who does what through which door, as the audit log writes it."""
+    return Actor(name=caller.principal.name, role=caller.principal.role, via=caller.via, action=call)
+
+
+def parse(model: type[Request], arguments: Mapping[str, object]) -> Request:
+    """Make the request of what a client sent, or say what is wrong with all of it at once."""
+    try:
+        return model.model_validate(arguments)
+    except ValidationError as error:
+        raise _explained(error) from error
+
+
+_SIZE_PROBLEMS = frozenset({"string_too_long", "too_long", "bytes_too_long"})
+# A thousand bad items of one list help nobody.
+_PROBLEMS_TOLD = 8
+
+
+def _explained(error: ValidationError) -> errors.OrchestratorError:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    told = "; ".join(
+        f"{'.'.join(str(step)[:80] for step in problem['loc']) or 'request'}: {problem['msg']}"
+        for problem in found[:_PROBLEMS_TOLD]
+    )
+    more = f" (and {len(found) - _PROBLEMS_TOLD} more)" if len(found) > _PROBLEMS_TOLD else ""
+    kind = errors.InvalidInput
+    if any(problem["type"] in _SIZE_PROBLEMS for problem in found):
+        kind = errors.TooLarge
+    return kind(told + more)
+
+
+# Arguments that name what a call is about, so that a refused call can be found by its target.
+_NAMING = ("task_id", "group", "name", "worker", "webhook_id", "token_id", "key")
+
+
+def _target(arguments: Mapping[str, object]) -> str:
+    for name in _NAMING:
+        value = arguments.get(name)
+        if isinstance(value, str):
+            return value[:200]
+    return ""

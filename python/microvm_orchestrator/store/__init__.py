@@ -1,0 +1,1 @@
+"""The truth: one transactional store behind about twenty atomic, idempotent verbs."""
