@@ -1,0 +1,401 @@
+"""The settings of the daemon, and how they are put together once, at start.
+
+From weakest to strongest: the defaults here, a TOML file, the environment
+(`MICROVM_ORCHESTRATOR_LOG__LEVEL` is `log.level`), the command line. A key that nothing reads is an
+error that names the nearest one that something does. Above stands the daemon; below, only the
+errors, the roles and `places`. Settings are frozen and live as long as the process; a reload
+makes new ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from microvm_orchestrator import places
+from microvm_orchestrator.errors import ConfigInvalid
+from microvm_orchestrator.model.access import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
+
+# A value that no log line, error or page shows; `.get_secret_value()` is the one way to it.
+Secret = SecretStr
+
+# The kernel's limit on the address of a unix socket, less the closing zero byte.
+MAX_SOCKET_PATH = 107
+DAY_S = 86_400.0
+
+# Variables of our prefix that are for clients or choose the file: no settings of the daemon.
+_NOT_SETTINGS = {places.CONFIG_VARIABLE, places.TOKEN_VARIABLE}
+# Clients find the daemon by this one; the daemon must not listen elsewhere when it is set.
+_SHORT = {places.SOCKET_VARIABLE: "socket.path"}
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _socket_path(path: Path) -> Path:
+    if (length := len(bytes(path))) > MAX_SOCKET_PATH:
+        raise ValueError(f"is {length} bytes long; the kernel takes {MAX_SOCKET_PATH}")
+    return path
+
+
+def _octal(value: object) -> object:
+    return int(value, 8) if isinstance(value, str) else value
+
+
+def _none(value: object) -> object:
+    return None if value == "none" else value
+
+
+def _listen(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65_535):
+        raise ValueError('must be "host:port"; port 0 takes any free one')
+    return value
+
+
+Directory = Annotated[Path, AfterValidator(_absolute)]
+SocketPath = Annotated[Path, AfterValidator(_absolute), AfterValidator(_socket_path)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Duration = Annotated[float, Field(strict=True, gt=0, le=100 * 366 * DAY_S, allow_inf_nan=False)]
+# TOML has no null, so the word stands for it.
+MaybeCount = Annotated[Count | None, BeforeValidator(_none)]
+MaybeDuration = Annotated[Duration | None, BeforeValidator(_none)]
+
+
+class Section(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Socket(Section):
+    """The unix socket that every local client uses."""
+
+    path: SocketPath = Field(description="Where the daemon listens.")
+    mode: Annotated[int, Field(strict=True, ge=0, le=0o777), BeforeValidator(_octal)] = Field(
+        default=0o660, description="Its permissions, in octal: who may open it may talk to us."
+    )
+    group: str | None = Field(
+        default=None, min_length=1, description="The group that owns it; by default the daemon's."
+    )
+
+
+class Tcp(Section):
+    """Listening on the network. Every request there needs a token."""
+
+    listen: Annotated[str, AfterValidator(_listen)] | None = Field(
+        default=None,
+        description='Address and port, as in "127.0.0.1:7070"; port 0 takes any free one. '
+        "Without it nothing listens on the network.",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Values of the Host header that are served beside the address itself; "
+        "others are refused, which stops DNS rebinding.",
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        default=(), description="Values of the Origin header that a browser may come with."
+    )
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        if self.listen is None:
+            return None
+        host, _, port = self.listen.rpartition(":")
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+class Access(Section):
+    """Who may do what, when the kernel tells us who asks."""
+
+    uid_roles: dict[int, Role] = Field(
+        default_factory=dict[int, Role], description="The role of a user id on the unix socket."
+    )
+    gid_roles: dict[int, Role] = Field(
+        default_factory=dict[int, Role],
+        description="The role of a group id on the unix socket, where the user id has none; "
+        "of several groups the highest role counts.",
+    )
+    default_role: Role = Field(
+        default=Role.OPERATOR, description="The role of everyone else who can open the socket."
+    )
+    visibility_labels: tuple[str, ...] = Field(
+        default=("project", "team"),
+        description="The labels by which a token's sight of tasks can be narrowed.",
+    )
+
+
+class Retention(Section):
+    """How long something is kept; it goes when either limit is passed."""
+
+    max_age_s: MaybeDuration = Field(
+        default=None, description='Forgotten after so many seconds; "none" is never.'
+    )
+    max_count: MaybeCount = Field(
+        default=None, description='Only the newest so many are kept; "none" is all.'
+    )
+
+
+class TaskRetention(Retention):
+    """How long tasks are kept once they have ended."""
+
+
+class EventRetention(Retention):
+    """How long the journal reaches back."""
+
+    max_age_s: MaybeDuration = Field(
+        default=30 * DAY_S, description=Retention.model_fields["max_age_s"].description
+    )
+    max_count: MaybeCount = Field(
+        default=1_000_000, description=Retention.model_fields["max_count"].description
+    )
+
+
+class Store(Section):
+    """What the store forgets."""
+
+    events: EventRetention = Field(default=EventRetention(), description=EventRetention.__doc__)
+    tasks: TaskRetention = Field(default=TaskRetention(), description=TaskRetention.__doc__)
+
+
+class Leases(Section):
+    """For how long a claim lasts without a heartbeat."""
+
+    default_lease_s: Duration = Field(
+        default=90.0, description="The length of a lease when neither task nor claim names one."
+    )
+    min_lease_s: Duration = Field(default=1.0, description="The shortest lease one may ask for.")
+    max_lease_s: Duration = Field(default=DAY_S, description="The longest lease one may ask for.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.min_lease_s <= self.default_lease_s <= self.max_lease_s:
+            raise ValueError("needs min_lease_s <= default_lease_s <= max_lease_s")
+        return self
+
+
+class Limits(Section):
+    """What one request may take."""
+
+    max_request_bytes: Count = Field(
+        default=4 * 1024 * 1024, description="The largest request, over any front end."
+    )
+
+
+class Webhooks(Section):
+    """How events are delivered to others."""
+
+    allow_private_targets: bool = Field(
+        default=False,
+        strict=True,
+        description="Whether a webhook may name a loopback, link-local or private address.",
+    )
+    timeout_s: Duration = Field(default=10.0, description="How long one delivery may take.")
+    max_attempts: Count = Field(
+        default=12, description="After so many failures a delivery goes to the dead-letter list."
+    )
+
+
+class Log(Section):
+    """What the daemon says on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least important line that is written."
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="How a line looks; auto is console on a terminal, else JSON."
+    )
+
+
+class Settings(Section):
+    """Everything the daemon can be told."""
+
+    state_dir: Directory = Field(description="Where the store lies; made if it is missing.")
+    socket: Socket = Field(description=Socket.__doc__)
+    tcp: Tcp = Field(default=Tcp(), description=Tcp.__doc__)
+    access: Access = Field(default=Access(), description=Access.__doc__)
+    store: Store = Field(default=Store(), description=Store.__doc__)
+    leases: Leases = Field(default=Leases(), description=Leases.__doc__)
+    limits: Limits = Field(default=Limits(), description=Limits.__doc__)
+    webhooks: Webhooks = Field(default=Webhooks(), description=Webhooks.__doc__)
+    log: Log = Field(default=Log(), description=Log.__doc__)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of the file, as it was declared."""
+
+    key: str
+    field: FieldInfo
+
+    @property
+    def variable(self) -> str:
+        return places.PREFIX + self.key.upper().replace(".", "__")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, and for every key what set it."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+
+    def value(self, key: str) -> Any:
+        """Return what `key` came to."""
+        value: Any = self.settings
+        for name in key.split("."):
+            value = getattr(value, name)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    key: str
+    value: object
+    source: str
+
+
+def load(file: Path | None, env: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
+    """Put the settings together from `file`, `env` and `flags` (dotted keys; None is not given).
+
+    Raises:
+        ConfigInvalid: a key is unknown or a value does not fit; says which, where, and what would.
+    """
+    layers = _defaults(env)
+    if file is not None:
+        layers += _from_file(file)
+    layers += [*_from_env(env), *_from_flags(flags)]
+    tree: dict[str, Any] = {}
+    sources = dict.fromkeys(SETTINGS, "default")
+    for given in layers:
+        *sections, name = given.key.split(".")
+        table = tree
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = given.value
+        sources[given.key] = given.source
+    try:
+        return Loaded(Settings.model_validate(tree), sources)
+    except ValidationError as error:
+        raise ConfigInvalid(_explain(error, sources)) from error
+
+
+def _walk(section: type[Section], prefix: str = "") -> Iterator[Setting]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _walk(field.annotation, f"{prefix}{name}.")
+        else:
+            yield Setting(prefix + name, field)
+
+
+# Every key there is, in the order of declaration.
+SETTINGS: Mapping[str, Setting] = {setting.key: setting for setting in _walk(Settings)}
+_SECTIONS = {key[:end] for key in SETTINGS for end, letter in enumerate(key) if letter == "."}
+
+
+def _defaults(env: Mapping[str, str]) -> list[_Given]:
+    return [
+        _Given("state_dir", places.state_dir(env), "default"),
+        _Given("socket.path", places.socket(env), "default"),
+    ]
+
+
+def _from_file(file: Path) -> list[_Given]:
+    try:
+        with file.open("rb") as stream:
+            tree = tomllib.load(stream)
+    except OSError as error:
+        raise ConfigInvalid(f"cannot read {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{file} is not TOML: {error}") from error
+    return list(_leaves(tree, "", str(file)))
+
+
+def _leaves(table: dict[str, Any], prefix: str, place: str) -> Iterator[_Given]:
+    for name, value in table.items():
+        key = prefix + name
+        if key in SETTINGS:
+            yield _Given(key, value, place)
+        elif key not in _SECTIONS:
+            raise _unknown(key, place, SETTINGS)
+        elif isinstance(value, dict):
+            yield from _leaves(cast("dict[str, Any]", value), f"{key}.", place)
+        else:
+            raise ConfigInvalid(
+                f"{key} in {place} is a table", hint=f"write [{key}] above its keys"
+            )
+
+
+def _from_env(env: Mapping[str, str]) -> Iterator[_Given]:
+    variables = {setting.variable: key for key, setting in SETTINGS.items()} | _SHORT
+    for variable, text in sorted(env.items()):
+        if not variable.startswith(places.PREFIX) or variable in _NOT_SETTINGS:
+            continue
+        if variable not in variables:
+            raise _unknown(variable, "the environment", variables)
+        key = variables[variable]
+        yield _Given(key, _parse(SETTINGS[key].field.annotation, text), variable)
+
+
+def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
+    for key, value in flags.items():
+        if key not in SETTINGS:
+            raise _unknown(key, "the command line", SETTINGS)
+        if value is not None:
+            yield _Given(key, value, "command line")
+
+
+def _parse(annotation: Any, text: str) -> object:
+    """Read a variable: as it stands where text is wanted, else as TOML would read the value."""
+    if get_origin(annotation) not in {tuple, dict}:
+        kinds = [annotation, *get_args(annotation)]
+        if any(isinstance(kind, str) or _is_text(kind) for kind in kinds):
+            return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # the check of the value says what was expected
+
+
+def _is_text(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, str | PurePath)
+
+
+def _unknown(key: str, place: str, known: Mapping[str, object]) -> ConfigInvalid:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return ConfigInvalid(f"unknown setting {key} in {place}", hint=f"the nearest is {near[0]}")
+
+
+def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
+    return "; ".join(
+        _sentence(problem["loc"], problem["msg"], sources) for problem in error.errors()
+    )
+
+
+def _sentence(loc: tuple[int | str, ...], message: str, sources: Mapping[str, str]) -> str:
+    where = ".".join(str(part) for part in loc)
+    # A problem inside a list or a mapping lies below the key that was set.
+    key = next((key for key in sources if f"{where}.".startswith(f"{key}.")), None)
+    place = f" ({sources[key]})" if key else ""
+    text = message.removeprefix("Value error, ")
+    return f"{where}{place}: {text[:1].lower()}{text[1:]}"
