@@ -1,0 +1,61 @@
+"""What every test stands on: one event loop library, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import leaks
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="run campaigns and benchmarks whole")
+
+
+def pytest_configure() -> None:
+    leaks.adopt_orphans()
+
+
+@pytest.fixture(scope="session")
+def whole(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form of a campaign or benchmark is wanted."""
+    return bool(request.config.getoption("--whole"))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give this run, and every process it starts, a temporary directory of its own.
+
+    So what a test leaves there is known from what others do on the machine.
+    """
+    tmp_path_factory.getbasetemp()  # pytest's own stays where the user looks for it
+    before = os.environ.get("TMPDIR")
+    path = Path(tempfile.mkdtemp(prefix="test-"))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(path)
+    yield path
+    tempfile.tempdir = None
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+    shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(scratch: Path) -> Iterator[None]:
+    before = leaks.Before.take(scratch)
+    yield
+    if found := before.find():
+        pytest.fail("the test left behind:\n  " + "\n  ".join(found), pytrace=False)

@@ -1,0 +1,74 @@
+"""The check that nothing is left behind sees each kind of thing, and no more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import leaks
+
+
+def test_a_running_child_is_named_by_its_command_and_ended(scratch: Path) -> None:
+    before = leaks.Before.take(scratch)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert before.find(grace_s=0.01) == [f"process {child.pid}: sleep 60"]
+        assert before.find() == []
+
+
+def test_a_daemonised_grandchild_is_seen(scratch: Path) -> None:
+    before = leaks.Before.take(scratch)
+    script = "import subprocess as s; print(s.Popen(['sleep', '60'], stdout=-3, stderr=-3).pid)"
+    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert before.find(grace_s=0.01) == [f"process {int(ran.stdout)}: sleep 60"]
+
+
+def test_a_child_that_is_ending_is_waited_for(scratch: Path) -> None:
+    before = leaks.Before.take(scratch)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        child.send_signal(signal.SIGTERM)
+        assert before.find() == []
+
+
+def test_a_running_thread_is_named(scratch: Path) -> None:
+    before = leaks.Before.take(scratch)
+    go_on = threading.Event()
+    thread = threading.Thread(target=go_on.wait, name="forgotten")
+    thread.start()
+    assert before.find(grace_s=0.01) == ["thread forgotten"]
+    go_on.set()
+    thread.join()
+    assert before.find() == []
+
+
+def test_an_open_socket_is_named_with_its_address(scratch: Path, tmp_path: Path) -> None:
+    before = leaks.Before.take(scratch)
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        (found,) = before.find()
+        assert found.startswith(f"open file {listener.fileno()}: socket:[")
+        assert found.endswith(f"AF_UNIX '{path}'")
+    assert before.find() == []
+
+
+def test_a_temporary_file_of_a_child_is_named(scratch: Path) -> None:
+    before = leaks.Before.take(scratch)
+    script = "import tempfile; print(tempfile.mkdtemp(prefix='lost-'))"
+    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    path = ran.stdout.strip()
+    assert before.find() == [f"temporary file {path}"]
+    Path(path).rmdir()
+
+
+def test_what_was_there_before_is_no_leak(scratch: Path) -> None:
+    reading, writing = os.pipe()
+    with tempfile.TemporaryFile():
+        assert leaks.Before.take(scratch).find() == []
+    os.close(reading)
+    os.close(writing)
