@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import leaks
 import pytest
+
+import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
