@@ -57,7 +57,7 @@ def config_page() -> Iterator[str]:
     name = places.NAME
     state = ("`$STATE_DIRECTORY`", f"`{places.SYSTEM_STATE}`", f"`$XDG_STATE_HOME/{name}`")
     run = (
-        f"`$RUNTIME_DIRECTORY/socket`",
+        "`$RUNTIME_DIRECTORY/socket`",
         f"`{places.SYSTEM_SOCKET}`",
         f"`$XDG_RUNTIME_DIR/{name}/socket`",
     )
