@@ -116,6 +116,11 @@ class Tcp(Section):
     allowed_origins: tuple[str, ...] = Field(
         default=(), description="Values of the Origin header that a browser may come with."
     )
+    allow_any_address: bool = Field(
+        default=False,
+        strict=True,
+        description='Whether to listen on every address of the host, as in "0.0.0.0:7070".',
+    )
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -199,6 +204,11 @@ class Limits(Section):
 
     max_request_bytes: Count = Field(
         default=4 * 1024 * 1024, description="The largest request, over any front end."
+    )
+    max_connections: Count = Field(
+        default=1000,
+        description="How many connections are held at once; past that, a new one takes the place "
+        "of the oldest from which nothing was heard yet.",
     )
 
 

@@ -1,0 +1,134 @@
+"""Everything that is served over HTTP, as one ASGI application.
+
+Above sits the daemon, which hands it to the listener; below are the REST routes, the event stream,
+health and metrics. MCP has routes of its own, which appear when its libraries are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from microvm_orchestrator import __version__, errors
+from microvm_orchestrator.web import openapi, stream
+from microvm_orchestrator.web.api import Served, routes, unknown_address
+from microvm_orchestrator.web.metrics import CONTENT_TYPE
+from microvm_orchestrator.web.origin import OwnPagesOnly
+from microvm_orchestrator.web.problems import problem
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from microvm_orchestrator.service.service import Service
+    from microvm_orchestrator.web.identity import Identity
+    from microvm_orchestrator.web.metrics import Meter
+    from microvm_orchestrator.web.terms import Terms
+
+# A store that takes longer for one read is not well.
+HEALTH_TIMEOUT_S = 2.0
+_MCP = "/mcp"
+
+
+class McpRoutes(Protocol):
+    """Gives the routes of MCP, once there are some."""
+
+    async def __call__(self) -> list[BaseRoute]: ...
+
+
+def application(
+    service: Service, identity: Identity, terms: Terms, meter: Meter, mcp: McpRoutes
+) -> ASGIApp:
+    """Put the parts together; all stand behind the check of where a browser's request is from."""
+    described = openapi.document(
+        service.calls.values(), {stream.PATH: stream.description(service), **_PLAIN}
+    )
+    document = json.dumps(described, ensure_ascii=False).encode()
+    rest = Router(
+        [
+            Route("/openapi.json", Served({"GET": partial(_document, document)})),
+            Route("/healthz", Served({"GET": partial(_health, service, identity)})),
+            Route("/metrics", Served({"GET": partial(_metrics, meter, identity)})),
+            Route(stream.PATH, Served({"GET": partial(stream.serve, service, identity)})),
+            *routes(service, identity, terms),
+        ],
+        redirect_slashes=False,
+        default=unknown_address,
+    )
+    return OwnPagesOnly(_WithMcp(rest, identity, mcp), service.settings.tcp)
+
+
+class _WithMcp:
+    """Sends what is for MCP there, with the name of who asks; waits for it at the start."""
+
+    def __init__(self, rest: ASGIApp, identity: Identity, mcp: McpRoutes) -> None:
+        self._rest = rest
+        self._identity = identity
+        self._find_routes = mcp
+        self._mcp: Router | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path != _MCP and not path.startswith(f"{_MCP}/"):
+            await self._rest(scope, receive, send)
+            return
+        request = Request(scope)
+        try:
+            scope["state"]["principal"] = await self._identity.of(request)
+        except errors.OrchestratorError as error:
+            await problem(error, request)(scope, receive, send)
+            return
+        if self._mcp is None:
+            self._mcp = Router(await self._find_routes(), default=unknown_address)
+        await self._mcp(scope, receive, send)
+
+
+async def _document(document: bytes, _request: Request) -> Response:
+    return Response(document, media_type="application/json")
+
+
+async def _health(service: Service, identity: Identity, request: Request) -> Response:
+    await identity.of(request)
+    try:
+        with anyio.fail_after(HEALTH_TIMEOUT_S):
+            await service.store.cursor()
+    except TimeoutError as error:
+        raise errors.Unavailable(
+            f"the store did not answer a read within {HEALTH_TIMEOUT_S:.0f} s"
+        ) from error
+    told = {"state": "ok", "version": __version__}
+    return Response(json.dumps(told), media_type="application/json")
+
+
+async def _metrics(meter: Meter, identity: Identity, request: Request) -> Response:
+    await identity.of(request)
+    return Response(meter.text(), headers={"content-type": CONTENT_TYPE})
+
+
+def _plain(name: str, summary: str, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    answer = {"description": summary, "content": {media_type: {"schema": schema}}}
+    return {
+        "get": {
+            "operationId": name,
+            "tags": ["daemon"],
+            "summary": summary,
+            "responses": {"200": answer, **openapi.responses(with_body=False)},
+        }
+    }
+
+
+_PLAIN = {
+    "/healthz": _plain(
+        "health",
+        "Say whether the store answers",
+        "application/json",
+        {"type": "object", "required": ["state", "version"]},
+    ),
+    "/metrics": _plain("metrics", "Count what was done", "text/plain", {"type": "string"}),
+}

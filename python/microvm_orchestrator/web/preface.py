@@ -1,0 +1,66 @@
+"""The optional first line of a stream of JSON messages: who comes, and which profile it wants.
+
+`{"connect": {"profile": "...", "token": "..."}}`, written exactly so at its start, both fields
+optional. A JSON-RPC message never begins like that. Above sits the listener.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyio import DelimiterNotFound, EndOfStream, IncompleteRead
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.web.body import parse
+
+if TYPE_CHECKING:
+    from anyio.streams.buffered import BufferedByteStream
+
+_BEGINNING = b'{"connect":'
+# A token and a name fit many times over.
+_MAX_BYTES = 8192
+
+
+class Wish(BaseModel):
+    """What a connection asks for before its first message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: str = Field(default="", max_length=80)
+    token: SecretStr | None = None
+
+
+class _Preface(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    connect: Wish
+
+
+async def read_preface(stream: BufferedByteStream) -> Wish:
+    """Take the preface off `stream`; without one, leave the stream as it was.
+
+    Raises:
+        InvalidInput: it begins like a preface and is none.
+    """
+    begun = b""
+    while len(begun) < len(_BEGINNING) and _BEGINNING.startswith(begun):
+        try:
+            begun += await stream.receive()
+        except EndOfStream:
+            break
+    stream.feed_data(begun)
+    if not begun.startswith(_BEGINNING):
+        return Wish()
+    try:
+        line = await stream.receive_until(b"\n", _MAX_BYTES)
+        return _Preface.model_validate(parse(line)).connect
+    except (DelimiterNotFound, IncompleteRead) as error:
+        raise errors.InvalidInput(f"the preface is no line of {_MAX_BYTES} bytes") from error
+    except ValidationError as error:
+        # Without the values: one of them is a token.
+        wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise errors.InvalidInput(
+            f"the preface has something wrong in: {wrong[:200]}",
+            hint='write {"connect": {"profile": "...", "token": "..."}}',
+        ) from error
