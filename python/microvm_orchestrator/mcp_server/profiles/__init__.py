@@ -1,0 +1,18 @@
+"""Other programs' tools, with their exact names and shapes, translated onto our service.
+
+A client chooses a profile when it connects. Each profile is one module that makes a protocol
+server; what it cannot say with the service's calls it does not do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mcp.server.lowlevel import Server
+
+    from microvm_orchestrator.service.service import Service
+
+PROFILES: Mapping[str, Callable[[Service], Server[Any]]] = {}

@@ -1,0 +1,189 @@
+"""The MCP front end of one daemon: a protocol server for each profile, and what they share.
+
+The native server offers the whole table of calls; a profile offers an older program's tools on the
+same service. Above, the listener hands over byte streams and mounts the routes; this lives as long
+as the daemon, inside `running()`.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.caching import CacheHint
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp.types import (
+    SERVER_INFO_META_KEY,
+    CallToolRequestParams,
+    DiscoverResult,
+    Icon,
+    RequestParams,
+)
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from starlette.routing import Route
+
+from microvm_orchestrator import __version__, errors
+from microvm_orchestrator.mcp_server.profiles import PROFILES
+from microvm_orchestrator.mcp_server.prompts import Prompts
+from microvm_orchestrator.mcp_server.resources import Resources
+from microvm_orchestrator.mcp_server.tasks_extension import TasksExtension
+from microvm_orchestrator.mcp_server.tools import ServiceTools
+from microvm_orchestrator.mcp_server.transport import MAX_MESSAGE_BYTES, HttpDoor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.routing import BaseRoute
+
+    from microvm_orchestrator.mcp_server.callers import Context
+    from microvm_orchestrator.service.service import Service
+
+# The profile of clients that ask for none.
+NATIVE = "default"
+# Sessions exist in the older protocol only, one for each client that connects over HTTP.
+MAX_SESSIONS = 1000
+# The lists change only with the daemon's version, so a client may keep them for a while.
+_LISTS_FRESH = CacheHint(ttl_ms=300_000, scope="public")
+_NOW_ONLY = CacheHint(ttl_ms=0, scope="private")
+
+INSTRUCTIONS = """\
+One durable task graph that any number of agents share. Use it to plan work that outlives this \
+conversation, to hand tasks to other workers, or to take tasks as a worker yourself.
+
+Plan: task_submit takes one task, or a graph of tasks that name what they depend on by key. \
+Nothing is lost when you disconnect. Follow it with task_wait or event_wait, look with task_list \
+and group_get.
+
+Work: task_claim gives you a task under a lease with a token. Do what its description says, call \
+task_heartbeat more often than the lease runs out, then task_complete with a result (or task_fail, \
+or task_release to give it back). Pass the token each time; if the answer is lease-lost, stop: \
+someone else has the task now.
+
+Times are seconds. Errors read `code: what happened`, then a hint with the next step."""
+
+_ICON_SVG = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="#2b6cb0" '
+    b'stroke-width="3"><rect x="3" y="12" width="8" height="8" rx="2"/><rect x="21" y="3" '
+    b'width="8" height="8" rx="2"/><rect x="21" y="21" width="8" height="8" rx="2"/>'
+    b'<path d="M11 16h5m0 0V7h5m-5 9v9h5"/></svg>'
+)
+ICON = Icon(
+    src=f"data:image/svg+xml;base64,{b64encode(_ICON_SVG).decode()}",
+    mime_type="image/svg+xml",
+    sizes=["any"],
+)
+
+
+class McpFrontEnd:
+    """Everything of MCP that a daemon serves."""
+
+    def __init__(
+        self, service: Service, *, security: TransportSecuritySettings | None = None
+    ) -> None:
+        """`security` adds the SDK's own check of Host and Origin; a unix socket needs none."""
+        self.tasks = TasksExtension(service.store)
+        self._servers = {NATIVE: native_server(service, self.tasks)}
+        for name, make in PROFILES.items():
+            self._servers[name] = make(service)
+        self._sessions = {
+            name: StreamableHTTPSessionManager(
+                server,
+                security_settings=security
+                or TransportSecuritySettings(enable_dns_rebinding_protection=False),
+                max_request_body_size=MAX_MESSAGE_BYTES,
+                max_sessions=MAX_SESSIONS,
+            )
+            for name, server in self._servers.items()
+        }
+
+    def server(self, profile: str) -> Server[Any]:
+        """Give the server of a profile; an empty name is the native one's.
+
+        Raises: NotFound.
+        """
+        return self._servers[self._known(profile)]
+
+    def sessions(self, profile: str) -> StreamableHTTPSessionManager:
+        """Give what serves a profile over HTTP. Raises: NotFound."""
+        return self._sessions[self._known(profile)]
+
+    def _known(self, profile: str) -> str:
+        name = profile or NATIVE
+        if name not in self._servers:
+            raise errors.NotFound(
+                f"no profile is named {profile[:80]}",
+                hint=f"the profiles are: {', '.join(self._servers)}",
+            )
+        return name
+
+    def http_routes(self) -> list[BaseRoute]:
+        """Give the routes to splice into the host's: each request's scope names its principal."""
+        door = HttpDoor(self)
+        return [Route("/mcp", endpoint=door), Route("/mcp/profiles/{profile}", endpoint=door)]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Hold what outlives a request: waiting calls that became tasks, and HTTP sessions."""
+        async with self.tasks.running(), AsyncExitStack() as stack:
+            for sessions in self._sessions.values():
+                await stack.enter_async_context(sessions.run())
+            yield
+
+
+class QuietServer(Server[Any]):
+    """A protocol server that introduces itself with its icon once, not in each answer."""
+
+    def __init__(self, name: str, *, title: str, version: str, **offered: Any) -> None:
+        super().__init__(name, title=title, version=version, icons=[ICON], **offered)
+        # A span for each message costs a twentieth of a call and nobody collects them.
+        self.middleware.clear()
+        self._brief = {"name": name, "version": version}
+        self._whole = super().server_info_stamp
+        self.add_request_handler("server/discover", RequestParams, self._discover)
+
+    @property
+    def server_info_stamp(self) -> dict[str, Any]:
+        return dict(self._brief)
+
+    async def _discover(self, ctx: Context, _params: RequestParams) -> DiscoverResult:
+        return DiscoverResult(
+            supported_versions=list(MODERN_PROTOCOL_VERSIONS),
+            capabilities=self.get_capabilities(protocol_version=ctx.protocol_version),
+            instructions=self.instructions,
+            _meta={SERVER_INFO_META_KEY: self._whole},
+        )
+
+
+def native_server(service: Service, tasks: TasksExtension) -> Server[Any]:
+    """Offer the whole table of calls."""
+    tools = ServiceTools(service, tasks)
+    prompts = Prompts()
+    resources = Resources(service)
+    server = QuietServer(
+        "microvm-orchestrator",
+        version=__version__,
+        title="microVM orchestrator",
+        instructions=INSTRUCTIONS,
+        cache_hints={
+            "tools/list": _LISTS_FRESH,
+            "prompts/list": _LISTS_FRESH,
+            "resources/templates/list": _LISTS_FRESH,
+            "resources/list": _NOW_ONLY,
+            "resources/read": _NOW_ONLY,
+        },
+        on_list_tools=tools.listed,
+        on_list_prompts=prompts.listed,
+        on_get_prompt=prompts.get,
+        on_list_resources=resources.listed,
+        on_list_resource_templates=resources.templates,
+        on_read_resource=resources.read,
+        on_completion=resources.complete,
+        on_subscriptions_listen=ListenHandler(InMemorySubscriptionBus()),
+    )
+    server.add_request_handler("tools/call", CallToolRequestParams, tools.call)
+    tasks.attach(server)
+    return server
