@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import secrets
 import threading
@@ -33,7 +35,7 @@ class _Ulids:
             # Within one millisecond, or after the clock went back, count on from the last one.
             self._last = fresh if fresh >> 80 > self._last >> 80 else self._last + 1
             number = self._last
-        return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+        return _written(number)
 
 
 _ulids = _Ulids()
@@ -42,6 +44,17 @@ _ulids = _Ulids()
 def new_id(prefix: str) -> str:
     """A fresh id such as `t_01k…`: unique, and sorted by the time it was made."""
     return f"{prefix}_{_ulids.next()}"
+
+
+def derived_id(prefix: str, *parts: str) -> str:
+    """The same id for the same parts: what they name can exist only once."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    number = int.from_bytes(digest[:16])
+    return f"{prefix}_{_written(number)}"
+
+
+def _written(number: int) -> str:
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 def is_task_id(text: str) -> bool:

@@ -156,6 +156,9 @@ class Again:
     """Try a failed or cancelled task anew."""
 
 
+# How the reason begins of a task that was given up, or is stuck, because of another.
+UNMET = "dependency unmet"
+
 Verb = Claim | Beat | Complete | Fail | Release | Expire | Open | Shut | Unmeetable | Cancel | Again
 
 
@@ -306,7 +309,7 @@ def _expired(row: TaskRow, now: float) -> Step:
 def _unmeetable(row: TaskRow, cause: str, now: float) -> Step:
     if row.state not in {TaskState.BLOCKED, TaskState.READY}:
         return Step(row, None)
-    reason = f"dependency unmet: {cause}"
+    reason = f"{UNMET}: {cause}"
     match row.on_unmet:
         case Unmet.WAIT:
             return Step(replace(row, state=TaskState.BLOCKED, reason=reason), "task.stuck")

@@ -1,4 +1,5 @@
 -- The task graph, its journal and the records beside it.
+-- References are checked by `doctor`, not at run time: verbs delete what belongs together themselves.
 
 CREATE TABLE meta (
   name  TEXT PRIMARY KEY,
@@ -57,7 +58,7 @@ CREATE INDEX task_finished ON task (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX task_parent ON task (parent) WHERE parent IS NOT NULL;
 
 CREATE TABLE task_body (
-  seq      INTEGER PRIMARY KEY REFERENCES task (seq) ON DELETE CASCADE,
+  seq      INTEGER PRIMARY KEY REFERENCES task (seq),
   spec     TEXT NOT NULL,
   result   TEXT,
   error    TEXT,
@@ -67,14 +68,14 @@ CREATE TABLE task_body (
 CREATE TABLE label (
   key   TEXT NOT NULL,
   value TEXT NOT NULL,
-  task  INTEGER NOT NULL REFERENCES task (seq) ON DELETE CASCADE,
+  task  INTEGER NOT NULL REFERENCES task (seq),
   PRIMARY KEY (key, value, task)
 ) WITHOUT ROWID;
 CREATE INDEX label_of_task ON label (task);
 
 -- A gate opens when `need` of its `total` edges are met; a task is ready when all its gates are open.
 CREATE TABLE gate (
-  task   INTEGER NOT NULL REFERENCES task (seq) ON DELETE CASCADE,
+  task   INTEGER NOT NULL REFERENCES task (seq),
   number INTEGER NOT NULL,
   need   INTEGER NOT NULL,
   total  INTEGER NOT NULL,
@@ -86,18 +87,19 @@ CREATE TABLE gate (
 
 CREATE TABLE edge (
   upstream  INTEGER NOT NULL REFERENCES task (seq),
-  dependent INTEGER NOT NULL REFERENCES task (seq) ON DELETE CASCADE,
+  dependent INTEGER NOT NULL REFERENCES task (seq),
   gate      INTEGER NOT NULL,
   condition TEXT NOT NULL,
   state     TEXT NOT NULL CHECK (state IN ('open', 'met', 'missed')),
-  -- Added because the upstream task is a child of one the dependent asked for.
-  inherited INTEGER NOT NULL DEFAULT 0,
+  -- Asked for by the dependent itself, added because a task it waits for has a child, or put before
+  -- it by another task.
+  origin    TEXT NOT NULL CHECK (origin IN ('asked', 'child', 'before')),
   PRIMARY KEY (upstream, dependent, gate)
 ) WITHOUT ROWID;
 CREATE INDEX edge_of_dependent ON edge (dependent);
 
 CREATE TABLE run (
-  task        INTEGER NOT NULL REFERENCES task (seq) ON DELETE CASCADE,
+  task        INTEGER NOT NULL REFERENCES task (seq),
   attempt     INTEGER NOT NULL,
   worker      TEXT NOT NULL,
   holder      TEXT NOT NULL,

@@ -1,0 +1,292 @@
+"""The embedded engine: SQLite in WAL mode, synchronous=FULL, one writing thread.
+
+`SqliteStore` is the store's face: it gives each verb a `Tx` in the right lane and adds nothing of
+its own. Above it is the service; below are the modules that know the tables. It lives as long as
+the daemon and is the only writer of its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import anyio
+import structlog
+from pydantic import JsonValue
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.model.records import SYSTEM, Actor, Record
+from microvm_orchestrator.store import amend, groups, hosts, journal, lease, lists, registry, reports
+from microvm_orchestrator.store import questions as q
+from microvm_orchestrator.store import settle as settling
+from microvm_orchestrator.store import submit as submitting
+from microvm_orchestrator.store import sweep as sweeping
+from microvm_orchestrator.store.base import (
+    Address,
+    Amended,
+    Beat,
+    Change,
+    Claimed,
+    Events,
+    Graph,
+    Health,
+    InGroup,
+    Keep,
+    Match,
+    Offer,
+    Outcome,
+    Ref,
+    Renewed,
+    Settled,
+    Submitted,
+    Swept,
+    WorkerCard,
+)
+from microvm_orchestrator.store.clock import Clock
+from microvm_orchestrator.store.lane import Lane, translated
+from microvm_orchestrator.store.file import connect, problems_of, refuse_damaged, sync
+from microvm_orchestrator.store.migrate import migrate, schema_version
+from microvm_orchestrator.store.rows import Classes, Tx
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+# A sweep this late means that the daemon was frozen, and with it every renewal.
+_FROZEN_S = 15.0
+
+_ANSWERS: dict[type[Any], Callable[[Tx, Any], Any]] = {
+    q.OneTask: lists.one_task,
+    q.TaskList: lists.task_list,
+    q.FullTaskList: lists.full_task_list,
+    q.RunList: lists.run_list,
+    q.RecordById: lists.record_by_id,
+    q.RecordList: lists.record_list,
+    q.WorkerByName: lists.worker_by_name,
+    q.WorkerList: lists.worker_list,
+    q.AuditList: lists.audit_list,
+    q.GroupList: groups.group_list,
+    q.OneGroup: groups.one_group,
+    q.GroupAnalysis: reports.group_report,
+    q.Figures: reports.figures,
+}
+# Questions that look at much; they have a lane of their own, so that no `task_get` waits for them.
+_SLOW = frozenset(
+    {q.TaskList, q.FullTaskList, q.GroupList, q.OneGroup, q.GroupAnalysis, q.Figures, q.AuditList}
+)
+
+
+class SqliteStore(hosts.SqliteHosts):
+    """A store in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncGenerator[None]:
+        self._listeners: set[anyio.Event] = set()
+        self._classes = Classes()
+        self._seen_classes = {name: Classes() for name in ("quick", "slow")}
+        writer = Lane(
+            "store-writer",
+            self._connect_writer,
+            writes=True,
+            on_commit=self._wake,
+            on_rollback=self._classes.forget,
+        )
+        readers = {
+            name: Lane(f"store-{name}", self._connect_reader, writes=False)
+            for name in self._seen_classes
+        }
+        async with contextlib.AsyncExitStack() as stack:
+            for lane in (writer, *readers.values()):
+                # Pushed before it opens: a second lane that fails must not leave the first one running.
+                stack.push_async_callback(lane.close)
+                await lane.open()
+            self._writer, self._readers = writer, readers
+            extended = await self._write(SYSTEM, sweeping.grace)
+            self._swept_at = self._clock.now()
+            log.info("store_opened", path=str(self.path), leases_extended=extended)
+            yield
+
+    # Connections
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        connection = connect(self.path)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            migrate(connection)
+            connection.execute(
+                "INSERT OR IGNORE INTO meta (name, value) VALUES ('epoch', ?)",
+                (secrets.token_hex(8),),
+            )
+            last = connection.execute("SELECT max(at) FROM event").fetchone()[0]
+            self._clock = Clock(not_before=last or 0.0)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        connection = connect(self.path)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    # Lanes
+
+    async def _write(self, by: Actor, verb: Callable[[Tx], T]) -> T:
+        return await self._writer.run(
+            lambda connection: verb(Tx(connection, self._classes, self._clock.now(), by))
+        )
+
+    async def _read(self, by: Actor, read: Callable[[Tx], T], *, slow: bool = False) -> T:
+        name = "slow" if slow else "quick"
+        classes = self._seen_classes[name]
+        return await self._readers[name].run(
+            lambda connection: read(Tx(connection, classes, self._clock.now(), by))
+        )
+
+    # Verbs
+
+    async def submit(self, graph: Graph, by: Actor) -> Submitted:
+        return await self._write(by, lambda tx: submitting.submit(tx, graph))
+
+    async def claim(self, offer: Offer, by: Actor) -> Claimed:
+        return await self._write(by, lambda tx: lease.claim(tx, offer))
+
+    async def renew(self, beats: Sequence[Beat], by: Actor) -> list[Renewed]:
+        return await self._write(by, lambda tx: lease.renew(tx, beats))
+
+    async def settle(self, ref: Ref, outcome: Outcome, by: Actor) -> Settled:
+        return await self._write(by, lambda tx: settling.settle(tx, ref, outcome))
+
+    async def amend(self, which: Address | InGroup, change: Change, by: Actor) -> Amended:
+        return await self._write(by, lambda tx: amend.amend(tx, which, change))
+
+    async def sweep(self, keep: Keep) -> Swept:
+        stepped = self._clock.step()
+        late = self._clock.now() - self._swept_at
+        if stepped or late > _FROZEN_S:
+            # Nobody could renew while the engine was away: first the grace, then the sweep.
+            extended = await self._write(SYSTEM, sweeping.grace)
+            log.warning("leases_given_grace", extended=extended, late_s=late, clock_step_s=stepped)
+        swept = await self._write(SYSTEM, lambda tx: sweeping.sweep(tx, keep))
+        self._swept_at = self._clock.now()
+        return swept
+
+    async def enlist(self, card: WorkerCard, ttl_s: float, by: Actor) -> None:
+        await self._write(by, lambda tx: registry.enlist(tx, card, ttl_s))
+
+    async def drain(self, worker: str, *, draining: bool, by: Actor) -> None:
+        await self._write(by, lambda tx: registry.drain(tx, worker, draining=draining))
+
+    async def dismiss(self, worker: str, by: Actor) -> None:
+        await self._write(by, lambda tx: registry.dismiss(tx, worker))
+
+    async def save(self, record: Record, by: Actor, *, expect: int | None = None) -> Record:
+        return await self._write(by, lambda tx: registry.save(tx, record, expect))
+
+    async def erase(self, kind: str, id: str, by: Actor) -> bool:  # noqa: A002 - the word of the seam
+        return await self._write(by, lambda tx: registry.erase(tx, kind, id))
+
+    async def note(self, by: Actor, target: str, outcome: str) -> None:
+        await self._write(by, lambda tx: tx.audit(target, outcome))
+
+    # Reading
+
+    async def events(self, after: str | None, match: Match, limit: int, by: Actor) -> Events:
+        return await self._read(
+            by, lambda tx: journal.read_events(tx.connection, tx.classes, after, match, limit, by)
+        )
+
+    async def cursor(self) -> str:
+        return await self._read(
+            SYSTEM,
+            lambda tx: journal.write_cursor(
+                journal.epoch_of(tx.connection), journal.end_of(tx.connection)
+            ),
+        )
+
+    async def query(self, question: q.Query[T], by: Actor) -> T:
+        answer = cast("Callable[[Tx, q.Query[T]], T]", _ANSWERS[type(question)])
+        return await self._read(by, lambda tx: answer(tx, question), slow=type(question) in _SLOW)
+
+    @contextlib.asynccontextmanager
+    async def hints(self) -> AsyncGenerator[AsyncIterator[None]]:
+        listener = [anyio.Event()]
+        self._listeners.add(listener[0])
+
+        async def changes() -> AsyncIterator[None]:
+            while True:
+                await listener[0].wait()
+                listener[0] = anyio.Event()
+                self._listeners.add(listener[0])
+                yield
+
+        try:
+            yield changes()
+        finally:
+            self._listeners.discard(listener[0])
+
+    def _wake(self) -> None:
+        woken, self._listeners = self._listeners, set()
+        for listener in woken:
+            listener.set()
+
+    # Care
+
+    async def now(self) -> float:
+        return self._clock.now()
+
+    async def backup(self, to: Path) -> None:
+        """A consistent copy, while running; it is complete and synced when this returns.
+
+        Raises: AlreadyExists, StoreFull, StoreReadOnly.
+        """
+        await anyio.to_thread.runsync(self._backup, to)
+
+    def _backup(self, to: Path) -> None:
+        if to.exists():
+            raise errors.AlreadyExists(f"{to} already exists", hint="choose another name")
+        unfinished = to.with_name(f".{to.name}.unfinished")
+        unfinished.unlink(missing_ok=True)
+        try:
+            with contextlib.closing(connect(self.path)) as source:
+                source.execute("VACUUM INTO ?", (str(unfinished),))
+            unfinished.chmod(0o600)
+            with contextlib.closing(connect(unfinished)) as copy:
+                refuse_damaged(copy)
+                # Cursors point into a history that a restored store no longer continues.
+                copy.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (secrets.token_hex(8),))
+            sync(unfinished)
+            unfinished.rename(to)
+            sync(to.parent)
+        except sqlite3.Error as error:
+            raise translated(error) from error
+        except OSError as error:
+            raise errors.StoreReadOnly(f"cannot write the backup {to}: {error.strerror}") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    async def check(self) -> Health:
+        """Read the whole store and say what is wrong with it."""
+        return await anyio.to_thread.runsync(self._check)
+
+    def _check(self) -> Health:
+        started = time.monotonic()
+        with contextlib.closing(self._connect_reader()) as connection:
+            problems = problems_of(connection)
+            facts: dict[str, JsonValue] = {
+                "schema": schema_version(connection),
+                "bytes": self.path.stat().st_size,
+                "tasks": connection.execute("SELECT count(*) FROM task").fetchone()[0],
+                "events": connection.execute("SELECT count(*) FROM event").fetchone()[0],
+                "clock_behind_s": round(self._clock.behind(), 3),
+                "seconds": round(time.monotonic() - started, 3),
+            }
+        return Health(f"SQLite {sqlite3.sqlite_version}", tuple(problems), facts)

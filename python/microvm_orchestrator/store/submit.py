@@ -1,0 +1,537 @@
+"""Tasks enter the graph: ids, gates and edges, cycles refused, all of a graph or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import JsonValue, TypeAdapter
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.model.names import is_task_id, new_id
+from microvm_orchestrator.model.task import (
+    FINISHED,
+    Dependency,
+    Edge,
+    Gate,
+    GroupedSpec,
+    On,
+    TaskSpec,
+    TaskState,
+)
+from microvm_orchestrator.model.transition import Policy, Shut, TaskRow, Unmeetable, edge_met
+from microvm_orchestrator.model.values import priority_number
+from microvm_orchestrator.store.base import (
+    Address,
+    Graph,
+    Idempotency,
+    NewTask,
+    Submitted,
+    SubmittedTask,
+)
+from microvm_orchestrator.store.lease import held
+from microvm_orchestrator.store.rows import Tx, compact
+
+# How long a replayed request is recognised: longer than any client retries.
+ANSWERED_S = 7 * 86_400.0
+
+
+@dataclass(slots=True)
+class Upstream:
+    """A task that another will depend on: one that is stored, or one of the same graph."""
+
+    seq: int
+    id: str
+    state: TaskState
+
+
+@dataclass(slots=True)
+class PlannedGate:
+    need: int
+    edges: list[tuple[Upstream, str]]
+    origin: Literal["asked", "child", "before"] = "asked"
+
+
+def submit(tx: Tx, graph: Graph) -> Submitted:
+    """Raises: AlreadyExists, CycleFound, NotFound, KeyReused, LeaseLost."""
+    if graph.idempotency is not None:
+        replayed = _answered(tx, graph.idempotency)
+        if replayed is not None:
+            return replayed
+    parent = None if graph.under is None else held(tx, graph.under)
+    drafts = _number(tx, graph, parent)
+    _refuse_cycles(graph.tasks, drafts)
+    visibility = graph.visibility_labels
+    submitted = tuple(
+        _write(tx, task, draft, drafts, parent, visibility)
+        for task, draft in zip(graph.tasks, drafts.values(), strict=True)
+    )
+    if parent is not None:
+        _hold_up_dependents(tx, parent, graph.tasks, submitted)
+    for task, made in zip(graph.tasks, submitted, strict=True):
+        _put_before(tx, task, made)
+    tx.audit(_told(submitted))
+    answer = Submitted(submitted)
+    if graph.idempotency is not None:
+        _remember(tx, graph.idempotency, answer)
+    return answer
+
+
+def _told(submitted: Sequence[SubmittedTask]) -> str:
+    rest = len(submitted) - 1
+    return submitted[0].task_id + (f" and {rest} more" if rest else "")
+
+
+# Names and numbers
+
+
+def _number(tx: Tx, graph: Graph, parent: TaskRow | None) -> dict[tuple[str, str], Upstream]:
+    """Give each new task its id and number, by group and key, in the order given."""
+    seq = tx.one("SELECT coalesce(max(seq), 0) FROM task")[0]
+    drafts: dict[tuple[str, str], Upstream] = {}
+    for task in graph.tasks:
+        seq += 1
+        group = task.spec.group if parent is None else parent.grp
+        task_id = new_id("t")
+        key = task.spec.key or task_id
+        if task.spec.key is not None:
+            if is_task_id(key):
+                raise errors.InvalidInput(f"key {key} looks like a task_id; choose another")
+            if (group, key) in drafts or _stored(tx, group, key):
+                raise errors.AlreadyExists(f"task {key} already exists in group {group}")
+        drafts[group, key] = Upstream(seq, task_id, TaskState.BLOCKED)
+    return drafts
+
+
+def _stored(tx: Tx, group: str, key: str) -> bool:
+    return tx.one("SELECT 1 FROM task WHERE grp = ? AND key = ?", group, key) is not None
+
+
+def _refuse_cycles(
+    tasks: Sequence[NewTask], drafts: Mapping[tuple[str, str], Upstream]
+) -> None:
+    """Among the new tasks only: what is stored cannot depend on what is not."""
+    if not any(task.spec.depends_on for task in tasks):
+        return
+    names = list(drafts)
+    upstream: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for task, name in zip(tasks, names, strict=True):
+        keys = ((name[0], edge.task) for edge in edges_of(task.spec.depends_on))
+        upstream[name] = [key for key in keys if key in drafts]
+    waiting = {name: len(set(ups)) for name, ups in upstream.items()}
+    downstream: dict[tuple[str, str], list[tuple[str, str]]] = {name: [] for name in names}
+    for name, ups in upstream.items():
+        for up in set(ups):
+            downstream[up].append(name)
+    free = deque(name for name, count in waiting.items() if not count)
+    while free:
+        done = free.popleft()
+        del waiting[done]
+        for name in downstream[done]:
+            waiting[name] -= 1
+            if not waiting[name]:
+                free.append(name)
+    if waiting:
+        raise _cycle([key for _, key in _walk_cycle(upstream, waiting)])
+
+
+def _walk_cycle(
+    upstream: Mapping[tuple[str, str], list[tuple[str, str]]], left: Mapping[tuple[str, str], int]
+) -> list[tuple[str, str]]:
+    # Every task left over waits for another one left over, so going up ends in a ring.
+    path = [next(iter(left))]
+    while True:
+        path.append(next(up for up in upstream[path[-1]] if up in left))
+        if path[-1] in path[:-1]:
+            return path[path.index(path[-1]) :]
+
+
+def _cycle(names: Sequence[str]) -> errors.CycleFound:
+    shown = names if len(names) <= 12 else [*names[:6], "…", *names[-5:]]
+    return errors.CycleFound(f"dependencies would create a cycle: {' -> '.join(shown)}")
+
+
+def edges_of(dependencies: Iterable[Dependency]) -> Iterable[Edge]:
+    for dependency in dependencies:
+        match dependency:
+            case str(task):
+                yield Edge(task=task)
+            case Edge():
+                yield dependency
+            case Gate():
+                yield from dependency.edges
+
+
+# Writing one task
+
+
+def _write(
+    tx: Tx,
+    task: NewTask,
+    draft: Upstream,
+    drafts: Mapping[tuple[str, str], Upstream],
+    parent: TaskRow | None,
+    visibility: frozenset[str],
+) -> SubmittedTask:
+    spec = task.spec if parent is None else task.spec.model_copy(update={"group": parent.grp})
+    if parent is not None and not task.child:
+        spec = spec.model_copy(update={"depends_on": [*spec.depends_on, parent.id]})
+    gates = plan_gates(tx, spec, drafts, own_id=draft.id)
+    row = _fresh_row(tx, task, spec, draft, parent if task.child else None, visibility)
+    row = with_gates(tx, row, gates)
+    tx.insert(row)
+    tx.run(
+        "INSERT INTO task_body (seq, spec) VALUES (?, ?)",
+        row.seq,
+        spec_text(spec, gates, task.template),
+    )
+    write_labels(tx, row.seq, spec.labels)
+    write_gates(tx, row.seq, gates)
+    tx.event("task.submitted", row, priority=row.priority, title=spec.title)
+    row = settle_unmeetable(tx, row, gates)
+    return SubmittedTask(row.id, spec.key, row.grp, row.state)
+
+
+def _fresh_row(
+    tx: Tx,
+    task: NewTask,
+    spec: GroupedSpec,
+    draft: Upstream,
+    parent: TaskRow | None,
+    visibility: frozenset[str],
+) -> TaskRow:
+    return TaskRow(
+        seq=draft.seq,
+        id=draft.id,
+        grp=spec.group,
+        key=spec.key or draft.id,
+        class_id=class_of(tx, spec, tx.by.name, visibility),
+        priority=priority_number(spec.priority),
+        state=TaskState.READY,
+        reason=None,
+        gates_left=0,
+        not_before=due(spec, tx.now),
+        attempt=0,
+        failures=0,
+        expiries=0,
+        worker=None,
+        holder=None,
+        lease_until=None,
+        deadline=None,
+        expires_at=None,
+        lease_s=task.lease_s,
+        timeout_s=spec.timeout_s,
+        on_unmet=spec.on_unmet,
+        policy=policy_of(spec),
+        created_at=tx.now,
+        ready_at=tx.now,
+        started_at=None,
+        finished_at=None,
+        parent=None if parent is None else parent.seq,
+        version=1,
+    )
+
+
+def policy_of(spec: TaskSpec) -> str:
+    return Policy(spec.retry, spec.on_expiry, spec.max_expiries).dump()
+
+
+def due(spec: TaskSpec, now: float) -> float | None:
+    if spec.not_before is None or spec.not_before.timestamp() <= now:
+        return None
+    return spec.not_before.timestamp()
+
+
+def class_of(tx: Tx, spec: TaskSpec, owner: str, visibility: frozenset[str]) -> int:
+    seen_by = {key: value for key, value in spec.labels.items() if key in visibility}
+    return tx.classes.intern(
+        tx.connection, owner=owner, capabilities=spec.capabilities, role=spec.role, labels=seen_by
+    )
+
+
+def with_gates(tx: Tx, row: TaskRow, gates: Sequence[PlannedGate]) -> TaskRow:
+    """The state a new or rewired task has, given what it waits for."""
+    left = sum(_met(tx, gate) < gate.need for gate in gates)
+    blocked = left > 0 or row.not_before is not None
+    return replace(
+        row,
+        gates_left=left,
+        state=TaskState.BLOCKED if blocked else TaskState.READY,
+        ready_at=None if blocked else tx.now,
+    )
+
+
+def _met(tx: Tx, gate: PlannedGate) -> int:
+    return sum(_edge_state(tx, upstream, condition) == "met" for upstream, condition in gate.edges)
+
+
+def _edge_state(tx: Tx, upstream: Upstream, condition: str) -> str:
+    if upstream.state not in FINISHED:
+        return "open"
+    # Only a condition on the result needs it.
+    result = tx.result(upstream.seq) if condition[0] == "[" else None
+    return "met" if edge_met(condition, upstream.state, result) else "missed"
+
+
+def settle_unmeetable(tx: Tx, row: TaskRow, gates: Sequence[PlannedGate]) -> TaskRow:
+    """A task submitted after its dependency has failed is in the same place as one before."""
+    for gate in gates:
+        missed = [up for up, on in gate.edges if _edge_state(tx, up, on) == "missed"]
+        if len(gate.edges) - len(missed) < gate.need:
+            return tx.apply(row, Unmeetable(missed[0].id, missed[0].state)).row
+    return row
+
+
+def spec_text(spec: GroupedSpec, gates: Sequence[PlannedGate], template: str | None) -> str:
+    """The seldom read part, with dependencies by id: keys can be taken anew, ids cannot."""
+    return compact(
+        {
+            "title": spec.title,
+            "description": spec.description,
+            "input": spec.input,
+            "labels": spec.labels,
+            "capabilities": spec.capabilities,
+            "role": spec.role,
+            "depends_on": [_gate_told(gate) for gate in gates if gate.origin == "asked"],
+            "template": template,
+        }
+    )
+
+
+def _gate_told(gate: PlannedGate) -> JsonValue:
+    edges = [_edge_told(upstream, condition) for upstream, condition in gate.edges]
+    need = "all" if gate.need == len(edges) else "any" if gate.need == 1 else gate.need
+    return {"need": need, "of": edges}
+
+
+def _edge_told(upstream: Upstream, condition: str) -> JsonValue:
+    if condition[0] != "[":
+        return {"task": upstream.id, "on": condition}
+    field, op, value = json.loads(condition)
+    return {"task": upstream.id, "where": {"field": field, "op": op, "value": value}}
+
+
+def write_labels(tx: Tx, seq: int, labels: Mapping[str, str]) -> None:
+    for key, value in labels.items():
+        tx.run("INSERT INTO label (key, value, task) VALUES (?, ?, ?)", key, value, seq)
+
+
+# Gates and edges
+
+
+def plan_gates(
+    tx: Tx,
+    spec: GroupedSpec,
+    drafts: Mapping[tuple[str, str], Upstream],
+    *,
+    own_id: str,
+) -> list[PlannedGate]:
+    """What a task waits for: its plain dependencies make one gate, each `Gate` another.
+
+    Raises: NotFound, CycleFound for a task that names itself.
+    """
+    plain: list[tuple[Upstream, str]] = []
+    gates: list[PlannedGate] = []
+    for dependency in spec.depends_on:
+        if isinstance(dependency, Gate):
+            edges = [_planned(tx, spec, edge, drafts, own_id) for edge in dependency.edges]
+            if len({upstream.seq for upstream, _ in edges}) < len(edges):
+                raise errors.InvalidInput(f"a dependency of task {_name(spec)} names one task twice")
+            gates.append(PlannedGate(dependency.needed, edges))
+            continue
+        edge = Edge(task=dependency) if isinstance(dependency, str) else dependency
+        planned = _planned(tx, spec, edge, drafts, own_id)
+        if planned in plain:
+            continue
+        if any(upstream.seq == planned[0].seq for upstream, _ in plain):
+            gates.append(PlannedGate(1, [planned]))
+        else:
+            plain.append(planned)
+    if plain:
+        gates.insert(0, PlannedGate(len(plain), plain))
+    return gates + [inherited for gate in gates if (inherited := _children_of(tx, gate))]
+
+
+def _name(spec: TaskSpec) -> str:
+    return spec.key or spec.title or "without a key"
+
+
+def _planned(
+    tx: Tx,
+    spec: GroupedSpec,
+    edge: Edge,
+    drafts: Mapping[tuple[str, str], Upstream],
+    own_id: str,
+) -> tuple[Upstream, str]:
+    upstream = drafts.get((spec.group, edge.task))
+    if upstream is None:
+        row = tx.find(Address(edge.task, spec.group))
+        if row is None:
+            raise errors.NotFound(
+                f"dependency {edge.task} of task {_name(spec)} not found",
+                hint="name a key of the same group or a task_id; submit dependencies first or together",
+            )
+        upstream = Upstream(row.seq, row.id, row.state)
+    if upstream.id == own_id:
+        raise _cycle([edge.task, edge.task])
+    return upstream, _condition(edge)
+
+
+def _condition(edge: Edge) -> str:
+    if edge.where is None:
+        return edge.on
+    return compact([edge.where.field, edge.where.op, edge.where.value])
+
+
+def _children_of(tx: Tx, gate: PlannedGate) -> PlannedGate | None:
+    """The unfinished children of tasks that are all waited for: they are waited for too."""
+    if gate.need < len(gate.edges):
+        return None
+    edges: dict[int, tuple[Upstream, str]] = {}
+    for upstream, condition in gate.edges:
+        if condition != On.FAILURE:
+            layer = [upstream.seq]
+            while layer:
+                rows = [row for seq in layer for row in tx.tasks("parent = ?", seq)]
+                for row in rows:
+                    if row.state not in FINISHED:
+                        on = On.FINISH if condition == On.FINISH else On.SUCCESS
+                        edges[row.seq] = (Upstream(row.seq, row.id, row.state), on)
+                layer = [row.seq for row in rows]
+    return PlannedGate(len(edges), list(edges.values()), "child") if edges else None
+
+
+def write_gates(tx: Tx, seq: int, gates: Sequence[PlannedGate], first: int = 0) -> None:
+    for number, gate in enumerate(gates, first):
+        states = [_edge_state(tx, upstream, condition) for upstream, condition in gate.edges]
+        tx.run(
+            "INSERT INTO gate (task, number, need, total, met, missed) VALUES (?, ?, ?, ?, ?, ?)",
+            seq,
+            number,
+            gate.need,
+            len(states),
+            states.count("met"),
+            states.count("missed"),
+        )
+        tx.connection.executemany(
+            "INSERT INTO edge (upstream, dependent, gate, condition, state, origin)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (upstream.seq, seq, number, condition, state, gate.origin)
+                for (upstream, condition), state in zip(gate.edges, states, strict=True)
+            ],
+        )
+
+
+def refuse_ring(tx: Tx, task: TaskRow) -> None:
+    """Raises: CycleFound when the task now waits for itself, however far around."""
+    came_from: dict[int, int] = {}
+    layer = [task.seq]
+    while layer:
+        above: list[int] = []
+        for seq in layer:
+            for upstream in tx.upstreams(seq):
+                if upstream == task.seq:
+                    raise _cycle([tx.get(step).key for step in _ring(came_from, seq, task.seq)])
+                if upstream not in came_from:
+                    came_from[upstream] = seq
+                    above.append(upstream)
+        layer = above
+
+
+def _ring(came_from: Mapping[int, int], seq: int, start: int) -> list[int]:
+    path = [start, seq]
+    while path[-1] != start:
+        path.append(came_from[path[-1]])
+    return path[::-1]
+
+
+# A graph that grows
+
+
+def _hold_up_dependents(
+    tx: Tx, parent: TaskRow, tasks: Sequence[NewTask], submitted: Sequence[SubmittedTask]
+) -> None:
+    """Whoever waits for the whole of the parent waits for its new children too."""
+    children = [
+        Upstream(tx.need(Address(made.task_id)).seq, made.task_id, made.state)
+        for task, made in zip(tasks, submitted, strict=True)
+        if task.child
+    ]
+    if not children:
+        return
+    waiting = tx.all(
+        "SELECT DISTINCT edge.dependent, edge.condition FROM edge JOIN gate"
+        " ON gate.task = edge.dependent AND gate.number = edge.gate"
+        " WHERE edge.upstream = ? AND gate.need = gate.total AND edge.condition <> 'failure'",
+        parent.seq,
+    )
+    fresh = {child.seq for child in children}
+    for dependent, condition in waiting:
+        if dependent not in fresh:
+            on = On.FINISH if condition == On.FINISH else On.SUCCESS
+            edges = [(child, str(on)) for child in children]
+            _add_gate(tx, tx.get(dependent), PlannedGate(len(edges), edges, "child"))
+
+
+def _add_gate(tx: Tx, row: TaskRow, gate: PlannedGate) -> None:
+    """Make an unfinished task wait for more."""
+    if row.state in FINISHED:
+        return
+    first = tx.one("SELECT coalesce(max(number), -1) + 1 FROM gate WHERE task = ?", row.seq)[0]
+    write_gates(tx, row.seq, [gate], first)
+    row = tx.save(row, replace(row, gates_left=row.gates_left + 1))
+    tx.apply(row, Shut())
+
+
+def _put_before(tx: Tx, task: NewTask, made: SubmittedTask) -> None:
+    for ref in task.before:
+        row = tx.need(Address(ref, made.group))
+        if row.state not in {TaskState.BLOCKED, TaskState.READY}:
+            raise errors.StateForbids(
+                f"task {ref} is {row.state}; only an unclaimed task can be made to wait for another"
+            )
+        new = tx.need(Address(made.task_id))
+        upstream = Upstream(new.seq, new.id, new.state)
+        _add_gate(tx, row, PlannedGate(1, [(upstream, On.SUCCESS)], "before"))
+        refuse_ring(tx, new)
+
+
+# Replays
+
+_SUBMITTED: TypeAdapter[tuple[SubmittedTask, ...]] = TypeAdapter(tuple[SubmittedTask, ...])
+
+
+def _answered(tx: Tx, request: Idempotency) -> Submitted | None:
+    found = tx.one(
+        "SELECT digest, answer FROM answered WHERE principal = ? AND key = ?",
+        tx.by.name,
+        request.key,
+    )
+    if found is None:
+        return None
+    if found[0] != request.digest:
+        raise errors.KeyReused(
+            f"idempotency key {request.key} was used before with another request",
+            hint="use a fresh key for a new request",
+        )
+    return Submitted(_SUBMITTED.validate_json(found[1]), replayed=True)
+
+
+def _remember(tx: Tx, request: Idempotency, answer: Submitted) -> None:
+    tx.run(
+        "INSERT INTO answered (principal, key, digest, answer, at) VALUES (?, ?, ?, ?, ?)",
+        tx.by.name,
+        request.key,
+        request.digest,
+        _SUBMITTED.dump_json(answer.tasks).decode(),
+        tx.now,
+    )
+
+
+def digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()

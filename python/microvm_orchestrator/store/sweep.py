@@ -1,0 +1,135 @@
+"""What the clock does: leases run out, tasks fall due, workers fall silent, the past is let go.
+
+Whoever could not have renewed a lease is not punished for it: after the engine itself was away, every
+running lease gets two of its own lengths before it may run out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from microvm_orchestrator.model import transition as t
+from microvm_orchestrator.model.task import FINISHED
+from microvm_orchestrator.store.amend import drop_task
+from microvm_orchestrator.store.base import Keep, Swept
+from microvm_orchestrator.store.lease import open_due
+from microvm_orchestrator.store.rows import Tx
+from microvm_orchestrator.store.settle import ripple
+from microvm_orchestrator.store.submit import ANSWERED_S
+
+# Bounds what one pass does, so that it never holds the writer for long; the next pass goes on.
+_BATCH = 500
+
+
+def sweep(tx: Tx, keep: Keep) -> Swept:
+    requeued, failed = _expire(tx)
+    opened = open_due(tx)
+    lost = _lose_workers(tx)
+    events = _trim_events(tx, keep)
+    tasks = _trim_tasks(tx, keep)
+    tx.run("DELETE FROM answered WHERE at < ?", tx.now - ANSWERED_S)
+    tx.run("DELETE FROM reservation WHERE until < ?", tx.now)
+    return Swept(
+        requeued=requeued,
+        failed=failed,
+        opened=opened,
+        workers_lost=lost,
+        dropped_events=events,
+        dropped_tasks=tasks,
+        next_at=_next(tx),
+    )
+
+
+def grace(tx: Tx) -> int:
+    """Give every running lease two of its lengths from now. How many were extended."""
+    return tx.run(
+        "UPDATE task SET"
+        " lease_until = max(lease_until, ?1 + 2 * lease_s),"
+        " deadline = max(deadline, ?1 + 2 * lease_s),"
+        " expires_at = max(expires_at, ?1 + 2 * lease_s)"
+        " WHERE state = 'running'",
+        tx.now,
+    )
+
+
+def _expire(tx: Tx) -> tuple[int, int]:
+    requeued = failed = 0
+    for row in tx.tasks(f"state = 'running' AND expires_at <= ? ORDER BY expires_at LIMIT {_BATCH}", tx.now):
+        after = tx.apply(row, t.Expire(), silent=row.worker).row
+        if after.state in FINISHED:
+            failed += 1
+            tx.run(
+                "UPDATE task_body SET error = json_object('code', ?, 'message', ?, 'detail', NULL)"
+                " WHERE seq = ?",
+                "timed-out" if after.reason == "timed out" else "lease-expired",
+                f"{after.reason}: worker {row.worker}, attempt {row.attempt}",
+                row.seq,
+            )
+            ripple(tx, after)
+        else:
+            requeued += 1
+    return requeued, failed
+
+
+def _lose_workers(tx: Tx) -> int:
+    silent = tx.all("SELECT name FROM worker WHERE lost = 0 AND seen_until <= ?", tx.now)
+    for (name,) in silent:
+        tx.run("UPDATE worker SET lost = 1 WHERE name = ?", name)
+        tx.plain_event("worker.lost", name)
+    return len(silent)
+
+
+def _trim_events(tx: Tx, keep: Keep) -> int:
+    first, last = tx.one("SELECT min(seq), max(seq) FROM event")
+    if last is None:
+        return 0
+    # The newest event always stays: the next one is numbered after it.
+    through = 0 if keep.event_count is None else last - keep.event_count
+    if keep.event_age_s is not None:
+        old = tx.one(
+            "SELECT max(seq) FROM (SELECT seq FROM event WHERE at < ? AND seq < ?"
+            " ORDER BY seq LIMIT ?)",
+            tx.now - keep.event_age_s,
+            last,
+            _BATCH * 10,
+        )[0]
+        through = max(through, old or 0)
+    through = min(through, last - 1, first + _BATCH * 10)
+    return tx.run("DELETE FROM event WHERE seq <= ?", through) if through >= first else 0
+
+
+def _trim_tasks(tx: Tx, keep: Keep) -> int:
+    """Finished tasks that no other task refers to any more, oldest first."""
+    dropped = 0
+    if keep.task_age_s is not None:
+        dropped += _drop_finished(tx, "finished_at < ?", tx.now - keep.task_age_s, _BATCH)
+    if keep.task_count is not None:
+        finished = tx.one("SELECT count(*) FROM task WHERE finished_at IS NOT NULL")[0]
+        surplus = min(finished - keep.task_count, _BATCH)
+        if surplus > 0:
+            dropped += _drop_finished(tx, "finished_at <= ?", tx.now, surplus)
+    return dropped
+
+
+def _drop_finished(tx: Tx, older: str, than: float, limit: int) -> int:
+    rows = tx.tasks(
+        f"finished_at IS NOT NULL AND {older} AND state IN ('done', 'failed', 'cancelled')"
+        " AND NOT EXISTS (SELECT 1 FROM edge WHERE upstream = task.seq)"
+        f" ORDER BY finished_at LIMIT {limit}",
+        than,
+    )
+    for row in rows:
+        tx.event("task.dropped", replace(row, reason="past its retention"))
+        drop_task(tx, row.seq)
+    return len(rows)
+
+
+def _next(tx: Tx) -> float | None:
+    moments = [
+        tx.one("SELECT min(expires_at) FROM task WHERE state = 'running'")[0],
+        tx.one(
+            "SELECT min(not_before) FROM task WHERE state = 'blocked' AND not_before IS NOT NULL"
+        )[0],
+        tx.one("SELECT min(seen_until) FROM worker WHERE lost = 0")[0],
+    ]
+    return min((moment for moment in moments if moment is not None), default=None)
