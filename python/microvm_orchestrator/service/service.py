@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.records import Actor
+from microvm_orchestrator.service.calls import Request
 
 if TYPE_CHECKING:
     from microvm_orchestrator.config import Settings
     from microvm_orchestrator.events import Journal
-    from microvm_orchestrator.service.calls import Answer, Call, Caller, Request
+    from microvm_orchestrator.service.calls import Answer, Call, Caller
     from microvm_orchestrator.store.base import Store
+
+R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,9 @@ class Service:
         """
         call = self.calls.get(name)
         if call is None:
-            raise errors.NotFound(f"no call is named {name}", hint="list the tools to see the names")
+            raise errors.NotFound(
+                f"no call is named {name}", hint="list the tools to see the names"
+            )
         try:
             if not caller.principal.role.reaches(call.role):
                 raise errors.Denied(
@@ -55,10 +60,11 @@ class Service:
 
 def actor(caller: Caller, call: str) -> Actor:
     """Who does what through which door, as the audit log writes it."""
-    return Actor(name=caller.principal.name, role=caller.principal.role, via=caller.via, action=call)
+    who = caller.principal
+    return Actor(name=who.name, role=who.role, via=caller.via, action=call, scope=who.scope)
 
 
-def parse(model: type[Request], arguments: Mapping[str, object]) -> Request:
+def parse(model: type[R], arguments: Mapping[str, object]) -> R:
     """Make the request of what a client sent, or say what is wrong with all of it at once."""
     try:
         return model.model_validate(arguments)
