@@ -6,10 +6,12 @@ table of calls names. A `Service` lives as long as the daemon and owns nothing b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import anyio
 from pydantic import ValidationError
 
 from microvm_orchestrator import errors
@@ -25,6 +27,16 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Request)
 
 
+class Observe(Protocol):
+    """Is told of every call: `outcome` is `ok`, the code of an error, or `cancelled`."""
+
+    def __call__(self, call: str, via: str, outcome: str, seconds: float) -> None: ...
+
+
+def _unobserved(call: str, via: str, outcome: str, seconds: float) -> None:
+    """Count nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """What the daemon offers, and the parts its functions work with."""
@@ -33,6 +45,7 @@ class Service:
     journal: Journal
     settings: Settings
     calls: Mapping[str, Call]
+    observe: Observe = _unobserved
 
     async def invoke(self, caller: Caller, name: str, arguments: Mapping[str, object]) -> Answer:
         """Answer one call.
@@ -45,17 +58,30 @@ class Service:
             raise errors.NotFound(
                 f"no call is named {name}", hint="list the tools to see the names"
             )
+        began = time.perf_counter()
+        outcome = errors.OrchestratorError.code
         try:
-            if not caller.principal.role.reaches(call.role):
-                raise errors.Denied(
-                    f"{name} needs the role {call.role}, and {caller.principal.name} "
-                    f"has {caller.principal.role}"
-                )
-            return await call.handler(self, caller, parse(call.request, arguments))
+            answer = await self._answer(call, caller, arguments)
+            outcome = "ok"
+            return answer
         except errors.OrchestratorError as refusal:
+            outcome = refusal.code
             if call.audited and not isinstance(refusal, errors.Unavailable):
                 await self.store.note(actor(caller, name), _target(arguments), refusal.code)
             raise
+        except anyio.get_cancelled_exc_class():
+            outcome = "cancelled"
+            raise
+        finally:
+            self.observe(name, caller.via, outcome, time.perf_counter() - began)
+
+    async def _answer(self, call: Call, caller: Caller, arguments: Mapping[str, object]) -> Answer:
+        if not caller.principal.role.reaches(call.role):
+            raise errors.Denied(
+                f"{call.name} needs the role {call.role}, and {caller.principal.name} "
+                f"has {caller.principal.role}"
+            )
+        return await call.handler(self, caller, parse(call.request, arguments))
 
 
 def actor(caller: Caller, call: str) -> Actor:
