@@ -11,7 +11,7 @@ help: ## list the targets
 
 setup: .venv/.ready ## make .venv with everything the other targets need
 
-.venv/.ready: python/requirements.lock python/pyproject.toml tests/judges/package-lock.json .ci/setup
+.venv/.ready: python/requirements.lock python/pyproject.toml python/judges.lock tests/judges/package-lock.json tests/judges/setup .ci/setup
 	@.ci/setup
 
 demo: setup ## start a daemon, run a small task graph through it with two workers, print the journal
