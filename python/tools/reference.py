@@ -10,23 +10,23 @@ table of calls, the commands.
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from call_pages import rest_page, tools_page
+from page import paragraph, table, type_of
 
 from microvm_orchestrator import errors, places
 from microvm_orchestrator.config import SETTINGS, Section, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from pydantic.fields import FieldInfo
 
 PAGES = Path(__file__).parents[2] / "docs" / "reference"
 NOTE = "<!-- Written by `make docs` from the code; change it there. -->\n"
-
-Schema = dict[str, Any]
 
 
 def errors_page() -> Iterator[str]:
@@ -96,62 +96,11 @@ def default_of(key: str, field: FieldInfo) -> str:
     return f"`{list(value) if isinstance(value, tuple) else value}`"  # pyright: ignore[reportUnknownArgumentType] - shown, not used
 
 
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    lines = [cells(row) for row in rows]
-    if lines:
-        yield "\n".join([cells(head), cells(("---",) * len(head)), *lines]) + "\n"
-
-
-def cells(row: tuple[str, ...]) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |"
-
-
-def paragraph(thing: object) -> str:
-    """Return the first paragraph of a docstring."""
-    return (inspect.getdoc(thing) or "").partition("\n\n")[0]
-
-
-def type_of(schema: Schema, definitions: dict[str, Schema]) -> str:
-    """Say in words what a JSON schema takes."""
-    if "$ref" in schema:
-        schema = definitions[schema["$ref"].rpartition("/")[2]]
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(type_of(each, definitions) for each in schema["anyOf"]))
-    if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
-    match schema.get("type"):
-        case "null":
-            return "none"
-        case "array":
-            return f"list of {type_of(schema.get('items', {}), definitions)}"
-        case "object" if isinstance(schema.get("additionalProperties"), dict):
-            return f"mapping to {type_of(schema['additionalProperties'], definitions)}"
-        case "object":
-            return schema.get("title", "object")
-        case None:
-            return "any JSON"
-        case kind:
-            return schema.get("format", kind) + limits(schema)
-
-
-def limits(schema: Schema) -> str:
-    words = {
-        "minimum": "at least {}",
-        "exclusiveMinimum": "more than {}",
-        "maximum": "at most {}",
-        "maxLength": "at most {} characters",
-    }
-    found = [
-        text.format(f"{schema[key]:,}".removesuffix(".0"))
-        for key, text in words.items()
-        if key in schema
-    ]
-    return f" ({', '.join(found)})" if found else ""
-
-
 WRITERS: dict[str, Callable[[], Iterator[str]]] = {
     "config.md": config_page,
     "errors.md": errors_page,
+    "mcp-tools.md": tools_page,
+    "rest.md": rest_page,
 }
 
 

@@ -28,7 +28,7 @@ FLOORS = [
     {"upkeep", "deliveries"},
     {"events"},
     {"store"},
-    {"config", "proc"},
+    {"config", "proc", "systemd"},
     {"model", "log"},
     {"errors", "places"},
     {"__init__"},
@@ -119,6 +119,10 @@ def every_python_file() -> list[Path]:
         for path in (ROOT / folder).rglob("*.py")
         if "node_modules" not in path.parts
     )
+
+
+def test_every_module_has_its_floor() -> None:
+    assert {module.room for module in MODULES.values()} - set(FLOOR) == set()
 
 
 def test_imports_point_down() -> None:
