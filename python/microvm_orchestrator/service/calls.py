@@ -7,10 +7,10 @@ document and the reference pages are all read off this table, so none can say so
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
@@ -93,16 +93,15 @@ def declare(
     """
 
     def wrap(handler: Callable[[Any, Caller, Any], Awaitable[Answer]]) -> Call:
-        hints = handler.__annotations__
-        scope = handler.__globals__
+        hints = get_type_hints(handler)
         title, _, description = (handler.__doc__ or "").strip().partition("\n")
         method, _, path = http.partition(" ")
         return Call(
             name=name,
             title=title.rstrip("."),
             description="\n".join(line.strip() for line in f"{title}\n{description}".splitlines()).strip(),
-            request=_resolve(hints["request"], scope),
-            answer=_resolve(hints["return"], scope),
+            request=hints["request"],
+            answer=hints["return"],
             role=role,
             effect=effect,
             idempotent=idempotent or effect is Effect.READ,
@@ -114,7 +113,3 @@ def declare(
         )
 
     return wrap
-
-
-def _resolve(hint: object, scope: Mapping[str, object]) -> Any:
-    return scope[hint] if isinstance(hint, str) else hint

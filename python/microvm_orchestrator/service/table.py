@@ -1,0 +1,29 @@
+"""The table of calls, in the order the reference pages show it."""
+
+from __future__ import annotations
+
+from microvm_orchestrator.service import (
+    groups,
+    journal,
+    server,
+    tasks,
+    templates,
+    tokens,
+    webhooks,
+    work,
+    workers,
+)
+from microvm_orchestrator.service.calls import Call
+
+CALLS: tuple[Call, ...] = (
+    *tasks.CALLS,
+    *work.CALLS,
+    *groups.CALLS,
+    *templates.CALLS,
+    *workers.CALLS,
+    *journal.CALLS,
+    *webhooks.CALLS,
+    *tokens.CALLS,
+    *server.CALLS,
+)
+BY_NAME: dict[str, Call] = {call.name: call for call in CALLS}
