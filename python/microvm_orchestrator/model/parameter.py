@@ -23,11 +23,11 @@ from pydantic import (
 )
 from pydantic_core import SchemaError
 
-from microvm_orchestrator.model.values import MAX_TEXT, Json, Line, Text
+from microvm_orchestrator.model.values import MAX_TEXT, Int, Json, Line, Number, Text
 
 NAME = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 ParameterName = Annotated[str, Field(pattern=f"^{NAME}$")]
-Bound = Annotated[int | float, Field(strict=True, allow_inf_nan=False)]
+Bound = Int | Number
 
 
 class ParameterType(StrEnum):

@@ -14,17 +14,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from microvm_orchestrator import errors
 from microvm_orchestrator.model import template as templates
 from microvm_orchestrator.model.access import Role
-from microvm_orchestrator.model.names import DEFAULT_GROUP, new_id
+from microvm_orchestrator.model.names import DEFAULT_GROUP
 from microvm_orchestrator.model.parameter import Parameter
 from microvm_orchestrator.model.records import Actor, Record
-from microvm_orchestrator.model.task import GroupedSpec, TaskSpec, TaskState
+from microvm_orchestrator.model.task import TaskSpec
 from microvm_orchestrator.model.template import Template
-from microvm_orchestrator.model.values import Json, Key, Line, Moment, Name, moment
+from microvm_orchestrator.model.values import Json, Line, Moment, Name, moment
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
-from microvm_orchestrator.service.idempotency import named
-from microvm_orchestrator.service.paging import ListRequest, every_record, records
+from microvm_orchestrator.service.idempotency import id_for
+from microvm_orchestrator.service.page import ListRequest, PageOf
+from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor, parse
-from microvm_orchestrator.store.base import Graph, NewTask
+from microvm_orchestrator.service.tasks import (
+    GraphAnswer,
+    IdempotencyKey,
+    SubmittedAs,
+    grouped,
+    submit,
+)
+from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import RecordById
 
 if TYPE_CHECKING:
@@ -76,7 +84,7 @@ class FilledTemplate(NamedTemplate):
 class RunTemplate(FilledTemplate):
     """A template to make tasks of."""
 
-    idempotency_key: Key | None = Field(
+    idempotency_key: IdempotencyKey | None = Field(
         default=None, description="a repeated request with the same key makes nothing twice"
     )
 
@@ -115,11 +123,8 @@ class TemplateSaved(Answer):
     created: bool = Field(description="false: the newest version says the same already")
 
 
-class TemplateList(Answer):
+class TemplateList(PageOf[TemplateBrief]):
     """Templates by name, each with its newest version."""
-
-    items: list[TemplateBrief]
-    next_cursor: str | None
 
 
 class TemplateDeleted(Answer):
@@ -137,21 +142,10 @@ class TemplatePreview(Answer):
     tasks: list[TaskSpec]
 
 
-class MadeTask(Answer):
-    """A task that a run submitted."""
-
-    task_id: str
-    key: str | None
-    state: TaskState
-
-
-class TemplateRun(Answer):
+class TemplateRun(GraphAnswer):
     """What a run submitted."""
 
     template: str
-    group: str
-    tasks: list[MadeTask]
-    replayed: bool = Field(description="the key was seen before: this is the answer of that time")
 
 
 class _Tasks(Request):
@@ -235,7 +229,7 @@ async def list_(service: Service, caller: Caller, request: ListRequest) -> Templ
             return None
         return found.brief()
 
-    items, cursor = await records(service.store, NAMES, request, by, brief)
+    items, cursor = await page_of(service.store, NAMES, request, by, brief)
     return TemplateList(items=items, next_cursor=cursor)
 
 
@@ -284,26 +278,20 @@ async def run(service: Service, caller: Caller, request: RunTemplate) -> Templat
     by = actor(caller, "template_run")
     found = await _find(service.store, request, by)
     prefix = found.template.group_prefix
-    group = request.group or (new_id(prefix) if prefix else DEFAULT_GROUP)
-    leases = service.settings.leases
-    graph = Graph(
-        tasks=tuple(
-            NewTask(
-                spec=GroupedSpec.model_construct(**dict(spec), group=group),
-                lease_s=spec.lease_s or leases.default_lease_s,
-                template=found.label,
-            )
-            for spec in _filled(found, request)
-        ),
-        idempotency=named(request.idempotency_key, request),
-        visibility_labels=frozenset(service.settings.access.visibility_labels),
+    new = id_for(prefix, by.name, request.idempotency_key) if prefix else DEFAULT_GROUP
+    group = request.group or new
+    specs = tuple(grouped(spec, group) for spec in _filled(found, request))
+    done = await submit(
+        service, caller, "template_run", specs, request.idempotency_key, template=found.label
     )
-    submitted = await service.store.submit(graph, by)
     return TemplateRun(
         template=found.label,
-        group=submitted.tasks[0].group,
-        tasks=[MadeTask(task_id=t.task_id, key=t.key, state=t.state) for t in submitted.tasks],
-        replayed=submitted.replayed,
+        group=group,
+        tasks=[
+            SubmittedAs(task_id=task.task_id, key=task.key, group=task.group, state=task.state)
+            for task in done.tasks
+        ],
+        replayed=done.replayed,
     )
 
 

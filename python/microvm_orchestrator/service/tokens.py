@@ -18,7 +18,8 @@ from microvm_orchestrator.model.token import KIND, KeptToken
 from microvm_orchestrator.model.values import Flag, Key, LabelKey, LabelValue, Moment, Name, moment
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.idempotency import id_for
-from microvm_orchestrator.service.paging import ListRequest, records
+from microvm_orchestrator.service.page import ListRequest, PageOf
+from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.store.questions import RecordById
 
@@ -95,11 +96,8 @@ class TokenCreated(TokenInfo):
     token: str
 
 
-class TokenList(Answer):
+class TokenList(PageOf[TokenInfo]):
     """Tokens, those that ended too."""
-
-    items: list[TokenInfo]
-    next_cursor: str | None
 
 
 class Identity(Answer):
@@ -153,7 +151,7 @@ async def list_(service: Service, caller: Caller, request: ListRequest) -> Token
     async def shown(record: Record) -> TokenInfo | None:
         return await _info(service.store, record, by, now) if _may_see(record, by) else None
 
-    items, cursor = await records(service.store, KIND, request, by, shown)
+    items, cursor = await page_of(service.store, KIND, request, by, shown)
     return TokenList(items=items, next_cursor=cursor)
 
 

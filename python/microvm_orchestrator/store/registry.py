@@ -47,7 +47,7 @@ def erase(tx: Tx, kind: str, id_: str) -> bool:
 
 
 # Kinds that are the daemon's own bookkeeping: no event, no audit row for each of their changes.
-BOOKKEEPING = frozenset({"delivery", "delivery-cursor", "mcp-task", "token-use"})
+BOOKKEEPING = frozenset({"delivery", "delivery-cursor", "mcp-task", "template-name", "token-use"})
 
 
 def _tell(tx: Tx, kind: str, id_: str, what: str) -> None:
