@@ -21,6 +21,7 @@ from mcp.types import (
     PARSE_ERROR,
     ErrorData,
     JSONRPCError,
+    JSONRPCNotification,
     JSONRPCRequest,
     jsonrpc_message_adapter,
 )
@@ -48,7 +49,7 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # A client that reads nothing for this long has hung; its connection is ended.
 WRITE_TIMEOUT_S = 20.0
 # A client may close its side right after its last request and still read the answers.
-LINGER_S = 2.0
+LINGER_S = 0.5
 _CHUNK_BYTES = 65_536
 
 # Where the id of a message too long to parse may stand so that it is surely the message's own:
@@ -158,6 +159,10 @@ class _JsonLines:
                 continue
             if isinstance(message, JSONRPCRequest):
                 self.out.unanswered += 1
+            elif isinstance(message, JSONRPCNotification) and "id" in from_json(line):
+                # A request whose id is of no use: the SDK would take it for a notification.
+                await self._complain(line)
+                continue
             return SessionMessage(message, self._metadata)
 
     async def _line(self) -> bytes:
