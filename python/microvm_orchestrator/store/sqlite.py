@@ -248,7 +248,7 @@ class SqliteStore(hosts.SqliteHosts):
 
         Raises: AlreadyExists, StoreFull, StoreReadOnly.
         """
-        await anyio.to_thread.runsync(self._backup, to)
+        await anyio.to_thread.run_sync(self._backup, to)
 
     def _backup(self, to: Path) -> None:
         if to.exists():
@@ -275,7 +275,7 @@ class SqliteStore(hosts.SqliteHosts):
 
     async def check(self) -> Health:
         """Read the whole store and say what is wrong with it."""
-        return await anyio.to_thread.runsync(self._check)
+        return await anyio.to_thread.run_sync(self._check)
 
     def _check(self) -> Health:
         started = time.monotonic()
