@@ -284,5 +284,3 @@ class Run(BaseModel):
     progress: TaskProgress | None
     result: Json
     error: TaskError | None
-
-

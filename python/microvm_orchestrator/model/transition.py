@@ -8,9 +8,9 @@ The ripple to the tasks that depend on a finished one is decided here too, one e
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from pydantic import JsonValue
 
@@ -43,9 +43,11 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRow:
-    """The narrow, often written part of a task."""
+class TaskRow(NamedTuple):
+    """The narrow, often written part of a task.
+
+    A tuple, because it is made from a row and compared with one several times in every verb.
+    """
 
     seq: int
     id: str
@@ -162,8 +164,7 @@ UNMET = "dependency unmet"
 Verb = Claim | Beat | Complete | Fail | Release | Expire | Open | Shut | Unmeetable | Cancel | Again
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """A task after a verb, the event that tells of it, and what became of the attempt."""
 
     row: TaskRow
@@ -186,7 +187,9 @@ def _after(row: TaskRow, verb: Verb, now: float) -> Step:
     match verb:
         case Claim(worker, holder, lease_s):
             _demand(row, "claimed", TaskState.READY)
-            return Step(_claimed(row, worker, holder, lease_s, now), "task.claimed", RunState.RUNNING)
+            return Step(
+                _claimed(row, worker, holder, lease_s, now), "task.claimed", RunState.RUNNING
+            )
         case Beat(lease_s):
             _demand(row, "renewed", TaskState.RUNNING)
             return Step(_leased(row, lease_s or row.lease_s, now), None)
@@ -208,12 +211,12 @@ def _after(row: TaskRow, verb: Verb, now: float) -> Step:
                 return Step(row, None)
             if row.not_before is not None and row.not_before > now:
                 return Step(row, None)
-            opened = replace(row, state=TaskState.READY, reason=None, not_before=None, ready_at=now)
+            opened = row._replace(state=TaskState.READY, reason=None, not_before=None, ready_at=now)
             return Step(opened, "task.ready")
         case Shut():
             if row.state is not TaskState.READY:
                 return Step(row, None)
-            return Step(replace(row, state=TaskState.BLOCKED, ready_at=None), "task.blocked")
+            return Step(row._replace(state=TaskState.BLOCKED, ready_at=None), "task.blocked")
         case Unmeetable(upstream, upstream_state):
             return _unmeetable(row, f"{upstream} {upstream_state}", now)
         case Cancel(reason):
@@ -238,9 +241,7 @@ def _demand(row: TaskRow, participle: str, *states: TaskState) -> None:
 
 
 def _claimed(row: TaskRow, worker: str, holder: str, lease_s: float | None, now: float) -> TaskRow:
-    row = replace(
-        row,
-        state=TaskState.RUNNING,
+    row = row._replace(state=TaskState.RUNNING,
         reason=None,
         attempt=row.attempt + 1,
         worker=worker,
@@ -254,20 +255,16 @@ def _claimed(row: TaskRow, worker: str, holder: str, lease_s: float | None, now:
 def _leased(row: TaskRow, lease_s: float, now: float) -> TaskRow:
     until = now + lease_s
     ends = until if row.deadline is None else min(until, row.deadline)
-    return replace(row, lease_until=until, expires_at=ends)
+    return row._replace(lease_until=until, expires_at=ends)
 
 
 def _unleased(row: TaskRow) -> TaskRow:
-    return replace(
-        row, worker=None, holder=None, lease_until=None, deadline=None, expires_at=None
-    )
+    return row._replace(worker=None, holder=None, lease_until=None, deadline=None, expires_at=None)
 
 
 def _finished(row: TaskRow, state: TaskState, reason: str | None, now: float) -> TaskRow:
     # The worker's name stays: who did it is worth knowing after it is done.
-    return replace(
-        row,
-        state=state,
+    return row._replace(state=state,
         reason=reason,
         not_before=None,
         lease_until=None,
@@ -280,15 +277,14 @@ def _finished(row: TaskRow, state: TaskState, reason: str | None, now: float) ->
 def _requeued(row: TaskRow, reason: str, delay_s: float, now: float) -> TaskRow:
     row = _unleased(row)
     if delay_s > 0:
-        return replace(
-            row, state=TaskState.BLOCKED, reason=reason, not_before=now + delay_s, ready_at=None
+        return row._replace(state=TaskState.BLOCKED, reason=reason, not_before=now + delay_s, ready_at=None
         )
-    return replace(row, state=TaskState.READY, reason=reason, ready_at=now)
+    return row._replace(state=TaskState.READY, reason=reason, ready_at=now)
 
 
 def _failed(row: TaskRow, run: RunState, reason: str, *, retryable: bool, now: float) -> Step:
     retry = read_policy(row.policy).retry
-    row = replace(row, failures=row.failures + 1)
+    row = row._replace(failures=row.failures + 1)
     if retryable and row.failures < retry.max_attempts:
         told = f"attempt {row.failures} of {retry.max_attempts} {reason}"
         return Step(_requeued(row, told, retry.delay_s(row.failures), now), "task.requeued", run)
@@ -299,11 +295,13 @@ def _expired(row: TaskRow, now: float) -> Step:
     if row.deadline is not None and row.deadline <= now:
         return _failed(row, RunState.TIMED_OUT, "timed out", retryable=True, now=now)
     policy = read_policy(row.policy)
-    row = replace(row, expiries=row.expiries + 1)
+    row = row._replace(expiries=row.expiries + 1)
     if policy.on_expiry is OnExpiry.REQUEUE and row.expiries <= policy.max_expiries:
         told = f"worker {row.worker} went silent"
         return Step(_requeued(row, told, 0, now), "task.requeued", RunState.LOST)
-    return Step(_finished(row, TaskState.FAILED, "lease expired", now), "task.failed", RunState.LOST)
+    return Step(
+        _finished(row, TaskState.FAILED, "lease expired", now), "task.failed", RunState.LOST
+    )
 
 
 def _unmeetable(row: TaskRow, cause: str, now: float) -> Step:
@@ -312,7 +310,7 @@ def _unmeetable(row: TaskRow, cause: str, now: float) -> Step:
     reason = f"{UNMET}: {cause}"
     match row.on_unmet:
         case Unmet.WAIT:
-            return Step(replace(row, state=TaskState.BLOCKED, reason=reason), "task.stuck")
+            return Step(row._replace(state=TaskState.BLOCKED, reason=reason), "task.stuck")
         case Unmet.CANCEL:
             return Step(_finished(row, TaskState.CANCELLED, reason, now), "task.cancelled")
         case Unmet.FAIL:
@@ -322,8 +320,7 @@ def _unmeetable(row: TaskRow, cause: str, now: float) -> Step:
 
 def _anew(row: TaskRow, now: float) -> TaskRow:
     blocked = row.gates_left > 0
-    return replace(
-        _unleased(row),
+    return _unleased(row)._replace(
         state=TaskState.BLOCKED if blocked else TaskState.READY,
         reason=None,
         failures=0,
@@ -356,7 +353,10 @@ _MISSING = object()
 
 
 def result_passes(result: JsonValue, field: str, op: str, value: JsonValue) -> bool:
-    """Whether the field at a dotted path compares so with the value; a missing one only not-exists."""
+    """Whether the field at a dotted path compares so with the value.
+
+    A missing field passes no test but the one that it does not exist.
+    """
     found = _at(result, field)
     if op == "exists":
         return (found is not _MISSING) is bool(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -19,8 +20,11 @@ MAX_DEPENDENCIES = 10_000
 MAX_GRAPH = 10_000
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
 def _no_control(text: str) -> str:
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
+    if _CONTROL.search(text):
         raise ValueError("has a control character")
     return text
 
@@ -79,7 +83,10 @@ Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
 
 # Named levels are what people write; the number is what is stored and sorted by.
 PRIORITIES = {"low": -100, "normal": 0, "high": 100, "urgent": 1000}
-Priority = Annotated[int, Field(strict=True, ge=-1000, le=1000)] | Literal["low", "normal", "high", "urgent"]
+Priority = (
+    Annotated[int, Field(strict=True, ge=-1000, le=1000)]
+    | Literal["low", "normal", "high", "urgent"]
+)
 
 
 def priority_number(priority: int | str) -> int:

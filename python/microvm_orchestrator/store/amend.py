@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from dataclasses import replace
 from typing import Any
 
 from microvm_orchestrator import errors
@@ -77,8 +76,12 @@ def _chosen(tx: Tx, which: Address | InGroup, states: tuple[str, ...]) -> list[T
     if isinstance(which, Address):
         return [tx.need(which)]
     if tx.one("SELECT 1 FROM task WHERE grp = ? LIMIT 1", which.group) is None:
-        raise errors.NotFound(f"no group {which.group}", hint="group_list shows the groups there are")
-    rows = tx.tasks(f"grp = ? AND state IN ({', '.join('?' * len(states))}) ORDER BY seq", which.group, *states)
+        raise errors.NotFound(
+            f"no group {which.group}", hint="group_list shows the groups there are"
+        )
+    rows = tx.tasks(
+        f"grp = ? AND state IN ({', '.join('?' * len(states))}) ORDER BY seq", which.group, *states
+    )
     return [
         row
         for row in rows
@@ -172,9 +175,7 @@ def again(tx: Tx, row: TaskRow) -> list[str]:
     return changed
 
 
-def _reopen_edge(
-    tx: Tx, upstream: TaskRow, row: TaskRow, number: int, *, was_met: bool
-) -> TaskRow:
+def _reopen_edge(tx: Tx, upstream: TaskRow, row: TaskRow, number: int, *, was_met: bool) -> TaskRow:
     tx.run(
         "UPDATE edge SET state = 'open' WHERE upstream = ? AND dependent = ? AND gate = ?",
         upstream.seq,
@@ -187,10 +188,10 @@ def _reopen_edge(
     gate.missed -= not was_met
     tx.save_gate(gate)
     if was_open and not gate.open:
-        row = tx.save(row, replace(row, gates_left=row.gates_left + 1))
+        row = tx.save(row, row._replace(gates_left=row.gates_left + 1))
         return tx.apply(row, t.Shut()).row
     if row.state is TaskState.BLOCKED and not _unmeetable_gates(tx, row):
-        return tx.save(row, replace(row, reason=None))
+        return tx.save(row, row._replace(reason=None))
     return row
 
 
@@ -206,8 +207,10 @@ def _unmeetable_gates(tx: Tx, row: TaskRow) -> bool:
 
 def _set_priority(tx: Tx, row: TaskRow, priority: int) -> str:
     if row.state in FINISHED:
-        raise errors.StateForbids(f"task {row.id} is {row.state}; its priority decides nothing any more")
-    row = tx.save(row, replace(row, priority=priority))
+        raise errors.StateForbids(
+            f"task {row.id} is {row.state}; its priority decides nothing any more"
+        )
+    row = tx.save(row, row._replace(priority=priority))
     tx.event("task.updated", row, fields=["priority"], priority=priority)
     return row.id
 
@@ -225,9 +228,7 @@ def _update(tx: Tx, row: TaskRow, change: UpdateTask) -> str:
         )
     spec = change.spec.model_copy(update={"group": row.grp})
     old = row
-    row = replace(
-        row,
-        priority=priority_number(spec.priority),
+    row = row._replace(priority=priority_number(spec.priority),
         lease_s=change.lease_s or row.lease_s,
         timeout_s=spec.timeout_s,
         on_unmet=spec.on_unmet,
@@ -257,12 +258,10 @@ def _redue(tx: Tx, row: TaskRow) -> TaskRow:
     if blocked is (row.state is TaskState.BLOCKED):
         return row
     state = TaskState.BLOCKED if blocked else TaskState.READY
-    return replace(row, state=state, ready_at=None if blocked else tx.now)
+    return row._replace(state=state, ready_at=None if blocked else tx.now)
 
 
-def _rewired(
-    tx: Tx, row: TaskRow, change: UpdateTask
-) -> tuple[TaskRow, list[PlannedGate]]:
+def _rewired(tx: Tx, row: TaskRow, change: UpdateTask) -> tuple[TaskRow, list[PlannedGate]]:
     """Replace the gates the task asked for itself; what others put before it stays."""
     spec = change.spec.model_copy(update={"group": row.grp})
     gates = plan_gates(tx, spec, {}, own_id=row.id)
@@ -278,7 +277,7 @@ def _rewired(
     stored = _stored_spec(tx, row)
     told = spec_text(spec, gates, stored["template"])
     tx.run("UPDATE task_body SET spec = ? WHERE seq = ?", told, row.seq)
-    return _redue(tx, replace(row, gates_left=left, reason=None)), gates
+    return _redue(tx, row._replace(gates_left=left, reason=None)), gates
 
 
 def _stored_spec(tx: Tx, row: TaskRow) -> dict[str, Any]:
@@ -338,5 +337,5 @@ def drop_task(tx: Tx, seq: int) -> None:
         ("task_body", "seq"),
         ("task", "seq"),
     ):
-        tx.run(f"DELETE FROM {table} WHERE {column} = ?", seq)  # noqa: S608 - our own names
+        tx.run(f"DELETE FROM {table} WHERE {column} = ?", seq)
     tx.run("UPDATE task SET parent = NULL WHERE parent = ?", seq)

@@ -152,7 +152,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """`state` is the task's; unless it is `held`, the worker must stop: somebody decided otherwise."""
+    """`state` is the task's; unless it is `held`, the worker must stop: others decided so."""
 
     task_id: str
     held: bool

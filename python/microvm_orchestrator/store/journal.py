@@ -73,8 +73,8 @@ def read_events(
             f"events {seq + 1} to {first - 1} are past their retention",
             hint="begin anew without a cursor; task_list tells how things stand",
         )
-    if after is None and match.subjects:
-        rows = _of_subjects(connection, match, limit)
+    if match.subjects:
+        rows = _of_subjects(connection, match, seq, limit)
         scanned_to = rows[-1][0] if len(rows) > limit else last
     else:
         rows, scanned_to = _scan(connection, match, seq, last, limit)
@@ -91,10 +91,14 @@ def read_events(
 _SELECT = "SELECT seq, at, kind, subject, grp, class_id, actor, body FROM event"
 
 
-def _of_subjects(connection: sqlite3.Connection, match: Match, limit: int) -> list[tuple[object, ...]]:
+def _of_subjects(
+    connection: sqlite3.Connection, match: Match, after: int, limit: int
+) -> list[tuple[object, ...]]:
     """The history of a few things, by the index instead of the whole journal."""
     where, values = _filter(match)
-    return connection.execute(f"{_SELECT} WHERE {where} ORDER BY seq LIMIT ?", (*values, limit + 1)).fetchall()
+    return connection.execute(
+        f"{_SELECT} WHERE {where} AND seq > ? ORDER BY seq LIMIT ?", (*values, after, limit + 1)
+    ).fetchall()
 
 
 def _scan(
@@ -133,6 +137,11 @@ def _filter(match: Match) -> tuple[str, list[object]]:
 def _event(row: Sequence[object]) -> Event:
     seq, at, kind, subject, group, _, actor, body = row
     return Event.model_construct(
-        seq=seq, at=moment(at), kind=kind, subject=subject, group=group, actor=actor,
+        seq=seq,
+        at=moment(at),
+        kind=kind,
+        subject=subject,
+        group=group,
+        actor=actor,
         body=json.loads(body),
     )

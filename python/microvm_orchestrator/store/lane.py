@@ -3,7 +3,8 @@
 The writing lane commits in groups: whatever has queued up while the last commit waited for the
 disk runs in one transaction, each piece of work in its own savepoint, and nobody is answered before
 the commit. So the cost of a sync is shared, and yet no acknowledged write can be lost.
-A lane lives from `open` to `close` and owns its connection; the thread never calls back into anything but the event loop.
+A lane lives from `open` to `close` and owns its connection; the thread never calls back into
+anything but the event loop.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class Lane:
         self._loop.call_soon_threadsafe(opened.set_result, None)
         try:
             while (job := self._jobs.get()) is not None:
-                done = self._group(connection, job) if self._writes else [self._alone(connection, job)]
+                done = (
+                    self._group(connection, job) if self._writes else [self._alone(connection, job)]
+                )
                 self._loop.call_soon_threadsafe(self._deliver, done)
         finally:
             connection.close()

@@ -66,7 +66,9 @@ def claim(tx: Tx, offer: Offer) -> Claimed:
         return Claimed(Verdict.DRAINING)
     fitting = [
         found.id
-        for found in map(lambda i: tx.classes.get(tx.connection, i), _ready_classes(tx, offer.groups))
+        for found in map(
+            lambda i: tx.classes.get(tx.connection, i), _ready_classes(tx, offer.groups)
+        )
         if found.fits(offer.capabilities, offer.roles)
         and tx.by.sees(owner=found.owner, labels=found.labels)
     ]
@@ -154,7 +156,9 @@ def _first_ready(tx: Tx, classes: Sequence[int], offer: Offer) -> list[TaskRow]:
     else:
         heads = [
             tx.all(
-                f"{SELECT_TASK} WHERE state = 'ready' AND class_id = ? {order}", class_id, offer.count
+                f"{SELECT_TASK} WHERE state = 'ready' AND class_id = ? {order}",
+                class_id,
+                offer.count,
             )
             for class_id in classes
         ]

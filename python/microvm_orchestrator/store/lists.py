@@ -72,7 +72,8 @@ def one_task(tx: Tx, question: OneTask) -> Task:
 def task_list(tx: Tx, question: TaskList) -> Page[TaskBrief]:
     where, values = _task_filter(tx, question)
     rows = tx.all(
-        f"{_with_body('task_body.spec, task_body.progress')} WHERE {where} ORDER BY task.seq LIMIT ?",
+        f"{_with_body('task_body.spec, task_body.progress')} WHERE {where}"
+        " ORDER BY task.seq LIMIT ?",
         *values,
         question.limit + 1,
     )
@@ -88,9 +89,7 @@ def full_task_list(tx: Tx, question: FullTaskList) -> Page[Task]:
     after = page_place(question.cursor, int)[0] if question.cursor else 0
     where, values = "grp = ? AND seq > ?", [question.group, after]
     where += _visible(tx, "task.class_id")
-    rows = tx.all(
-        f"{SELECT_TASK} WHERE {where} ORDER BY seq LIMIT ?", *values, question.limit + 1
-    )
+    rows = tx.all(f"{SELECT_TASK} WHERE {where} ORDER BY seq LIMIT ?", *values, question.limit + 1)
     return page(
         rows,
         question.limit,

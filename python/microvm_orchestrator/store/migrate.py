@@ -22,10 +22,11 @@ class Migration:
 def migrations() -> tuple[Migration, ...]:
     """The steps in order, from the `.sql` files beside this module."""
     folder = resources.files("microvm_orchestrator.store") / "migrations"
-    found: list[Migration] = []
-    for file in folder.iterdir():
-        if match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name):
-            found.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
+    found = (
+        Migration(int(match[1]), match[2], file.read_text(encoding="utf-8"))
+        for file in folder.iterdir()
+        if (match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name))
+    )
     return tuple(sorted(found, key=lambda migration: migration.number))
 
 

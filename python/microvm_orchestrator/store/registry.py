@@ -58,7 +58,9 @@ def _tell(tx: Tx, kind: str, id_: str, what: str) -> None:
 
 def enlist(tx: Tx, card: WorkerCard, ttl_s: float) -> None:
     """Raises: AlreadyExists when another principal holds the name."""
-    found = tx.one("SELECT principal, lost, capabilities, roles, labels FROM worker WHERE name = ?", card.name)
+    found = tx.one(
+        "SELECT principal, lost, capabilities, roles, labels FROM worker WHERE name = ?", card.name
+    )
     if found is not None and found[0] != tx.by.name and tx.by.role is not Role.ADMIN:
         raise errors.AlreadyExists(f"worker {card.name} is registered by {found[0]}")
     declared = (

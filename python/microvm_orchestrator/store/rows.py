@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
@@ -21,25 +21,26 @@ from microvm_orchestrator.model.task import RunState, TaskState, Unmet
 from microvm_orchestrator.model.transition import Step, TaskRow, Verb, transition
 from microvm_orchestrator.store.base import Address
 
-COLUMNS = tuple(field.name for field in fields(TaskRow))
-_MUTABLE = tuple(name for name in COLUMNS if name not in {"seq", "id", "version"})
+COLUMNS = TaskRow._fields
 _SELECT = ", ".join(f"task.{name}" for name in COLUMNS)
-SELECT_TASK = f"SELECT {_SELECT} FROM task"  # noqa: S608 - names of our own columns
-_INSERT_TASK = f"INSERT INTO task ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
+SELECT_TASK = f"SELECT {_SELECT} FROM task"
+_INSERT_TASK = f"INSERT INTO task ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
 
-def compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+# Made once: `json.dumps` with options makes an encoder for every call.
+compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def task_row(values: Sequence[Any]) -> TaskRow:
     """A row selected with SELECT_TASK."""
     row = list(values)
-    row[_STATE] = TaskState(row[_STATE])
-    row[_ON_UNMET] = Unmet(row[_ON_UNMET])
-    return TaskRow(*row)
+    row[_STATE] = _STATES[row[_STATE]]
+    row[_ON_UNMET] = _UNMETS[row[_ON_UNMET]]
+    return TaskRow._make(row)
 
 
+_STATES = {state.value: state for state in TaskState}
+_UNMETS = {unmet.value: unmet for unmet in Unmet}
 _STATE = COLUMNS.index("state")
 _ON_UNMET = COLUMNS.index("on_unmet")
 
@@ -72,9 +73,13 @@ class Classes:
 
     def get(self, connection: sqlite3.Connection, class_id: int) -> TaskClass:
         if class_id not in self._by_id:
-            row = connection.execute("SELECT signature FROM class WHERE id = ?", (class_id,)).fetchone()
+            row = connection.execute(
+                "SELECT signature FROM class WHERE id = ?", (class_id,)
+            ).fetchone()
             owner, capabilities, role, labels = json.loads(row[0])
-            self._by_id[class_id] = TaskClass(class_id, owner, frozenset(capabilities), role, labels)
+            self._by_id[class_id] = TaskClass(
+                class_id, owner, frozenset(capabilities), role, labels
+            )
         return self._by_id[class_id]
 
     def intern(
@@ -128,7 +133,9 @@ class GateRow:
 class Tx:
     """One verb's view of the store."""
 
-    def __init__(self, connection: sqlite3.Connection, classes: Classes, now: float, by: Actor) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, classes: Classes, now: float, by: Actor
+    ) -> None:
         self.connection = connection
         self.classes = classes
         self.now = now
@@ -178,25 +185,28 @@ class Tx:
         return [task_row(row) for row in self.all(f"{SELECT_TASK} WHERE {where}", *values)]
 
     def insert(self, row: TaskRow) -> None:
-        self.connection.execute(_INSERT_TASK, [getattr(row, name) for name in COLUMNS])
+        self.connection.execute(_INSERT_TASK, row)
 
     def save(self, old: TaskRow, new: TaskRow) -> TaskRow:
         """Write what differs, and count the change."""
-        changed = [name for name in _MUTABLE if getattr(old, name) != getattr(new, name)]
-        if not changed:
+        if old == new:
             return new
-        sets = ", ".join(f"{name} = ?" for name in changed)
-        values = [getattr(new, name) for name in changed]
+        changed = {
+            name: after
+            for name, before, after in zip(COLUMNS, old, new, strict=True)
+            if before != after
+        }
+        sets = ", ".join([f"{name} = ?" for name in changed])
         self.connection.execute(
-            f"UPDATE task SET {sets}, version = version + 1 WHERE seq = ?",  # noqa: S608 - our own column names
-            (*values, new.seq),
+            f"UPDATE task SET {sets}, version = version + 1 WHERE seq = ?",
+            (*changed.values(), new.seq),
         )
-        return replace(new, version=old.version + 1)
+        return new._replace(version=old.version + 1)
 
     def apply(self, row: TaskRow, verb: Verb, **told: JsonValue) -> Step:
         """Let a verb happen to a task: state, attempt and event together."""
         step = transition(row, verb, self.now)
-        step = replace(step, row=self.save(row, step.row))
+        step = step._replace(row=self.save(row, step.row))
         if step.run is not None and step.run is not RunState.RUNNING:
             self.run(
                 "UPDATE run SET state = ?, finished_at = ? WHERE task = ? AND attempt = ?",
@@ -236,7 +246,8 @@ class Tx:
 
     def upstreams(self, seq: int) -> list[int]:
         return [
-            row[0] for row in self.all("SELECT DISTINCT upstream FROM edge WHERE dependent = ?", seq)
+            row[0]
+            for row in self.all("SELECT DISTINCT upstream FROM edge WHERE dependent = ?", seq)
         ]
 
     def downstream(self, seq: int) -> Iterator[int]:

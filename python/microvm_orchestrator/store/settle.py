@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from dataclasses import replace
 
 from pydantic import JsonValue
 
@@ -65,7 +64,7 @@ def _done(tx: Tx, row: TaskRow, result: JsonValue) -> tuple[TaskRow, tuple[Submi
 
 def _note_attempt(tx: Tx, row: TaskRow, column: str, told: str) -> None:
     tx.run(
-        f"UPDATE run SET {column} = ? WHERE task = ? AND attempt = ?",  # noqa: S608 - our own column name
+        f"UPDATE run SET {column} = ? WHERE task = ? AND attempt = ?",
         told,
         row.seq,
         row.attempt,
@@ -160,7 +159,7 @@ def _close_edge(tx: Tx, upstream: TaskRow, dependent: int, number: int, *, met: 
     tx.save_gate(gate)
     row = tx.get(dependent)
     if gate.open and not was_open:
-        row = tx.save(row, replace(row, gates_left=row.gates_left - 1))
+        row = tx.save(row, row._replace(gates_left=row.gates_left - 1))
         return tx.apply(row, t.Open()).row
     if gate.unmeetable and not was_unmeetable:
         return tx.apply(row, t.Unmeetable(upstream.id, upstream.state)).row

@@ -21,7 +21,16 @@ from pydantic import JsonValue
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
-from microvm_orchestrator.store import amend, groups, hosts, journal, lease, lists, registry, reports
+from microvm_orchestrator.store import (
+    amend,
+    groups,
+    hosts,
+    journal,
+    lease,
+    lists,
+    registry,
+    reports,
+)
 from microvm_orchestrator.store import questions as q
 from microvm_orchestrator.store import settle as settling
 from microvm_orchestrator.store import submit as submitting
@@ -48,8 +57,8 @@ from microvm_orchestrator.store.base import (
     WorkerCard,
 )
 from microvm_orchestrator.store.clock import Clock
-from microvm_orchestrator.store.lane import Lane, translated
 from microvm_orchestrator.store.file import connect, problems_of, refuse_damaged, sync
+from microvm_orchestrator.store.lane import Lane, translated
 from microvm_orchestrator.store.migrate import migrate, schema_version
 from microvm_orchestrator.store.rows import Classes, Tx
 
@@ -104,7 +113,7 @@ class SqliteStore(hosts.SqliteHosts):
         }
         async with contextlib.AsyncExitStack() as stack:
             for lane in (writer, *readers.values()):
-                # Pushed before it opens: a second lane that fails must not leave the first one running.
+                # Pushed before it opens: one that fails must not leave its thread running.
                 stack.push_async_callback(lane.close)
                 await lane.open()
             self._writer, self._readers = writer, readers
@@ -191,7 +200,7 @@ class SqliteStore(hosts.SqliteHosts):
     async def save(self, record: Record, by: Actor, *, expect: int | None = None) -> Record:
         return await self._write(by, lambda tx: registry.save(tx, record, expect))
 
-    async def erase(self, kind: str, id: str, by: Actor) -> bool:  # noqa: A002 - the word of the seam
+    async def erase(self, kind: str, id: str, by: Actor) -> bool:
         return await self._write(by, lambda tx: registry.erase(tx, kind, id))
 
     async def note(self, by: Actor, target: str, outcome: str) -> None:
@@ -262,7 +271,9 @@ class SqliteStore(hosts.SqliteHosts):
             with contextlib.closing(connect(unfinished)) as copy:
                 refuse_damaged(copy)
                 # Cursors point into a history that a restored store no longer continues.
-                copy.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (secrets.token_hex(8),))
+                copy.execute(
+                    "UPDATE meta SET value = ? WHERE name = 'epoch'", (secrets.token_hex(8),)
+                )
             sync(unfinished)
             unfinished.rename(to)
             sync(to.parent)

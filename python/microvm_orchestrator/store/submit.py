@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import JsonValue, TypeAdapter
@@ -111,9 +111,7 @@ def _stored(tx: Tx, group: str, key: str) -> bool:
     return tx.one("SELECT 1 FROM task WHERE grp = ? AND key = ?", group, key) is not None
 
 
-def _refuse_cycles(
-    tasks: Sequence[NewTask], drafts: Mapping[tuple[str, str], Upstream]
-) -> None:
+def _refuse_cycles(tasks: Sequence[NewTask], drafts: Mapping[tuple[str, str], Upstream]) -> None:
     """Among the new tasks only: what is stored cannot depend on what is not."""
     if not any(task.spec.depends_on for task in tasks):
         return
@@ -257,9 +255,7 @@ def with_gates(tx: Tx, row: TaskRow, gates: Sequence[PlannedGate]) -> TaskRow:
     """The state a new or rewired task has, given what it waits for."""
     left = sum(_met(tx, gate) < gate.need for gate in gates)
     blocked = left > 0 or row.not_before is not None
-    return replace(
-        row,
-        gates_left=left,
+    return row._replace(gates_left=left,
         state=TaskState.BLOCKED if blocked else TaskState.READY,
         ready_at=None if blocked else tx.now,
     )
@@ -340,7 +336,9 @@ def plan_gates(
         if isinstance(dependency, Gate):
             edges = [_planned(tx, spec, edge, drafts, own_id) for edge in dependency.edges]
             if len({upstream.seq for upstream, _ in edges}) < len(edges):
-                raise errors.InvalidInput(f"a dependency of task {_name(spec)} names one task twice")
+                raise errors.InvalidInput(
+                    f"a dependency of task {_name(spec)} names one task twice"
+                )
             gates.append(PlannedGate(dependency.needed, edges))
             continue
         edge = Edge(task=dependency) if isinstance(dependency, str) else dependency
@@ -373,7 +371,7 @@ def _planned(
         if row is None:
             raise errors.NotFound(
                 f"dependency {edge.task} of task {_name(spec)} not found",
-                hint="name a key of the same group or a task_id; submit dependencies first or together",
+                hint="name a key of the same group or a task_id, submitted before or together",
             )
         upstream = Upstream(row.seq, row.id, row.state)
     if upstream.id == own_id:
@@ -484,7 +482,7 @@ def _add_gate(tx: Tx, row: TaskRow, gate: PlannedGate) -> None:
         return
     first = tx.one("SELECT coalesce(max(number), -1) + 1 FROM gate WHERE task = ?", row.seq)[0]
     write_gates(tx, row.seq, [gate], first)
-    row = tx.save(row, replace(row, gates_left=row.gates_left + 1))
+    row = tx.save(row, row._replace(gates_left=row.gates_left + 1))
     tx.apply(row, Shut())
 
 

@@ -1,12 +1,10 @@
 """What the clock does: leases run out, tasks fall due, workers fall silent, the past is let go.
 
-Whoever could not have renewed a lease is not punished for it: after the engine itself was away, every
-running lease gets two of its own lengths before it may run out.
+Whoever could not have renewed a lease is not punished for it: after the engine itself was away,
+every running lease gets two of its own lengths before it may run out.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from microvm_orchestrator.model import transition as t
 from microvm_orchestrator.model.task import FINISHED
@@ -54,7 +52,9 @@ def grace(tx: Tx) -> int:
 
 def _expire(tx: Tx) -> tuple[int, int]:
     requeued = failed = 0
-    for row in tx.tasks(f"state = 'running' AND expires_at <= ? ORDER BY expires_at LIMIT {_BATCH}", tx.now):
+    for row in tx.tasks(
+        f"state = 'running' AND expires_at <= ? ORDER BY expires_at LIMIT {_BATCH}", tx.now
+    ):
         after = tx.apply(row, t.Expire(), silent=row.worker).row
         if after.state in FINISHED:
             failed += 1
@@ -119,7 +119,7 @@ def _drop_finished(tx: Tx, older: str, than: float, limit: int) -> int:
         than,
     )
     for row in rows:
-        tx.event("task.dropped", replace(row, reason="past its retention"))
+        tx.event("task.dropped", row._replace(reason="past its retention"))
         drop_task(tx, row.seq)
     return len(rows)
 
