@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 from starlette.requests import Request
@@ -16,8 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from microvm_orchestrator import __version__, errors
+from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.web import openapi, stream
-from microvm_orchestrator.web.api import Served, routes, unknown_address
+from microvm_orchestrator.web.api import VIA, Served, no_progress, routes, unknown_address
 from microvm_orchestrator.web.metrics import CONTENT_TYPE
 from microvm_orchestrator.web.origin import OwnPagesOnly
 from microvm_orchestrator.web.problems import problem
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from microvm_orchestrator.model.report import Measures
     from microvm_orchestrator.service.service import Service
     from microvm_orchestrator.web.identity import Identity
     from microvm_orchestrator.web.metrics import Meter
@@ -54,7 +56,7 @@ def application(
         [
             Route("/openapi.json", Served({"GET": partial(_document, document)})),
             Route("/healthz", Served({"GET": partial(_health, service, identity)})),
-            Route("/metrics", Served({"GET": partial(_metrics, meter, identity)})),
+            Route("/metrics", Served({"GET": partial(_metrics, service, meter, identity)})),
             Route(stream.PATH, Served({"GET": partial(stream.serve, service, identity)})),
             *routes(service, identity, terms),
         ],
@@ -106,9 +108,17 @@ async def _health(service: Service, identity: Identity, request: Request) -> Res
     return Response(json.dumps(told), media_type="application/json")
 
 
-async def _metrics(meter: Meter, identity: Identity, request: Request) -> Response:
-    await identity.of(request)
-    return Response(meter.text(), headers={"content-type": CONTENT_TYPE})
+async def _metrics(
+    service: Service, meter: Meter, identity: Identity, request: Request
+) -> Response:
+    caller = Caller(await identity.of(request), VIA, no_progress)
+    try:
+        now = await service.invoke(caller, "metrics_get", {})
+    except errors.Unavailable:
+        # What went wrong before is in the counters, and now of all times worth seeing.
+        now = None
+    text = meter.text(cast("Measures | None", now))
+    return Response(text, headers={"content-type": CONTENT_TYPE})
 
 
 def _plain(name: str, summary: str, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,9 @@ class Listener:
                     async with anyio.create_task_group() as doors:
                         for each in listening:
                             doors.start_soon(self._accept, each, connections)
+                for each in listening:
+                    # Refused is a clear answer; waiting in a queue that nobody empties is none.
+                    each.close()
                 self._see_off()
             await self._requests_ended()
         finally:

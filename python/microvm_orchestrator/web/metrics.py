@@ -6,10 +6,15 @@ somebody looks. Above sit app.py and the daemon. A meter lives as long as the da
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from microvm_orchestrator import __version__
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.model.report import Measures
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -44,5 +49,21 @@ class Meter:
         self._requests.labels(call, via, outcome).inc()
         self._seconds.labels(call).observe(seconds)
 
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
+    def text(self, now: Measures | None) -> bytes:
+        """Write it all down; without `now`, only what was counted here."""
+        counted = generate_latest(self.registry)
+        return counted if now is None else counted + generate_latest(_standing(now))
+
+
+def _standing(now: Measures) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    tasks = Gauge("microvm_orchestrator_tasks", "Tasks by state", ["state"], registry=registry)
+    for state, count in now.tasks.model_dump().items():
+        tasks.labels(state).set(count)
+    Gauge(
+        "microvm_orchestrator_oldest_ready_seconds",
+        "How long the longest waiting ready task has waited",
+        registry=registry,
+    ).set(now.oldest_ready_s or 0.0)
+    Gauge("microvm_orchestrator_workers", "Known workers", registry=registry).set(len(now.workers))
+    return registry

@@ -33,7 +33,7 @@ _CALL = "event_wait"
 # A proxy or a client gives a silent connection up after half a minute or more.
 PING_S = 15.0
 # A client that takes nothing for so long has hung; its cursor keeps its place.
-SLOW_S = 10.0
+SLOW_S = 5.0
 
 
 async def serve(service: Service, identity: Identity, request: Request) -> Response:

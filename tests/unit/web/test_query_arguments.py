@@ -24,10 +24,10 @@ class Look(Request):
     share: Number | None = None
     deep: Flag = False
     colour: Colour | None = None
-    colours: list[Colour] = []
-    numbers: Annotated[list[Int], Field(max_length=3)] = []
-    labels: Labels = {}
-    either: dict[str, list[str]] = {}
+    colours: list[Colour] = Field(default=[])
+    numbers: Annotated[list[Int], Field(max_length=3)] = Field(default=[])
+    labels: Labels = Field(default={})
+    either: dict[str, list[str]] = Field(default={})
     priority: Priority = 0
     need: Literal["all", "any"] | Annotated[int, Field(strict=True)] = "all"
     anything: Json = None
@@ -57,7 +57,10 @@ LAYOUT = Layout(declare("thing_look", "GET /v1/things/{thing}", role=Role.VIEWER
         ([("colours", "red")], {"colours": ["red"]}),
         ([("colours", "red"), ("colours", "blue")], {"colours": ["red", "blue"]}),
         ([("numbers", "1"), ("numbers", "2")], {"numbers": [1, 2]}),
-        ([("labels[team]", "red"), ("labels[tier]", "1")], {"labels": {"team": "red", "tier": "1"}}),
+        (
+            [("labels[team]", "red"), ("labels[tier]", "1")],
+            {"labels": {"team": "red", "tier": "1"}},
+        ),
         ([("either[a]", "1"), ("either[a]", "2")], {"either": {"a": ["1", "2"]}}),
         ([("priority", "urgent")], {"priority": "urgent"}),
         ([("priority", "5")], {"priority": 5}),

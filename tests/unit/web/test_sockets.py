@@ -64,7 +64,10 @@ def test_a_socket_of_somebody_else_survives_our_end(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("mine")
-    with pytest.raises(errors.ConfigInvalid, match="no socket"), open_unix(config.Socket(path=path)):
+    with (
+        pytest.raises(errors.ConfigInvalid, match="no socket"),
+        open_unix(config.Socket(path=path)),
+    ):
         pytest.fail("listened")
     assert path.read_text() == "mine"
 
