@@ -6,6 +6,7 @@ table of calls names. A `Service` lives as long as the daemon and owns nothing b
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pydantic import BaseModel, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.records import Actor
-from microvm_orchestrator.service.calls import Request
 
 if TYPE_CHECKING:
     from microvm_orchestrator.config import Settings
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.service.calls import Answer, Call, Caller
     from microvm_orchestrator.store.base import Store
 
-R = TypeVar("R", bound=Request)
+M = TypeVar("M", bound=BaseModel)
 
 
 class Observe(Protocol):
@@ -67,7 +67,9 @@ class Service:
         except errors.OrchestratorError as refusal:
             outcome = refusal.code
             if call.audited and not isinstance(refusal, errors.Unavailable):
-                await self.store.note(actor(caller, name), _target(arguments), refusal.code)
+                # A store that cannot take the line shall not hide why the call was refused.
+                with contextlib.suppress(errors.Unavailable):
+                    await self.store.note(actor(caller, name), _target(arguments), refusal.code)
             raise
         except anyio.get_cancelled_exc_class():
             outcome = "cancelled"
@@ -90,7 +92,7 @@ def actor(caller: Caller, call: str) -> Actor:
     return Actor(name=who.name, role=who.role, via=caller.via, action=call, scope=who.scope)
 
 
-def parse(model: type[R], arguments: Mapping[str, object]) -> R:
+def parse(model: type[M], arguments: Mapping[str, object]) -> M:
     """Make the request of what a client sent, or say what is wrong with all of it at once."""
     try:
         return model.model_validate(arguments)
