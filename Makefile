@@ -1,6 +1,6 @@
 # Every target makes the environment first; a second time that costs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs docs-check bench chaos lock
+.PHONY: help setup judges demo test lint format docs docs-check bench chaos lock
 
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
@@ -11,8 +11,13 @@ help: ## list the targets
 
 setup: .venv/.ready ## make .venv with everything the other targets need
 
-.venv/.ready: python/requirements.lock python/pyproject.toml python/judges.lock tests/judges/package-lock.json tests/judges/setup .ci/setup
+.venv/.ready: python/requirements.lock python/pyproject.toml .ci/setup
 	@.ci/setup
+
+judges: setup .venv-judges/.ready ## fetch the tools of other people that judge us; `make test` needs them
+
+.venv-judges/.ready: python/judges.lock tests/judges/package-lock.json tests/judges/setup
+	@tests/judges/setup
 
 demo: setup ## start a daemon, run a small task graph through it with two workers, print the journal
 	@$(PY) tests/demo.py
@@ -20,7 +25,7 @@ demo: setup ## start a daemon, run a small task graph through it with two worker
 test: lint docs-check ## everything CI runs
 	@$(PY) -m pytest
 
-lint: setup ## ruff and pyright, strict
+lint: judges ## ruff and pyright, strict
 	@$(RUFF) check $(SOURCES)
 	@$(RUFF) format --check $(SOURCES)
 	@PATH="$$PWD/.venv/bin:$$PATH" tests/judges/node_modules/.bin/pyright --project python/pyproject.toml
