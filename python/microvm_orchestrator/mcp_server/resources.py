@@ -74,7 +74,7 @@ class _Listed(BaseModel):
     """As much of a page of any list as a name needs."""
 
     items: list[dict[str, JsonValue]]
-    cursor: str | None = None
+    next_cursor: str | None = None
 
     def named(self, field: str) -> list[str]:
         return [str(item[field]) for item in self.items]
@@ -108,7 +108,7 @@ class Resources:
                 Resource(uri=f"group://{quote(name)}", name=name, mime_type=JSON)
                 for name in page.named("group")
             ],
-            next_cursor=page.cursor,
+            next_cursor=page.next_cursor,
         )
 
     async def templates(

@@ -7,13 +7,11 @@ cost a model's attention in each session, so there are none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic.json_schema import GenerateJsonSchema
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from pydantic import BaseModel
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import core_schema
@@ -29,17 +27,58 @@ class _PortableSchema(GenerateJsonSchema):
         return {"anyOf": list(_ANY_JSON)}
 
 
-def schema_of(
-    model: type[BaseModel], mode: Literal["validation", "serialization"]
-) -> dict[str, Any]:
-    """Give the schema of what a call takes (`validation`) or gives (`serialization`)."""
-    schema = model.model_json_schema(schema_generator=_PortableSchema, mode=mode)
-    _drop_class_words(schema)
-    for part in schema.get("$defs", {}).values():
-        _drop_class_words(part)
+# Limits and defaults tell a caller what to send. An answer is what it is, and one that names its
+# fields as the only ones could never be given another without breaking strict clients.
+_OF_NO_USE_IN_ANSWERS = frozenset(
+    {
+        "additionalProperties",
+        "default",
+        "maxItems",
+        "maxLength",
+        "maximum",
+        "minItems",
+        "minLength",
+        "minimum",
+        "pattern",
+    }
+)
+
+
+def request_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Give the schema of what a call takes, with all its limits."""
+    return _without_titles(
+        model.model_json_schema(schema_generator=_PortableSchema, mode="validation")
+    )
+
+
+def answer_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Give the schema of what a call gives: its fields and their types."""
+    return _slim(
+        _without_titles(
+            model.model_json_schema(schema_generator=_PortableSchema, mode="serialization")
+        )
+    )
+
+
+def _without_titles(schema: dict[str, Any]) -> dict[str, Any]:
+    """Take out the names of classes, which were written for readers of the code."""
+    for part in (schema, *schema.get("$defs", {}).values()):
+        part.pop("title", None)
     return schema
 
 
-def _drop_class_words(schema: dict[str, Any]) -> None:
-    """Take out what was written for readers of the code: a class's name."""
-    schema.pop("title", None)
+def _slim(schema: dict[str, Any]) -> dict[str, Any]:
+    slim: dict[str, Any] = {}
+    for key, value in schema.items():
+        match key, value:
+            case (("properties" | "$defs"), dict()):
+                named = cast("dict[str, dict[str, Any]]", value)
+                slim[key] = {name: _slim(part) for name, part in named.items()}
+            case (("items" | "additionalProperties"), dict()):
+                slim[key] = _slim(cast("dict[str, Any]", value))
+            case (("anyOf" | "oneOf" | "allOf"), list()):
+                slim[key] = [_slim(part) for part in cast("list[dict[str, Any]]", value)]
+            case _:
+                if key not in _OF_NO_USE_IN_ANSWERS:
+                    slim[key] = value
+    return slim

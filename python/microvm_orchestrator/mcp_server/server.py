@@ -7,28 +7,20 @@ as the daemon, inside `running()`.
 
 from __future__ import annotations
 
-from base64 import b64encode
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.caching import CacheHint
-from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.types import (
-    SERVER_INFO_META_KEY,
-    CallToolRequestParams,
-    DiscoverResult,
-    Icon,
-    RequestParams,
-)
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from mcp.types import CallToolRequestParams
 from starlette.routing import Route
 
 from microvm_orchestrator import __version__, errors
 from microvm_orchestrator.mcp_server.profiles import PROFILES
 from microvm_orchestrator.mcp_server.prompts import Prompts
+from microvm_orchestrator.mcp_server.quiet_server import QuietServer
 from microvm_orchestrator.mcp_server.resources import Resources
 from microvm_orchestrator.mcp_server.tasks_extension import TasksExtension
 from microvm_orchestrator.mcp_server.tools import ServiceTools
@@ -37,9 +29,9 @@ from microvm_orchestrator.mcp_server.transport import MAX_MESSAGE_BYTES, HttpDoo
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from mcp.server.lowlevel import Server
     from starlette.routing import BaseRoute
 
-    from microvm_orchestrator.mcp_server.callers import Context
     from microvm_orchestrator.service.service import Service
 
 # The profile of clients that ask for none.
@@ -64,18 +56,6 @@ or task_release to give it back). Pass the token each time; if the answer is lea
 someone else has the task now.
 
 Times are seconds. Errors read `code: what happened`, then a hint with the next step."""
-
-_ICON_SVG = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="#2b6cb0" '
-    b'stroke-width="3"><rect x="3" y="12" width="8" height="8" rx="2"/><rect x="21" y="3" '
-    b'width="8" height="8" rx="2"/><rect x="21" y="21" width="8" height="8" rx="2"/>'
-    b'<path d="M11 16h5m0 0V7h5m-5 9v9h5"/></svg>'
-)
-ICON = Icon(
-    src=f"data:image/svg+xml;base64,{b64encode(_ICON_SVG).decode()}",
-    mime_type="image/svg+xml",
-    sizes=["any"],
-)
 
 
 class McpFrontEnd:
@@ -132,30 +112,6 @@ class McpFrontEnd:
             for sessions in self._sessions.values():
                 await stack.enter_async_context(sessions.run())
             yield
-
-
-class QuietServer(Server[Any]):
-    """A protocol server that introduces itself with its icon once, not in each answer."""
-
-    def __init__(self, name: str, *, title: str, version: str, **offered: Any) -> None:
-        super().__init__(name, title=title, version=version, icons=[ICON], **offered)
-        # A span for each message costs a twentieth of a call and nobody collects them.
-        self.middleware.clear()
-        self._brief = {"name": name, "version": version}
-        self._whole = super().server_info_stamp
-        self.add_request_handler("server/discover", RequestParams, self._discover)
-
-    @property
-    def server_info_stamp(self) -> dict[str, Any]:
-        return dict(self._brief)
-
-    async def _discover(self, ctx: Context, _params: RequestParams) -> DiscoverResult:
-        return DiscoverResult(
-            supported_versions=list(MODERN_PROTOCOL_VERSIONS),
-            capabilities=self.get_capabilities(protocol_version=ctx.protocol_version),
-            instructions=self.instructions,
-            _meta={SERVER_INFO_META_KEY: self._whole},
-        )
 
 
 def native_server(service: Service, tasks: TasksExtension) -> Server[Any]:

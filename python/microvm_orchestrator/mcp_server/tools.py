@@ -14,7 +14,7 @@ from mcp.types import INVALID_PARAMS, ListToolsResult, Tool, ToolAnnotations
 from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.answers import answer_result, crash_result, error_result
 from microvm_orchestrator.mcp_server.callers import caller_of
-from microvm_orchestrator.mcp_server.schemas import schema_of
+from microvm_orchestrator.mcp_server.schemas import answer_schema, request_schema
 from microvm_orchestrator.mcp_server.tasks_extension import Detachable
 from microvm_orchestrator.service.calls import Call, Caller, Effect
 
@@ -89,8 +89,8 @@ def tools_of(calls: Iterable[Call]) -> Iterable[Tool]:
             name=call.name,
             title=call.title,
             description=call.description,
-            input_schema=schema_of(call.request, "validation"),
-            output_schema=schema_of(call.answer, "serialization"),
+            input_schema=request_schema(call.request),
+            output_schema=answer_schema(call.answer),
             annotations=ToolAnnotations(
                 title=call.title,
                 read_only_hint=call.effect is Effect.READ,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from microvm_orchestrator.mcp_server.profiles.orchestrator_server import orchestrator_server
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -15,4 +17,6 @@ if TYPE_CHECKING:
 
     from microvm_orchestrator.service.service import Service
 
-PROFILES: Mapping[str, Callable[[Service], Server[Any]]] = {}
+PROFILES: Mapping[str, Callable[[Service], Server[Any]]] = {
+    "orchestrator-server": orchestrator_server,
+}

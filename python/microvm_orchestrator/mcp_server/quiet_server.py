@@ -1,0 +1,49 @@
+"""The SDK's protocol server as all our profiles use it: an icon, and little said twice."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.lowlevel import Server
+from mcp.types import SERVER_INFO_META_KEY, DiscoverResult, Icon, RequestParams
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.mcp_server.callers import Context
+
+_ICON_SVG = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="#2b6cb0" '
+    b'stroke-width="3"><rect x="3" y="12" width="8" height="8" rx="2"/><rect x="21" y="3" '
+    b'width="8" height="8" rx="2"/><rect x="21" y="21" width="8" height="8" rx="2"/>'
+    b'<path d="M11 16h5m0 0V7h5m-5 9v9h5"/></svg>'
+)
+ICON = Icon(
+    src=f"data:image/svg+xml;base64,{b64encode(_ICON_SVG).decode()}",
+    mime_type="image/svg+xml",
+    sizes=["any"],
+)
+
+
+class QuietServer(Server[Any]):
+    """A protocol server that introduces itself with its icon once, not in each answer."""
+
+    def __init__(self, name: str, *, title: str, version: str, **offered: Any) -> None:
+        super().__init__(name, title=title, version=version, icons=[ICON], **offered)
+        # A span for each message costs a twentieth of a call and nobody collects them.
+        self.middleware.clear()
+        self._brief = {"name": name, "version": version}
+        self._whole = super().server_info_stamp
+        self.add_request_handler("server/discover", RequestParams, self._discover)
+
+    @property
+    def server_info_stamp(self) -> dict[str, Any]:
+        return dict(self._brief)
+
+    async def _discover(self, ctx: Context, _params: RequestParams) -> DiscoverResult:
+        return DiscoverResult(
+            supported_versions=list(MODERN_PROTOCOL_VERSIONS),
+            capabilities=self.get_capabilities(protocol_version=ctx.protocol_version),
+            instructions=self.instructions,
+            _meta={SERVER_INFO_META_KEY: self._whole},
+        )
