@@ -15,13 +15,14 @@ from pydantic_core import from_json
 from microvm_orchestrator import log
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from microvm_orchestrator.errors import OrchestratorError
-    from microvm_orchestrator.service.calls import Answer
 
 _log = log.get(__name__)
 
 
-def answer_result(answer: Answer) -> CallToolResult:
+def answer_result(answer: BaseModel) -> CallToolResult:
     text = answer.model_dump_json()
     return CallToolResult(
         content=[TextContent(type="text", text=text)], structured_content=from_json(text)

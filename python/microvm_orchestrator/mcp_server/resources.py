@@ -32,9 +32,9 @@ from microvm_orchestrator.mcp_server.callers import caller_of
 
 if TYPE_CHECKING:
     from mcp.types import CompleteRequestParams, PaginatedRequestParams, ReadResourceRequestParams
+    from pydantic import BaseModel
 
     from microvm_orchestrator.mcp_server.callers import Context
-    from microvm_orchestrator.service.calls import Answer
     from microvm_orchestrator.service.service import Service
 
 JSON = "application/json"
@@ -167,7 +167,7 @@ class Resources:
         answer = await self._invoke(ctx, call, arguments)
         return _Listed.model_validate(answer.model_dump(mode="json"))
 
-    async def _invoke(self, ctx: Context, call: str, arguments: dict[str, object]) -> Answer:
+    async def _invoke(self, ctx: Context, call: str, arguments: dict[str, object]) -> BaseModel:
         try:
             return await self._service.invoke(caller_of(ctx), call, arguments)
         except errors.OrchestratorError as error:

@@ -33,7 +33,7 @@ class Request(BaseModel):
 
 
 class Answer(BaseModel):
-    """What a call gives."""
+    """What a call gives, where the model has no word for it already."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,7 +61,7 @@ class Call:
     title: str
     description: str
     request: type[Request]
-    answer: type[Answer]
+    answer: type[BaseModel]
     role: Role
     effect: Effect
     idempotent: bool
@@ -69,7 +69,7 @@ class Call:
     path: str
     waits: bool
     audited: bool
-    handler: Callable[[Any, Caller, Any], Awaitable[Answer]]
+    handler: Callable[[Any, Caller, Any], Awaitable[BaseModel]]
 
     @property
     def noun(self) -> str:
@@ -85,14 +85,14 @@ def declare(
     idempotent: bool = False,
     waits: bool = False,
     audited: bool | None = None,
-) -> Callable[[Callable[[Any, Caller, Any], Awaitable[Answer]]], Call]:
+) -> Callable[[Callable[[Any, Caller, Any], Awaitable[BaseModel]]], Call]:
     """Turn `async def handler(service, caller, request: R) -> A` into a `Call`.
 
     `http` is the REST route, as in `POST /v1/tasks`. The title and the description are the
     handler's docstring. Reads are not audited; everything else is, unless `audited` says otherwise.
     """
 
-    def wrap(handler: Callable[[Any, Caller, Any], Awaitable[Answer]]) -> Call:
+    def wrap(handler: Callable[[Any, Caller, Any], Awaitable[BaseModel]]) -> Call:
         hints = get_type_hints(handler)
         title, _, description = (handler.__doc__ or "").strip().partition("\n")
         method, _, path = http.partition(" ")

@@ -10,7 +10,7 @@ from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.report import GroupReport, GroupStatus
 from microvm_orchestrator.model.task import Task
 from microvm_orchestrator.model.values import Labels, Line, Name, Priority, priority_number
-from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
+from microvm_orchestrator.service.calls import Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.page import Cursor, ListRequest, PageOf
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.service.tasks import Changed
@@ -53,14 +53,6 @@ class GroupTasksRequest(GroupRef):
     cursor: Cursor | None = None
 
 
-class GroupStatusAnswer(GroupStatus, Answer):
-    """A group of tasks as a whole."""
-
-
-class GroupReportAnswer(GroupReport, Answer):
-    """Where a group's time went and what holds it up."""
-
-
 @declare("group_list", "GET /v1/groups", role=Role.VIEWER, effect=Effect.READ)
 async def group_list(
     service: Service, caller: Caller, request: ListRequest
@@ -72,10 +64,9 @@ async def group_list(
 
 
 @declare("group_get", "GET /v1/groups/{group}", role=Role.VIEWER, effect=Effect.READ)
-async def group_get(service: Service, caller: Caller, request: GroupRef) -> GroupStatusAnswer:
+async def group_get(service: Service, caller: Caller, request: GroupRef) -> GroupStatus:
     """Look at a group: its state, how many of its tasks stand where, how much is done."""
-    status = await service.store.query(OneGroup(request.group), actor(caller, "group_get"))
-    return GroupStatusAnswer.model_construct(**dict(status))
+    return await service.store.query(OneGroup(request.group), actor(caller, "group_get"))
 
 
 @declare("group_tasks", "GET /v1/groups/{group}/tasks", role=Role.VIEWER, effect=Effect.READ)
@@ -89,12 +80,10 @@ async def group_tasks(
 
 
 @declare("group_report", "GET /v1/groups/{group}/report", role=Role.VIEWER, effect=Effect.READ)
-async def group_report(service: Service, caller: Caller, request: GroupRef) -> GroupReportAnswer:
+async def group_report(service: Service, caller: Caller, request: GroupRef) -> GroupReport:
     """Find out where a group's time went: critical path, parallelism, bottlenecks."""
-    report = await service.store.query(
-        GroupAnalysis(request.group), actor(caller, "group_report")
-    )
-    return GroupReportAnswer.model_construct(**dict(report))
+    question = GroupAnalysis(request.group)
+    return await service.store.query(question, actor(caller, "group_report"))
 
 
 @declare(

@@ -30,10 +30,6 @@ class MetricsRequest(Request):
     group: Name | None = None
 
 
-class MetricsAnswer(Measures, Answer):
-    """Figures over a stretch of time, and how things stand now."""
-
-
 class Nothing(Request):
     """No parameters."""
 
@@ -74,11 +70,10 @@ class BackupAnswer(Answer):
 
 
 @declare("metrics_get", "GET /v1/metrics", role=Role.VIEWER, effect=Effect.READ)
-async def metrics_get(service: Service, caller: Caller, request: MetricsRequest) -> MetricsAnswer:
+async def metrics_get(service: Service, caller: Caller, request: MetricsRequest) -> Measures:
     """Read figures: counts by state, waiting and running times, throughput, workers."""
     question = Figures(request.window_s, request.group)
-    measures = await service.store.query(question, actor(caller, "metrics_get"))
-    return MetricsAnswer.model_construct(**dict(measures))
+    return await service.store.query(question, actor(caller, "metrics_get"))
 
 
 @declare("doctor_run", "GET /v1/doctor", role=Role.OPERATOR, effect=Effect.READ)

@@ -21,7 +21,7 @@ from microvm_orchestrator.model.records import Actor
 if TYPE_CHECKING:
     from microvm_orchestrator.config import Settings
     from microvm_orchestrator.events import Journal
-    from microvm_orchestrator.service.calls import Answer, Call, Caller
+    from microvm_orchestrator.service.calls import Call, Caller
     from microvm_orchestrator.store.base import Store
 
 M = TypeVar("M", bound=BaseModel)
@@ -47,7 +47,7 @@ class Service:
     calls: Mapping[str, Call]
     observe: Observe = _unobserved
 
-    async def invoke(self, caller: Caller, name: str, arguments: Mapping[str, object]) -> Answer:
+    async def invoke(self, caller: Caller, name: str, arguments: Mapping[str, object]) -> BaseModel:
         """Answer one call.
 
         Raises: any `OrchestratorError`. A refused call that would have changed something is
@@ -77,7 +77,7 @@ class Service:
         finally:
             self.observe(name, caller.via, outcome, time.perf_counter() - began)
 
-    async def _answer(self, call: Call, caller: Caller, arguments: Mapping[str, object]) -> Answer:
+    async def _answer(self, call: Call, caller: Caller, arguments: Mapping[str, object]) -> BaseModel:
         if not caller.principal.role.reaches(call.role):
             raise errors.Denied(
                 f"{call.name} needs the role {call.role}, and {caller.principal.name} "

@@ -297,17 +297,11 @@ def _graph_answer(group: str, done: Submitted) -> GraphAnswer:
     return GraphAnswer(group=group, tasks=tasks, replayed=done.replayed)
 
 
-class TaskAnswer(Task, Answer):
-    """A task with all that is known of it."""
-
-
 @declare("task_get", "GET /v1/tasks/{task_id}", role=Role.VIEWER, effect=Effect.READ)
-async def task_get(service: Service, caller: Caller, request: TaskRef) -> TaskAnswer:
+async def task_get(service: Service, caller: Caller, request: TaskRef) -> Task:
     """Look at one task: state, what it waits for, who has it, result, error."""
-    task = await service.store.query(
-        OneTask(request.task_id, request.group), actor(caller, "task_get")
-    )
-    return TaskAnswer.model_construct(**dict(task))
+    question = OneTask(request.task_id, request.group)
+    return await service.store.query(question, actor(caller, "task_get"))
 
 
 @declare("task_list", "GET /v1/tasks", role=Role.VIEWER, effect=Effect.READ)
@@ -419,7 +413,7 @@ _CHANGEABLE = frozenset(TaskSpec.model_fields) - {"key"}
 
 
 @declare("task_update", "PATCH /v1/tasks/{task_id}", role=Role.OPERATOR, idempotent=True)
-async def task_update(service: Service, caller: Caller, request: TaskUpdate) -> TaskAnswer:
+async def task_update(service: Service, caller: Caller, request: TaskUpdate) -> Task:
     """Change a task that nobody has claimed yet: text, input, dependencies, priority and the rest."""
     by = actor(caller, "task_update")
     unknown = sorted(set(request.changes) - _CHANGEABLE)
@@ -440,8 +434,7 @@ async def task_update(service: Service, caller: Caller, request: TaskUpdate) -> 
         visibility_labels=frozenset(service.settings.access.visibility_labels),
     )
     await service.store.amend(Address(task.task_id), change, by)
-    after = await service.store.query(OneTask(task.task_id), by)
-    return TaskAnswer.model_construct(**dict(after))
+    return await service.store.query(OneTask(task.task_id), by)
 
 
 def _as_spec(task: Task) -> dict[str, object]:

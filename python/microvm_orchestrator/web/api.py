@@ -25,9 +25,9 @@ from microvm_orchestrator.web.problems import problem, refusal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from pydantic import BaseModel
     from starlette.types import Receive, Scope, Send
 
-    from microvm_orchestrator.service.calls import Answer
     from microvm_orchestrator.service.service import Service
     from microvm_orchestrator.web.identity import Identity
     from microvm_orchestrator.web.terms import Terms
@@ -123,12 +123,12 @@ def _key(request: Request, layout: Layout, given: Mapping[str, object]) -> dict[
     return {IDEMPOTENCY_FIELD: key}
 
 
-async def _while_connected(request: Request, work: Awaitable[Answer]) -> Answer:
+async def _while_connected(request: Request, work: Awaitable[BaseModel]) -> BaseModel:
     """Wait for `work`, and stop waiting when the client goes: a claim must not go to nobody.
 
     Raises: what `work` raises; ClientDisconnect.
     """
-    outcome: Answer | errors.OrchestratorError | None = None
+    outcome: BaseModel | errors.OrchestratorError | None = None
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
