@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import sqlite3
-from collections.abc import Sequence
+from typing import Any
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.event import Event
@@ -93,7 +93,7 @@ _SELECT = "SELECT seq, at, kind, subject, grp, class_id, actor, body FROM event"
 
 def _of_subjects(
     connection: sqlite3.Connection, match: Match, after: int, limit: int
-) -> list[tuple[object, ...]]:
+) -> list[tuple[Any, ...]]:
     """The history of a few things, by the index instead of the whole journal."""
     where, values = _filter(match)
     return connection.execute(
@@ -103,7 +103,7 @@ def _of_subjects(
 
 def _scan(
     connection: sqlite3.Connection, match: Match, after: int, last: int, limit: int
-) -> tuple[list[tuple[object, ...]], int]:
+) -> tuple[list[tuple[Any, ...]], int]:
     where, values = _filter(match)
     through = min(last, after + _SCAN_MAX)
     rows = connection.execute(
@@ -134,7 +134,7 @@ def _filter(match: Match) -> tuple[str, list[object]]:
     return " AND ".join(parts), values
 
 
-def _event(row: Sequence[object]) -> Event:
+def _event(row: tuple[Any, ...]) -> Event:
     seq, at, kind, subject, group, _, actor, body = row
     return Event.model_construct(
         seq=seq,

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import anyio
+
 from microvm_orchestrator import errors
 
 T = TypeVar("T")
@@ -68,7 +70,9 @@ class Lane:
             return
         thread, self._thread = self._thread, None
         self._jobs.put(None)
-        await asyncio.to_thread(thread.join)
+        # A thread that outlived its event loop could answer nobody.
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(thread.join)
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` returns, once it is on disk. A caller who is cancelled cancels nothing."""
@@ -82,9 +86,9 @@ class Lane:
         try:
             connection = self._connect()
         except BaseException as error:  # noqa: BLE001 - it is handed to the one who waits for it
-            self._loop.call_soon_threadsafe(opened.set_exception, translated(error))
+            self._loop.call_soon_threadsafe(_answer, opened, None, translated(error))
             return
-        self._loop.call_soon_threadsafe(opened.set_result, None)
+        self._loop.call_soon_threadsafe(_answer, opened, None, None)
         try:
             while (job := self._jobs.get()) is not None:
                 done = (
@@ -96,7 +100,14 @@ class Lane:
 
     def _alone(self, connection: sqlite3.Connection, job: _Job[Any]) -> _Job[Any]:
         try:
-            job.answer = job.work(connection)
+            # An answer put together from several reads is of one moment.
+            connection.execute("BEGIN")
+            try:
+                job.answer = job.work(connection)
+            finally:
+                # After some errors the engine has ended the transaction itself.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
         except Exception as error:  # noqa: BLE001 - it is handed to the one who waits for it
             job.error = translated(error)
         return job
@@ -150,14 +161,18 @@ class Lane:
         changed = False
         for job in done:
             changed = changed or job.error is None
-            if job.future.cancelled():
-                continue
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.answer)
+            _answer(job.future, job.answer, job.error)
         if changed and self._writes:
             self._on_commit()
+
+
+def _answer(future: asyncio.Future[Any], answer: object, error: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(answer)
+    else:
+        future.set_exception(error)
 
 
 _BY_CODE: dict[int, tuple[type[errors.Unavailable], str, str]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -26,33 +26,41 @@ from microvm_orchestrator.store.questions import (
 )
 from microvm_orchestrator.store.read import RUN_COLUMNS, brief_task, one_run, whole_task
 from microvm_orchestrator.store.rows import COLUMNS, SELECT_TASK, Tx, task_row
+from microvm_orchestrator.store.view import visible
 
 T = TypeVar("T")
+Place = TypeVar("Place", int, str)
 _WIDTH = len(COLUMNS)
 
 
-def page_cursor(*place: object) -> str:
-    text = json.dumps(place, ensure_ascii=False, separators=(",", ":"))
+def page_cursor(place: object) -> str:
+    text = json.dumps([place], ensure_ascii=False, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def page_place(cursor: str, *kinds: type) -> list[Any]:
-    """Raises: CursorInvalid."""
-    try:
+def page_place(cursor: str | None, begin: Place) -> Place:
+    """Where a list goes on, which begins at `begin`.
+
+    Raises: CursorInvalid.
+    """
+    if cursor is None:
+        return begin
+    place: Any = None
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        place = json.loads(text)
-    except (binascii.Error, ValueError, RecursionError):
-        place = None
-    if (
-        not isinstance(place, list)
-        or len(place) != len(kinds)
-        or not all(type(part) is kind for part, kind in zip(place, kinds, strict=True))
-    ):
+        (place,) = json.loads(text)
+    if type(place) is not type(begin) or not _storable(place):
         raise errors.CursorInvalid(
             f"{cursor[:60]!r} is no cursor of this list",
             hint="use next_cursor as it was given, or none to begin anew",
         )
     return place
+
+
+def _storable(place: int | str) -> bool:
+    if isinstance(place, int):
+        return 0 <= place < 1 << 63
+    return not any("\ud800" <= letter <= "\udfff" for letter in place)
 
 
 def page(
@@ -86,9 +94,9 @@ def task_list(tx: Tx, question: TaskList) -> Page[TaskBrief]:
 
 
 def full_task_list(tx: Tx, question: FullTaskList) -> Page[Task]:
-    after = page_place(question.cursor, int)[0] if question.cursor else 0
+    after = page_place(question.cursor, 0)
     where, values = "grp = ? AND seq > ?", [question.group, after]
-    where += _visible(tx, "task.class_id")
+    where += visible(tx, "task.class_id")
     rows = tx.all(f"{SELECT_TASK} WHERE {where} ORDER BY seq LIMIT ?", *values, question.limit + 1)
     return page(
         rows,
@@ -104,15 +112,8 @@ def _with_body(columns: str) -> str:
     )
 
 
-def _visible(tx: Tx, column: str) -> str:
-    visible = tx.classes.visible(tx.connection, tx.by)
-    if visible is None:
-        return ""
-    return f" AND {column} IN ({', '.join(map(str, visible)) or 'NULL'})"
-
-
 def _task_filter(tx: Tx, question: TaskList) -> tuple[str, list[object]]:
-    after = page_place(question.cursor, int)[0] if question.cursor else 0
+    after = page_place(question.cursor, 0)
     where, values = "task.seq > ?", list[object]([after])
     if question.states:
         where += f" AND task.state IN ({', '.join('?' * len(question.states))})"
@@ -137,12 +138,12 @@ def _task_filter(tx: Tx, question: TaskList) -> tuple[str, list[object]]:
             " instr(lower(json_extract(task_body.spec, '$.title')), lower(?)))"
         )
         values += [question.text, question.text]
-    return where + _visible(tx, "task.class_id"), values
+    return where + visible(tx, "task.class_id"), values
 
 
 def run_list(tx: Tx, question: RunList) -> Page[Run]:
     row = tx.need(Address(question.ref, question.group))
-    after = page_place(question.cursor, int)[0] if question.cursor else 0
+    after = page_place(question.cursor, 0)
     rows = tx.all(
         f"SELECT {RUN_COLUMNS} FROM run WHERE task = ? AND attempt > ? ORDER BY attempt LIMIT ?",
         row.seq,
@@ -168,7 +169,7 @@ def record_by_id(tx: Tx, question: RecordById) -> Record | None:
 
 
 def record_list(tx: Tx, question: RecordList) -> Page[Record]:
-    after = page_place(question.cursor, str)[0] if question.cursor else ""
+    after = page_place(question.cursor, "")
     rows = tx.all(
         f"{_RECORD} WHERE kind = ? AND id > ? AND id >= ? AND substr(id, 1, ?) = ?"
         " ORDER BY id LIMIT ?",
@@ -210,7 +211,7 @@ def worker_by_name(tx: Tx, question: WorkerByName) -> WorkerRow | None:
 
 
 def worker_list(tx: Tx, question: WorkerList) -> Page[WorkerRow]:
-    after = page_place(question.cursor, str)[0] if question.cursor else ""
+    after = page_place(question.cursor, "")
     rows = tx.all(f"{_WORKER} WHERE name > ? ORDER BY name LIMIT ?", after, question.limit + 1)
     return page(rows, question.limit, _worker, lambda row: row[0])
 
@@ -220,9 +221,9 @@ def worker_list(tx: Tx, question: WorkerList) -> Page[WorkerRow]:
 
 def audit_list(tx: Tx, question: AuditList) -> Page[AuditRow]:
     where, values = "1", list[object]()
-    if question.cursor:
+    if question.cursor is not None:
         where += " AND seq < ?"
-        values += page_place(question.cursor, int)
+        values.append(page_place(question.cursor, 0))
     for column in ("actor", "action", "target", "outcome"):
         value = getattr(question, column)
         if value is not None:

@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -92,8 +93,10 @@ _SLOW = frozenset(
 class SqliteStore(hosts.SqliteHosts):
     """A store in one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[float], Clock] = Clock) -> None:
+        """`clock` is given the moment before which it must not begin."""
         self.path = path
+        self._start_clock = clock
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
@@ -118,7 +121,7 @@ class SqliteStore(hosts.SqliteHosts):
                 await lane.open()
             self._writer, self._readers = writer, readers
             extended = await self._write(SYSTEM, sweeping.grace)
-            self._swept_at = self._clock.now()
+            self._swept_at, self._stepped_s = self._clock.now(), 0.0
             log.info("store_opened", path=str(self.path), leases_extended=extended)
             yield
 
@@ -134,8 +137,8 @@ class SqliteStore(hosts.SqliteHosts):
                 "INSERT OR IGNORE INTO meta (name, value) VALUES ('epoch', ?)",
                 (secrets.token_hex(8),),
             )
-            last = connection.execute("SELECT max(at) FROM event").fetchone()[0]
-            self._clock = Clock(not_before=last or 0.0)
+            last = connection.execute("SELECT at FROM event ORDER BY seq DESC LIMIT 1").fetchone()
+            self._clock = self._start_clock(last[0] if last else 0.0)
         except BaseException:
             connection.close()
             raise
@@ -178,15 +181,23 @@ class SqliteStore(hosts.SqliteHosts):
         return await self._write(by, lambda tx: amend.amend(tx, which, change))
 
     async def sweep(self, keep: Keep) -> Swept:
-        stepped = self._clock.step()
-        late = self._clock.now() - self._swept_at
-        if stepped or late > _FROZEN_S:
-            # Nobody could renew while the engine was away: first the grace, then the sweep.
-            extended = await self._write(SYSTEM, sweeping.grace)
-            log.warning("leases_given_grace", extended=extended, late_s=late, clock_step_s=stepped)
-        swept = await self._write(SYSTEM, lambda tx: sweeping.sweep(tx, keep))
-        self._swept_at = self._clock.now()
+        swept, self._swept_at = await self._writer.run(lambda lane: self._sweep(lane, keep))
+        # Only now is it on disk: a grace that was not written is still owed.
+        self._stepped_s = 0.0
         return swept
+
+    def _sweep(self, connection: sqlite3.Connection, keep: Keep) -> tuple[Swept, float]:
+        self._stepped_s += self._clock.step()
+        now = self._clock.now()
+        late_s = now - self._swept_at
+        tx = Tx(connection, self._classes, now, SYSTEM)
+        if not self._stepped_s and late_s <= _FROZEN_S:
+            return sweeping.sweep(tx, keep), now
+        # Nobody could renew while the engine was away: first the grace, then the sweep.
+        extended = sweeping.grace(tx)
+        told = {"late_s": round(late_s, 3), "clock_step_s": round(self._stepped_s, 3)}
+        log.warning("leases_given_grace", extended=extended, **told)
+        return replace(sweeping.sweep(tx, keep), grace_s=max(self._stepped_s, late_s)), now
 
     async def enlist(self, card: WorkerCard, ttl_s: float, by: Actor) -> None:
         await self._write(by, lambda tx: registry.enlist(tx, card, ttl_s))
@@ -230,7 +241,7 @@ class SqliteStore(hosts.SqliteHosts):
         listener = [anyio.Event()]
         self._listeners.add(listener[0])
 
-        async def changes() -> AsyncIterator[None]:
+        async def changes() -> AsyncGenerator[None]:
             while True:
                 await listener[0].wait()
                 listener[0] = anyio.Event()
@@ -238,7 +249,8 @@ class SqliteStore(hosts.SqliteHosts):
                 yield
 
         try:
-            yield changes()
+            async with contextlib.aclosing(changes()) as looks:
+                yield looks
         finally:
             self._listeners.discard(listener[0])
 
