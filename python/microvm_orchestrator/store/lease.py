@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model import transition as t
@@ -23,7 +24,16 @@ from microvm_orchestrator.store.base import (
 )
 from microvm_orchestrator.store.read import whole_task
 from microvm_orchestrator.store.rows import SELECT_TASK, Tx, compact, task_row
+from microvm_orchestrator.store.view import (
+    View,
+    any_in,
+    freed_from_elsewhere,
+    next_due,
+    view_of,
+)
 
+# Bounds what one verb does for the clock, so that it never holds the writer for long.
+BATCH = 500
 # How many stuck tasks a deadlock names; the rest is in the list of tasks.
 _STUCK_TOLD = 10
 
@@ -64,31 +74,33 @@ def claim(tx: Tx, offer: Offer) -> Claimed:
     offer, draining = _declared(tx, offer)
     if draining:
         return Claimed(Verdict.DRAINING)
+    groups = tuple(dict.fromkeys(offer.groups))
+    ready = (tx.classes.get(tx.connection, class_id) for class_id in _ready_classes(tx, groups))
     fitting = [
         found.id
-        for found in map(
-            lambda i: tx.classes.get(tx.connection, i), _ready_classes(tx, offer.groups)
-        )
+        for found in ready
         if found.fits(offer.capabilities, offer.roles)
         and tx.by.sees(owner=found.owner, labels=found.labels)
     ]
-    rows = _first_ready(tx, fitting, offer)
+    rows = _first_ready(tx, fitting, groups, offer.count)
     if not rows:
-        return _why_none(tx, offer)
+        return _why_none(tx, groups)
     taken = tuple(_take(tx, row, offer) for row in rows)
     tx.audit(taken[0][0].task_id + (f" and {len(taken) - 1} more" if len(taken) > 1 else ""))
     return Claimed(Verdict.CLAIMED, taken)
 
 
 def open_due(tx: Tx) -> int:
-    """Tasks whose time has come. How many there were."""
-    due = tx.tasks("state = 'blocked' AND not_before <= ? ORDER BY not_before", tx.now)
+    """Tasks whose time has come, at most a batch of them. How many there were."""
+    due = tx.tasks(
+        f"state = 'blocked' AND not_before <= ? ORDER BY not_before LIMIT {BATCH}", tx.now
+    )
     opened = 0
     for row in due:
         step = tx.apply(row, t.Open())
         if step.event is None:
             # Its time came before its dependencies: from now on only these are in the way.
-            tx.run("UPDATE task SET not_before = NULL WHERE seq = ?", row.seq)
+            tx.save(row, row._replace(not_before=None))
         else:
             opened += 1
     return opened
@@ -99,15 +111,23 @@ def _declared(tx: Tx, offer: Offer) -> tuple[Offer, bool]:
     found = tx.one("SELECT capabilities, roles, draining FROM worker WHERE name = ?", offer.worker)
     if found is None:
         return offer, False
-    tx.run("UPDATE worker SET seen_at = ?, lost = 0 WHERE name = ?", tx.now, offer.worker)
-    return Offer(
-        worker=offer.worker,
+    _seen(tx, offer.worker)
+    offer = replace(
+        offer,
         capabilities=offer.capabilities | frozenset(json.loads(found[0])),
         roles=offer.roles | frozenset(json.loads(found[1])),
-        groups=offer.groups,
-        count=offer.count,
-        lease_s=offer.lease_s,
-    ), bool(found[2])
+    )
+    return offer, bool(found[2])
+
+
+def _seen(tx: Tx, worker: str) -> None:
+    """A worker that speaks is there, for as long again as it said when it registered."""
+    tx.run(
+        "UPDATE worker SET seen_until = ?1 + (seen_until - seen_at), seen_at = ?1, lost = 0"
+        " WHERE name = ?2",
+        tx.now,
+        worker,
+    )
 
 
 def _ready_classes(tx: Tx, groups: Sequence[str]) -> list[int]:
@@ -140,30 +160,28 @@ def _ready_classes(tx: Tx, groups: Sequence[str]) -> list[int]:
     )
 
 
-def _first_ready(tx: Tx, classes: Sequence[int], offer: Offer) -> list[TaskRow]:
+def _first_ready(
+    tx: Tx, classes: Sequence[int], groups: Sequence[str], count: int
+) -> list[TaskRow]:
     order = "ORDER BY priority DESC, seq LIMIT ?"
-    if offer.groups:
+    if groups:
         heads = [
             tx.all(
                 f"{SELECT_TASK} WHERE state = 'ready' AND grp = ? AND class_id = ? {order}",
                 group,
                 class_id,
-                offer.count,
+                count,
             )
-            for group in offer.groups
+            for group in groups
             for class_id in classes
         ]
     else:
         heads = [
-            tx.all(
-                f"{SELECT_TASK} WHERE state = 'ready' AND class_id = ? {order}",
-                class_id,
-                offer.count,
-            )
+            tx.all(f"{SELECT_TASK} WHERE state = 'ready' AND class_id = ? {order}", class_id, count)
             for class_id in classes
         ]
     rows = [task_row(row) for head in heads for row in head]
-    return heapq.nsmallest(offer.count, rows, key=lambda row: (-row.priority, row.seq))
+    return heapq.nsmallest(count, rows, key=lambda row: (-row.priority, row.seq))
 
 
 def _take(tx: Tx, row: TaskRow, offer: Offer) -> tuple[Task, Lease]:
@@ -188,64 +206,41 @@ def _take(tx: Tx, row: TaskRow, offer: Offer) -> tuple[Task, Lease]:
 # Why there is nothing to claim
 
 
-def _why_none(tx: Tx, offer: Offer) -> Claimed:
-    where, values = _within(tx, offer.groups)
-    if tx.one(f"SELECT 1 FROM task WHERE state = 'ready' AND {where} LIMIT 1", *values):
+def _why_none(tx: Tx, groups: Sequence[str]) -> Claimed:
+    view = view_of(tx, groups)
+    if any_in(tx, view, "ready"):
         return Claimed(Verdict.NO_MATCH)
-    blocked = tx.one(f"SELECT 1 FROM task WHERE state = 'blocked' AND {where} LIMIT 1", *values)
-    running = tx.one(f"SELECT 1 FROM task WHERE state = 'running' AND {where} LIMIT 1", *values)
-    if running:
+    if any_in(tx, view, "running"):
         return Claimed(Verdict.BLOCKED)
-    if not blocked:
+    if not any_in(tx, view, "blocked"):
         return Claimed(Verdict.ALL_DONE)
-    due = tx.one(
-        "SELECT min(not_before) FROM task"
-        f" WHERE state = 'blocked' AND not_before IS NOT NULL AND {where}",
-        *values,
-    )[0]
-    if due is not None or _somebody_else_may_free(tx, where, values):
+    due = next_due(tx, view)
+    if due is not None or freed_from_elsewhere(tx, view):
         return Claimed(Verdict.BLOCKED, due_at=due)
-    rows = tx.tasks(f"state = 'blocked' AND {where} ORDER BY grp, seq LIMIT {_STUCK_TOLD}", *values)
-    stuck = tuple(
+    return Claimed(Verdict.DEADLOCKED, stuck=_stuck(tx, view))
+
+
+def _stuck(tx: Tx, view: View) -> tuple[StuckTask, ...]:
+    """Some of the blocked tasks, first those of which it is known why."""
+    rows = tx.tasks(
+        f"state = 'blocked' AND {view.where} ORDER BY reason IS NULL, grp, seq LIMIT {_STUCK_TOLD}",
+        *view.values,
+    )
+    return tuple(
         StuckTask(
             row.id,
             None if row.key == row.id else row.key,
             row.reason or "waits for a task that is stuck itself",
         )
-        for row in sorted(rows, key=lambda row: row.reason is None)
+        for row in rows
     )
-    return Claimed(Verdict.DEADLOCKED, stuck=stuck)
-
-
-def _within(tx: Tx, groups: Sequence[str]) -> tuple[str, list[object]]:
-    """The tasks a claim looks at, as a condition: its groups, and what the actor sees."""
-    where, values = "1", list[object]()
-    if groups:
-        where += f" AND grp IN ({', '.join('?' * len(groups))})"
-        values += groups
-    visible = tx.classes.visible(tx.connection, tx.by)
-    if visible is not None:
-        where += f" AND class_id IN ({', '.join(map(str, visible)) or 'NULL'})"
-    return where, values
-
-
-def _somebody_else_may_free(tx: Tx, where: str, values: Sequence[object]) -> bool:
-    """Whether a blocked task waits for one outside this claim's view that can still finish."""
-    found = tx.one(
-        "SELECT 1 FROM edge JOIN task AS up ON up.seq = edge.upstream"
-        " WHERE edge.state = 'open' AND (up.state IN ('ready', 'running')"
-        "   OR (up.state = 'blocked' AND up.not_before IS NOT NULL))"
-        f" AND edge.dependent IN (SELECT seq FROM task WHERE state = 'blocked' AND {where}) LIMIT 1",
-        *values,
-    )
-    return found is not None
 
 
 def renew(tx: Tx, beats: Sequence[Beat]) -> list[Renewed]:
     """Raises: NotFound."""
     renewed = [_renew(tx, beat) for beat in beats]
     for worker in {beat.ref.worker for beat in beats}:
-        tx.run("UPDATE worker SET seen_at = ?, lost = 0 WHERE name = ?", tx.now, worker)
+        _seen(tx, worker)
     return renewed
 
 
@@ -253,7 +248,7 @@ def _renew(tx: Tx, beat: Beat) -> Renewed:
     row = tx.need(beat.ref.address)
     if not holds(tx, row, beat.ref):
         return Renewed(row.id, held=False, state=row.state, expires_at=None)
-    if row.expires_at is not None and row.deadline is not None and row.deadline <= tx.now:
+    if row.deadline is not None and row.deadline <= tx.now:
         # Its time is up; the sweep will say so in a moment.
         return Renewed(row.id, held=False, state=row.state, expires_at=None)
     row = tx.apply(row, t.Beat(beat.lease_s)).row
