@@ -115,7 +115,7 @@ class Gate(_Part):
     need: (
         Literal["all", "any"]
         | Annotated[int, Field(strict=True, ge=1)]
-        | Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
+        | Annotated[str, Field(pattern=r"^(100|[1-9][0-9]?)%$")]
     ) = Field(default="all", description="`all`, `any`, a number, or a share such as `60%`")
 
     @property

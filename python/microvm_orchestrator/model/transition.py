@@ -241,7 +241,8 @@ def _demand(row: TaskRow, participle: str, *states: TaskState) -> None:
 
 
 def _claimed(row: TaskRow, worker: str, holder: str, lease_s: float | None, now: float) -> TaskRow:
-    row = row._replace(state=TaskState.RUNNING,
+    row = row._replace(
+        state=TaskState.RUNNING,
         reason=None,
         attempt=row.attempt + 1,
         worker=worker,
@@ -264,7 +265,8 @@ def _unleased(row: TaskRow) -> TaskRow:
 
 def _finished(row: TaskRow, state: TaskState, reason: str | None, now: float) -> TaskRow:
     # The worker's name stays: who did it is worth knowing after it is done.
-    return row._replace(state=state,
+    return row._replace(
+        state=state,
         reason=reason,
         not_before=None,
         lease_until=None,
@@ -277,7 +279,8 @@ def _finished(row: TaskRow, state: TaskState, reason: str | None, now: float) ->
 def _requeued(row: TaskRow, reason: str, delay_s: float, now: float) -> TaskRow:
     row = _unleased(row)
     if delay_s > 0:
-        return row._replace(state=TaskState.BLOCKED, reason=reason, not_before=now + delay_s, ready_at=None
+        return row._replace(
+            state=TaskState.BLOCKED, reason=reason, not_before=now + delay_s, ready_at=None
         )
     return row._replace(state=TaskState.READY, reason=reason, ready_at=now)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model import transition as t
-from microvm_orchestrator.model.task import FINISHED, TaskState
-from microvm_orchestrator.model.transition import UNMET, TaskRow
+from microvm_orchestrator.model.task import FINISHED, GroupedSpec, TaskState
+from microvm_orchestrator.model.transition import UNMET, TaskRow, read_policy
 from microvm_orchestrator.model.values import priority_number
 from microvm_orchestrator.store.base import (
     Address,
@@ -28,11 +29,11 @@ from microvm_orchestrator.store.submit import (
     PlannedGate,
     class_of,
     due,
+    gates_told,
+    give_up_unmeetable,
     plan_gates,
     policy_of,
     refuse_ring,
-    settle_unmeetable,
-    spec_text,
     write_gates,
     write_labels,
 )
@@ -82,11 +83,7 @@ def _chosen(tx: Tx, which: Address | InGroup, states: tuple[str, ...]) -> list[T
     rows = tx.tasks(
         f"grp = ? AND state IN ({', '.join('?' * len(states))}) ORDER BY seq", which.group, *states
     )
-    return [
-        row
-        for row in rows
-        if tx.classes.sees(tx.connection, row.class_id, tx.by) and _labelled(tx, row, which)
-    ]
+    return [row for row in rows if _seen(tx, row) and _labelled(tx, row, which)]
 
 
 def _labelled(tx: Tx, row: TaskRow, which: InGroup) -> bool:
@@ -96,24 +93,23 @@ def _labelled(tx: Tx, row: TaskRow, which: InGroup) -> bool:
     )
 
 
+def _seen(tx: Tx, row: TaskRow) -> bool:
+    return tx.classes.sees(tx.connection, row.class_id, tx.by)
+
+
 # Cancel
 
 
 def _cancel(tx: Tx, which: Address | InGroup, change: CancelTasks) -> list[str]:
-    rows = _chosen(tx, which, _UNFINISHED)
+    rows = {row.seq: row for row in _chosen(tx, which, _UNFINISHED)}
     if change.cascade:
-        below = [tx.get(seq) for row in rows for seq in tx.downstream(row.seq)]
-        rows += [row for row in below if row.state not in FINISHED]
-    changed: list[str] = []
-    for row in rows:
-        now = tx.get(row.seq)
-        if now.state in FINISHED and now.seq != rows[0].seq:
-            # An earlier one of the list took it along.
-            continue
-        cancelled = tx.apply(now, t.Cancel(change.reason or "cancelled")).row
-        changed.append(cancelled.id)
-        ripple(tx, cancelled)
-    return changed
+        below = [tx.get(seq) for first in list(rows) for seq in tx.downstream(first)]
+        rows |= {row.seq: row for row in below if row.state not in FINISHED and _seen(tx, row)}
+    # First all of them, then what follows: none of them is to be opened or given up by another.
+    cancelled = [tx.apply(row, t.Cancel(change.reason or "cancelled")).row for row in rows.values()]
+    for row in cancelled:
+        ripple(tx, row)
+    return [row.id for row in cancelled]
 
 
 # Retry
@@ -123,24 +119,27 @@ def _retry(tx: Tx, which: Address | InGroup, change: RetryTasks) -> list[str]:
     rows = _chosen(tx, which, _UNLUCKY)
     if change.upstream:
         rows = [row for first in rows for row in _unlucky_above(tx, first)] + rows
-    if isinstance(which, Address) and not change.upstream:
-        return again(tx, _retriable(tx, rows[0]))
+    wanted = {row.seq for row in rows}
     changed: list[str] = []
-    for row in rows:
-        now = tx.get(row.seq)
-        # What was given up because of another comes back together with that one.
-        if now.state.value in _UNLUCKY and not _unmeetable_gates(tx, now):
-            changed += again(tx, now)
+    for seq in [row.seq for row in rows]:
+        row = tx.get(seq)
+        # One that waits for another of them comes back together with that one.
+        if row.state.value in _UNLUCKY and not _unmeetable_gates(tx, row):
+            changed += again(tx, row, wanted)
+    if isinstance(which, Address):
+        _refuse_vain_retry(tx, tx.get(rows[-1].seq), changed)
     return changed
 
 
-def _retriable(tx: Tx, row: TaskRow) -> TaskRow:
-    if row.state.value in _UNLUCKY and _unmeetable_gates(tx, row):
+def _refuse_vain_retry(tx: Tx, row: TaskRow, changed: Sequence[str]) -> None:
+    if row.state.value in _UNLUCKY:
         raise errors.StateForbids(
-            f"task {row.id} cannot be retried alone: {row.reason}",
+            f"task {row.id} cannot be retried alone: its dependencies cannot be met",
             hint="retry what it depends on, or ask for upstream",
         )
-    return row
+    if not changed:
+        # Refused by the rule that says which states may be retried.
+        tx.apply(row, t.Again())
 
 
 def _unlucky_above(tx: Tx, row: TaskRow) -> list[TaskRow]:
@@ -151,27 +150,37 @@ def _unlucky_above(tx: Tx, row: TaskRow) -> list[TaskRow]:
         fresh = {up.seq: up for up in above if up.state is not TaskState.DONE}
         found |= fresh
         layer = list(fresh)
-    return [up for up in list(found.values())[::-1] if up.state.value in _UNLUCKY]
+    return [up for up in found.values() if up.state.value in _UNLUCKY and _seen(tx, up)][::-1]
 
 
-def again(tx: Tx, row: TaskRow) -> list[str]:
-    """Try a task anew, and with it what was given up because of it. Ids of all of these."""
+def again(tx: Tx, row: TaskRow, wanted: Collection[int] = ()) -> list[str]:
+    """Try a task anew, and with it what was given up because of it or is wanted, too.
+
+    Ids of all of these.
+    """
     changed: list[str] = []
-    reopened = deque([row])
-    while reopened:
-        task = reopened.popleft()
-        revived = tx.apply(task, t.Again()).row
-        changed.append(revived.id)
+    revived = deque([row.seq])
+    while revived:
+        task = tx.get(revived.popleft())
+        if task.state.value not in _UNLUCKY:
+            # It came by two ways.
+            continue
+        task = tx.apply(task, t.Again()).row
+        changed.append(task.id)
         for dependent, number, state in tx.all(
             "SELECT dependent, gate, state FROM edge WHERE upstream = ? AND state <> 'open'",
             task.seq,
         ):
             lower = tx.get(dependent)
-            given_up = lower.state.value in _UNLUCKY and (lower.reason or "").startswith(UNMET)
-            if lower.state in {TaskState.BLOCKED, TaskState.READY} or given_up:
-                lower = _reopen_edge(tx, task, lower, number, was_met=state == "met")
-                if given_up:
-                    reopened.append(lower)
+            if lower.state in {TaskState.RUNNING, TaskState.DONE}:
+                # It went by what was true when it was claimed.
+                continue
+            lower = _reopen_edge(tx, task, lower, number, was_met=state == "met")
+            given_up = (lower.reason or "").startswith(UNMET)
+            back = lower.state.value in _UNLUCKY and (given_up or lower.seq in wanted)
+            # Not while another of its dependencies still cannot be met.
+            if back and not _unmeetable_gates(tx, lower):
+                revived.append(lower.seq)
     return changed
 
 
@@ -183,15 +192,17 @@ def _reopen_edge(tx: Tx, upstream: TaskRow, row: TaskRow, number: int, *, was_me
         number,
     )
     gate = tx.gate(row.seq, number)
-    was_open = gate.open
+    was_open, was_unmeetable = gate.open, gate.unmeetable
     gate.met -= was_met
     gate.missed -= not was_met
     tx.save_gate(gate)
     if was_open and not gate.open:
         row = tx.save(row, row._replace(gates_left=row.gates_left + 1))
         return tx.apply(row, t.Shut()).row
-    if row.state is TaskState.BLOCKED and not _unmeetable_gates(tx, row):
-        return tx.save(row, row._replace(reason=None))
+    if row.state is TaskState.BLOCKED and was_unmeetable and not gate.unmeetable:
+        row = tx.save(row, row._replace(reason=None))
+        # Another gate may have missed too; then that is the reason now.
+        return give_up_unmeetable(tx, row)
     return row
 
 
@@ -226,44 +237,64 @@ def _update(tx: Tx, row: TaskRow, change: UpdateTask) -> str:
             f"task {row.id} is at version {row.version}, not {change.expect_version}",
             hint="read it again and decide anew",
         )
-    spec = change.spec.model_copy(update={"group": row.grp})
-    old = row
-    row = row._replace(priority=priority_number(spec.priority),
-        lease_s=change.lease_s or row.lease_s,
+    body = json.loads(tx.one("SELECT spec FROM task_body WHERE seq = ?", row.seq)[0])
+    spec = _changed_spec(row, body, change)
+    new = row._replace(
+        priority=priority_number(spec.priority),
+        lease_s=row.lease_s if spec.lease_s is None else spec.lease_s,
         timeout_s=spec.timeout_s,
         on_unmet=spec.on_unmet,
         policy=policy_of(spec),
         not_before=due(spec, tx.now) if "not_before" in change.fields else row.not_before,
         class_id=class_of(tx, spec, _owner(tx, row), change.visibility_labels),
     )
-    gates: list[PlannedGate] = []
     if "depends_on" in change.fields:
-        row, gates = _rewired(tx, row, change)
-        refuse_ring(tx, row)
-    else:
-        row = _redue(tx, row)
-    row = tx.save(old, row)
-    _rewrite_body(tx, row, change)
-    tx.event("task.updated", row, fields=sorted(change.fields))
-    settle_unmeetable(tx, row, gates)
+        gates = _rewire(tx, row, spec)
+        refuse_ring(tx, [row.seq], {row.seq})
+        left = tx.one("SELECT count(*) FROM gate WHERE task = ? AND met < need", row.seq)[0]
+        new = new._replace(gates_left=left, reason=None)
+        body["depends_on"] = gates_told(gates)
+    body |= {name: getattr(spec, name) for name in _BODY_FIELDS}
+    tx.run("UPDATE task_body SET spec = ? WHERE seq = ?", compact(body), row.seq)
+    if "labels" in change.fields:
+        tx.run("DELETE FROM label WHERE task = ?", row.seq)
+        write_labels(tx, row.seq, spec.labels)
+    new = tx.save(row, new)
+    tx.event("task.updated", new, fields=[*sorted(change.fields)])
+    waits = new.gates_left > 0 or new.not_before is not None
+    new = tx.apply(new, t.Shut() if waits else t.Open()).row
+    if not change.fields.isdisjoint({"depends_on", "on_unmet"}):
+        give_up_unmeetable(tx, new)
     return row.id
+
+
+_BODY_FIELDS = ("title", "description", "input", "labels", "capabilities", "role")
+
+
+def _changed_spec(row: TaskRow, body: Mapping[str, Any], change: UpdateTask) -> GroupedSpec:
+    """What the task asks for now: the fields that are named anew, the others as they were."""
+    policy = read_policy(row.policy)
+    before: dict[str, Any] = {name: body[name] for name in _BODY_FIELDS} | {
+        "priority": row.priority,
+        "lease_s": row.lease_s,
+        "timeout_s": row.timeout_s,
+        "on_unmet": row.on_unmet,
+        "retry": policy.retry,
+        "on_expiry": policy.on_expiry,
+        "max_expiries": policy.max_expiries,
+    }
+    kept = {name: value for name, value in before.items() if name not in change.fields}
+    if "lease_s" in change.fields:
+        kept["lease_s"] = change.lease_s
+    return change.spec.model_copy(update={**kept, "group": row.grp})
 
 
 def _owner(tx: Tx, row: TaskRow) -> str:
     return tx.classes.get(tx.connection, row.class_id).owner
 
 
-def _redue(tx: Tx, row: TaskRow) -> TaskRow:
-    blocked = row.gates_left > 0 or row.not_before is not None
-    if blocked is (row.state is TaskState.BLOCKED):
-        return row
-    state = TaskState.BLOCKED if blocked else TaskState.READY
-    return row._replace(state=state, ready_at=None if blocked else tx.now)
-
-
-def _rewired(tx: Tx, row: TaskRow, change: UpdateTask) -> tuple[TaskRow, list[PlannedGate]]:
+def _rewire(tx: Tx, row: TaskRow, spec: GroupedSpec) -> list[PlannedGate]:
     """Replace the gates the task asked for itself; what others put before it stays."""
-    spec = change.spec.model_copy(update={"group": row.grp})
     gates = plan_gates(tx, spec, {}, own_id=row.id)
     tx.run(
         "DELETE FROM gate WHERE task = ?1 AND number IN"
@@ -273,32 +304,7 @@ def _rewired(tx: Tx, row: TaskRow, change: UpdateTask) -> tuple[TaskRow, list[Pl
     tx.run("DELETE FROM edge WHERE dependent = ? AND origin <> 'before'", row.seq)
     first = tx.one("SELECT coalesce(max(number), -1) + 1 FROM gate WHERE task = ?", row.seq)[0]
     write_gates(tx, row.seq, gates, first)
-    left = tx.one("SELECT count(*) FROM gate WHERE task = ? AND met < need", row.seq)[0]
-    stored = _stored_spec(tx, row)
-    told = spec_text(spec, gates, stored["template"])
-    tx.run("UPDATE task_body SET spec = ? WHERE seq = ?", told, row.seq)
-    return _redue(tx, row._replace(gates_left=left, reason=None)), gates
-
-
-def _stored_spec(tx: Tx, row: TaskRow) -> dict[str, Any]:
-    return json.loads(tx.one("SELECT spec FROM task_body WHERE seq = ?", row.seq)[0])
-
-
-def _rewrite_body(tx: Tx, row: TaskRow, change: UpdateTask) -> None:
-    stored = _stored_spec(tx, row)
-    spec = change.spec
-    stored |= {
-        "title": spec.title,
-        "description": spec.description,
-        "input": spec.input,
-        "labels": spec.labels,
-        "capabilities": spec.capabilities,
-        "role": spec.role,
-    }
-    tx.run("UPDATE task_body SET spec = ? WHERE seq = ?", compact(stored), row.seq)
-    if "labels" in change.fields:
-        tx.run("DELETE FROM label WHERE task = ?", row.seq)
-        write_labels(tx, row.seq, spec.labels)
+    return gates
 
 
 # Delete
@@ -306,14 +312,9 @@ def _rewrite_body(tx: Tx, row: TaskRow, change: UpdateTask) -> None:
 
 def _delete(tx: Tx, row: TaskRow, change: DeleteTask) -> list[str]:
     below = [tx.get(seq) for seq in tx.downstream(row.seq)]
-    if below and not change.cascade:
-        names = [tx.get(seq).key for seq in tx.dependents(row.seq)]
-        more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
-        raise errors.HasDependents(
-            f"cannot delete task {row.key} as it has dependent tasks: "
-            f"{', '.join(names[:_NAMES_TOLD])}{more}",
-            hint="delete these first, or ask for cascade",
-        )
+    unseen = sum(not _seen(tx, task) for task in below)
+    if unseen or (below and not change.cascade):
+        raise _has_dependents(row, [task.key for task in below if _seen(tx, task)], unseen)
     doomed = [row, *below]
     for task in doomed:
         if task.state is TaskState.RUNNING:
@@ -324,6 +325,18 @@ def _delete(tx: Tx, row: TaskRow, change: DeleteTask) -> list[str]:
         tx.event("task.deleted", task)
         drop_task(tx, task.seq)
     return [task.id for task in doomed]
+
+
+def _has_dependents(row: TaskRow, names: Sequence[str], unseen: int) -> errors.HasDependents:
+    told = list(names[:_NAMES_TOLD])
+    if len(names) > _NAMES_TOLD:
+        told.append(f"{len(names) - _NAMES_TOLD} more")
+    if unseen:
+        told.append(f"{unseen} that you cannot see")
+    return errors.HasDependents(
+        f"cannot delete task {row.key} as it has dependent tasks: {', '.join(told)}",
+        hint="their owners have to delete theirs" if unseen else "delete these, or ask for cascade",
+    )
 
 
 def drop_task(tx: Tx, seq: int) -> None:

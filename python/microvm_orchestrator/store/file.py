@@ -56,8 +56,9 @@ _INVARIANTS = {
         "SELECT id FROM task WHERE gates_left <> (SELECT count(*) FROM gate"
         " WHERE gate.task = task.seq AND met < need)"
     ),
-    "ready tasks that wait for something": (
-        "SELECT id FROM task WHERE state = 'ready' AND (gates_left > 0 OR not_before IS NOT NULL)"
+    "ready or running tasks that wait for something": (
+        "SELECT id FROM task WHERE state IN ('ready', 'running')"
+        " AND (gates_left > 0 OR not_before IS NOT NULL)"
     ),
     "blocked tasks that wait for nothing": (
         "SELECT id FROM task WHERE state = 'blocked' AND gates_left = 0 AND not_before IS NULL"
@@ -65,7 +66,8 @@ _INVARIANTS = {
     "gates that miscount their edges": (
         "SELECT task FROM gate WHERE total <> (SELECT count(*) FROM edge WHERE dependent = task"
         " AND edge.gate = number) OR met <> (SELECT count(*) FROM edge WHERE dependent = task"
-        " AND edge.gate = number AND state = 'met')"
+        " AND edge.gate = number AND state = 'met') OR missed <> (SELECT count(*) FROM edge"
+        " WHERE dependent = task AND edge.gate = number AND state = 'missed')"
     ),
     "running tasks without a running attempt": (
         "SELECT id FROM task WHERE state = 'running' AND NOT EXISTS (SELECT 1 FROM run"

@@ -6,6 +6,7 @@ requirements with outlive it and are thrown away whenever something is rolled ba
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,10 @@ COLUMNS = TaskRow._fields
 _SELECT = ", ".join(f"task.{name}" for name in COLUMNS)
 SELECT_TASK = f"SELECT {_SELECT} FROM task"
 _INSERT_TASK = f"INSERT INTO task ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+
+def digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 # Made once: `json.dumps` with options makes an encoder for every call.

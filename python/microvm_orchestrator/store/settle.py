@@ -11,6 +11,7 @@ from collections import deque
 from pydantic import JsonValue
 
 from microvm_orchestrator.model import transition as t
+from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.task import FINISHED, TaskState
 from microvm_orchestrator.model.transition import TaskRow, edge_met
 from microvm_orchestrator.store.base import (
@@ -24,8 +25,7 @@ from microvm_orchestrator.store.base import (
 )
 from microvm_orchestrator.store.lease import holds
 from microvm_orchestrator.store.read import whole_task
-from microvm_orchestrator.store.rows import Tx, compact
-from microvm_orchestrator.store.submit import digest
+from microvm_orchestrator.store.rows import Tx, compact, digest
 
 # A late result is kept with the event that refuses it, unless it is longer than this.
 _LATE_KEPT = 65_536
@@ -74,20 +74,25 @@ def _note_attempt(tx: Tx, row: TaskRow, column: str, told: str) -> None:
 def _repeated(tx: Tx, row: TaskRow, ref: Ref, outcome: Outcome) -> Settled | None:
     """The same word again, because its answer was lost: it was heard the first time."""
     attempt = tx.one(
-        "SELECT state, result, error, unlocked, worker FROM run WHERE task = ? AND attempt = ?",
+        "SELECT state, result, error, unlocked, worker, holder FROM run"
+        " WHERE task = ? AND attempt = ?",
         row.seq,
         ref.token,
     )
-    if attempt is None or attempt[4] != ref.worker:
+    if attempt is None:
         return None
-    state, result, error, unlocked, _ = attempt
+    state, result, error, unlocked, worker, holder = attempt
+    if worker != ref.worker or (holder != tx.by.name and tx.by.role is not Role.ADMIN):
+        return None
     match outcome:
         case Done():
             same = state == "succeeded" and result == compact(outcome.result)
         case Failed():
             same = state == "failed" and error == compact(outcome.error.model_dump())
         case Released():
-            same = state == "cancelled" and row.attempt == ref.token and row.state not in FINISHED
+            # Whoever holds it now, the one who gave it back is heard; a cancelled task was not.
+            given_back = row.attempt > ref.token or row.state not in FINISHED
+            same = state == "cancelled" and given_back
     if not same:
         return None
     freed = [tx.find_by_id(task_id) for task_id in json.loads(unlocked or "[]")]
@@ -121,7 +126,10 @@ def _unlocked(row: TaskRow) -> SubmittedTask:
 
 
 def ripple(tx: Tx, finished: TaskRow) -> tuple[SubmittedTask, ...]:
-    """Tell the tasks that wait for a finished one, and those that finish because of it."""
+    """Tell the tasks that wait for a finished one, and those that finish because of it.
+
+    The tasks that became ready.
+    """
     ready: list[SubmittedTask] = []
     ended = deque([finished])
     while ended:
@@ -135,29 +143,31 @@ def ripple(tx: Tx, finished: TaskRow) -> tuple[SubmittedTask, ...]:
         result = tx.result(upstream.seq) if needs_result else None
         for dependent, number, condition in edges:
             met = edge_met(condition, upstream.state, result)
-            after = _close_edge(tx, upstream, dependent, number, met=met)
+            before = tx.get(dependent)
+            after = _close_edge(tx, upstream, before, number, met=met)
+            if after.state is before.state:
+                continue
             if after.state is TaskState.READY:
                 ready.append(_unlocked(after))
-            elif after.state in FINISHED and after.finished_at == tx.now:
+            elif after.state in FINISHED:
                 ended.append(after)
     return tuple(ready)
 
 
-def _close_edge(tx: Tx, upstream: TaskRow, dependent: int, number: int, *, met: bool) -> TaskRow:
+def _close_edge(tx: Tx, upstream: TaskRow, row: TaskRow, number: int, *, met: bool) -> TaskRow:
     """The dependent task after one of its edges was decided."""
     tx.run(
         "UPDATE edge SET state = ? WHERE upstream = ? AND dependent = ? AND gate = ?",
         "met" if met else "missed",
         upstream.seq,
-        dependent,
+        row.seq,
         number,
     )
-    gate = tx.gate(dependent, number)
+    gate = tx.gate(row.seq, number)
     was_open, was_unmeetable = gate.open, gate.unmeetable
     gate.met += met
     gate.missed += not met
     tx.save_gate(gate)
-    row = tx.get(dependent)
     if gate.open and not was_open:
         row = tx.save(row, row._replace(gates_left=row.gates_left - 1))
         return tx.apply(row, t.Open()).row

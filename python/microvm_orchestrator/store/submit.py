@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +34,7 @@ from microvm_orchestrator.store.base import (
 )
 from microvm_orchestrator.store.lease import held
 from microvm_orchestrator.store.rows import Tx, compact
+from microvm_orchestrator.store.settle import ripple
 
 # How long a replayed request is recognised: longer than any client retries.
 ANSWERED_S = 7 * 86_400.0
@@ -66,14 +66,22 @@ def submit(tx: Tx, graph: Graph) -> Submitted:
     drafts = _number(tx, graph, parent)
     _refuse_cycles(graph.tasks, drafts)
     visibility = graph.visibility_labels
-    submitted = tuple(
+    rows = [
         _write(tx, task, draft, drafts, parent, visibility)
         for task, draft in zip(graph.tasks, drafts.values(), strict=True)
-    )
+    ]
     if parent is not None:
-        _hold_up_dependents(tx, parent, graph.tasks, submitted)
-    for task, made in zip(graph.tasks, submitted, strict=True):
-        _put_before(tx, task, made)
+        children = [row for task, row in zip(graph.tasks, rows, strict=True) if task.child]
+        _hold_up_dependents(tx, parent, children)
+    for task, row in zip(graph.tasks, rows, strict=True):
+        _put_before(tx, row, task.before)
+    # Only now, when every edge is there, can a task that is given up take others along.
+    for row in rows:
+        give_up_unmeetable(tx, tx.get(row.seq))
+    submitted = tuple(
+        SubmittedTask(row.id, task.spec.key, row.grp, tx.get(row.seq).state)
+        for task, row in zip(graph.tasks, rows, strict=True)
+    )
     tx.audit(_told(submitted))
     answer = Submitted(submitted)
     if graph.idempotency is not None:
@@ -174,7 +182,7 @@ def _write(
     drafts: Mapping[tuple[str, str], Upstream],
     parent: TaskRow | None,
     visibility: frozenset[str],
-) -> SubmittedTask:
+) -> TaskRow:
     spec = task.spec if parent is None else task.spec.model_copy(update={"group": parent.grp})
     if parent is not None and not task.child:
         spec = spec.model_copy(update={"depends_on": [*spec.depends_on, parent.id]})
@@ -190,8 +198,7 @@ def _write(
     write_labels(tx, row.seq, spec.labels)
     write_gates(tx, row.seq, gates)
     tx.event("task.submitted", row, priority=row.priority, title=spec.title)
-    row = settle_unmeetable(tx, row, gates)
-    return SubmittedTask(row.id, spec.key, row.grp, row.state)
+    return row
 
 
 def _fresh_row(
@@ -255,7 +262,8 @@ def with_gates(tx: Tx, row: TaskRow, gates: Sequence[PlannedGate]) -> TaskRow:
     """The state a new or rewired task has, given what it waits for."""
     left = sum(_met(tx, gate) < gate.need for gate in gates)
     blocked = left > 0 or row.not_before is not None
-    return row._replace(gates_left=left,
+    return row._replace(
+        gates_left=left,
         state=TaskState.BLOCKED if blocked else TaskState.READY,
         ready_at=None if blocked else tx.now,
     )
@@ -273,12 +281,26 @@ def _edge_state(tx: Tx, upstream: Upstream, condition: str) -> str:
     return "met" if edge_met(condition, upstream.state, result) else "missed"
 
 
-def settle_unmeetable(tx: Tx, row: TaskRow, gates: Sequence[PlannedGate]) -> TaskRow:
-    """A task submitted after its dependency has failed is in the same place as one before."""
-    for gate in gates:
-        missed = [up for up, on in gate.edges if _edge_state(tx, up, on) == "missed"]
-        if len(gate.edges) - len(missed) < gate.need:
-            return tx.apply(row, Unmeetable(missed[0].id, missed[0].state)).row
+def give_up_unmeetable(tx: Tx, row: TaskRow) -> TaskRow:
+    """Tell an unclaimed task if its dependencies can no longer be met.
+
+    So one submitted after its dependency has failed is in the same place as one before.
+    """
+    if not row.gates_left:
+        return row
+    found = tx.one(
+        "SELECT up.id, up.state FROM gate"
+        " JOIN edge ON edge.dependent = gate.task AND edge.gate = gate.number"
+        " JOIN task AS up ON up.seq = edge.upstream"
+        " WHERE gate.task = ? AND gate.total - gate.missed < gate.need AND edge.state = 'missed'"
+        " LIMIT 1",
+        row.seq,
+    )
+    if found is None:
+        return row
+    row = tx.apply(row, Unmeetable(found[0], TaskState(found[1]))).row
+    if row.state in FINISHED:
+        ripple(tx, row)
     return row
 
 
@@ -292,10 +314,14 @@ def spec_text(spec: GroupedSpec, gates: Sequence[PlannedGate], template: str | N
             "labels": spec.labels,
             "capabilities": spec.capabilities,
             "role": spec.role,
-            "depends_on": [_gate_told(gate) for gate in gates if gate.origin == "asked"],
+            "depends_on": gates_told(gates),
             "template": template,
         }
     )
+
+
+def gates_told(gates: Sequence[PlannedGate]) -> list[JsonValue]:
+    return [_gate_told(gate) for gate in gates if gate.origin == "asked"]
 
 
 def _gate_told(gate: PlannedGate) -> JsonValue:
@@ -373,7 +399,7 @@ def _planned(
                 f"dependency {edge.task} of task {_name(spec)} not found",
                 hint="name a key of the same group or a task_id, submitted before or together",
             )
-        upstream = Upstream(row.seq, row.id, row.state)
+        upstream = _upstream(row)
     if upstream.id == own_id:
         raise _cycle([edge.task, edge.task])
     return upstream, _condition(edge)
@@ -398,7 +424,7 @@ def _children_of(tx: Tx, gate: PlannedGate) -> PlannedGate | None:
                 for row in rows:
                     if row.state not in FINISHED:
                         on = On.FINISH if condition == On.FINISH else On.SUCCESS
-                        edges[row.seq] = (Upstream(row.seq, row.id, row.state), on)
+                        edges[row.seq] = (_upstream(row), on)
                 layer = [row.seq for row in rows]
     return PlannedGate(len(edges), list(edges.values()), "child") if edges else None
 
@@ -425,59 +451,78 @@ def write_gates(tx: Tx, seq: int, gates: Sequence[PlannedGate], first: int = 0) 
         )
 
 
-def refuse_ring(tx: Tx, task: TaskRow) -> None:
-    """Raises: CycleFound when the task now waits for itself, however far around."""
-    came_from: dict[int, int] = {}
-    layer = [task.seq]
-    while layer:
-        above: list[int] = []
-        for seq in layer:
-            for upstream in tx.upstreams(seq):
-                if upstream == task.seq:
-                    raise _cycle([tx.get(step).key for step in _ring(came_from, seq, task.seq)])
-                if upstream not in came_from:
-                    came_from[upstream] = seq
-                    above.append(upstream)
-        layer = above
+def refuse_ring(tx: Tx, tasks: Sequence[int], waiting: Collection[int]) -> None:
+    """Make sure that none of `tasks` waits, however far up, for one of those `waiting` for it.
+
+    Raises: CycleFound.
+    """
+    found = tx.one(
+        "WITH RECURSIVE above (seq) AS (SELECT value FROM json_each(?1)"
+        f" UNION SELECT upstream FROM above {_UP_FROM_ABOVE})"
+        f" SELECT 1 FROM above {_UP_FROM_ABOVE} WHERE upstream IN (SELECT value FROM json_each(?2))"
+        " LIMIT 1",
+        compact(list(tasks)),
+        compact(list(waiting)),
+    )
+    if found is not None:
+        ring = _ring(tx, tasks, waiting)
+        raise _cycle([tx.get(seq).key for seq in ring])
 
 
-def _ring(came_from: Mapping[int, int], seq: int, start: int) -> list[int]:
-    path = [start, seq]
-    while path[-1] != start:
-        path.append(came_from[path[-1]])
-    return path[::-1]
+# What is done never waits again, so the search for a ring ends there.
+_UP_FROM_ABOVE = (
+    "JOIN edge ON edge.dependent = above.seq"
+    " JOIN task AS up ON up.seq = edge.upstream AND up.state <> 'done'"
+)
+
+
+def _ring(tx: Tx, tasks: Sequence[int], waiting: Collection[int]) -> list[int]:
+    came_from: dict[int, int | None] = dict.fromkeys(tasks)
+    layer = deque(tasks)
+    while True:
+        seq = layer.popleft()
+        for upstream in tx.upstreams(seq):
+            if upstream in waiting:
+                way = [upstream, seq]
+                while (step := came_from[way[-1]]) is not None:
+                    way.append(step)
+                # The first waits for the last, unless it is the last.
+                return way[::-1] if way[0] == way[-1] else [*way[::-1], way[-1]]
+            if upstream not in came_from:
+                came_from[upstream] = seq
+                layer.append(upstream)
 
 
 # A graph that grows
 
 
-def _hold_up_dependents(
-    tx: Tx, parent: TaskRow, tasks: Sequence[NewTask], submitted: Sequence[SubmittedTask]
-) -> None:
+def _hold_up_dependents(tx: Tx, parent: TaskRow, children: Sequence[TaskRow]) -> None:
     """Whoever waits for the whole of the parent waits for its new children too."""
-    children = [
-        Upstream(tx.need(Address(made.task_id)).seq, made.task_id, made.state)
-        for task, made in zip(tasks, submitted, strict=True)
-        if task.child
-    ]
     if not children:
         return
     waiting = tx.all(
         "SELECT DISTINCT edge.dependent, edge.condition FROM edge JOIN gate"
         " ON gate.task = edge.dependent AND gate.number = edge.gate"
-        " WHERE edge.upstream = ? AND gate.need = gate.total AND edge.condition <> 'failure'",
+        " WHERE edge.upstream = ? AND edge.state = 'open' AND gate.need = gate.total"
+        " AND edge.condition <> 'failure'",
         parent.seq,
     )
     fresh = {child.seq for child in children}
     for dependent, condition in waiting:
+        # A child that comes after its parent does not wait for its siblings.
         if dependent not in fresh:
             on = On.FINISH if condition == On.FINISH else On.SUCCESS
-            edges = [(child, str(on)) for child in children]
+            edges = [(_upstream(child), str(on)) for child in children]
             _add_gate(tx, tx.get(dependent), PlannedGate(len(edges), edges, "child"))
+    refuse_ring(tx, list(fresh), {dependent for dependent, _ in waiting} - fresh)
+
+
+def _upstream(row: TaskRow) -> Upstream:
+    return Upstream(row.seq, row.id, row.state)
 
 
 def _add_gate(tx: Tx, row: TaskRow, gate: PlannedGate) -> None:
-    """Make an unfinished task wait for more."""
+    """Make an unfinished task wait for more, which is not done yet."""
     if row.state in FINISHED:
         return
     first = tx.one("SELECT coalesce(max(number), -1) + 1 FROM gate WHERE task = ?", row.seq)[0]
@@ -486,17 +531,15 @@ def _add_gate(tx: Tx, row: TaskRow, gate: PlannedGate) -> None:
     tx.apply(row, Shut())
 
 
-def _put_before(tx: Tx, task: NewTask, made: SubmittedTask) -> None:
-    for ref in task.before:
-        row = tx.need(Address(ref, made.group))
+def _put_before(tx: Tx, new: TaskRow, refs: Sequence[str]) -> None:
+    for ref in refs:
+        row = tx.need(Address(ref, new.grp))
         if row.state not in {TaskState.BLOCKED, TaskState.READY}:
             raise errors.StateForbids(
                 f"task {ref} is {row.state}; only an unclaimed task can be made to wait for another"
             )
-        new = tx.need(Address(made.task_id))
-        upstream = Upstream(new.seq, new.id, new.state)
-        _add_gate(tx, row, PlannedGate(1, [(upstream, On.SUCCESS)], "before"))
-        refuse_ring(tx, new)
+        _add_gate(tx, row, PlannedGate(1, [(_upstream(new), On.SUCCESS)], "before"))
+        refuse_ring(tx, [new.seq], {row.seq})
 
 
 # Replays
@@ -529,7 +572,3 @@ def _remember(tx: Tx, request: Idempotency, answer: Submitted) -> None:
         _SUBMITTED.dump_json(answer.tasks).decode(),
         tx.now,
     )
-
-
-def digest(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()

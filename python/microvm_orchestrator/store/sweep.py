@@ -10,13 +10,13 @@ from microvm_orchestrator.model import transition as t
 from microvm_orchestrator.model.task import FINISHED
 from microvm_orchestrator.store.amend import drop_task
 from microvm_orchestrator.store.base import Keep, Swept
-from microvm_orchestrator.store.lease import open_due
+from microvm_orchestrator.store.lease import BATCH, open_due
 from microvm_orchestrator.store.rows import Tx
 from microvm_orchestrator.store.settle import ripple
 from microvm_orchestrator.store.submit import ANSWERED_S
 
-# Bounds what one pass does, so that it never holds the writer for long; the next pass goes on.
-_BATCH = 500
+# The same for the journal, whose rows are quickly dropped.
+_EVENTS_AT_ONCE = 5000
 
 
 def sweep(tx: Tx, keep: Keep) -> Swept:
@@ -53,7 +53,7 @@ def grace(tx: Tx) -> int:
 def _expire(tx: Tx) -> tuple[int, int]:
     requeued = failed = 0
     for row in tx.tasks(
-        f"state = 'running' AND expires_at <= ? ORDER BY expires_at LIMIT {_BATCH}", tx.now
+        f"state = 'running' AND expires_at <= ? ORDER BY expires_at LIMIT {BATCH}", tx.now
     ):
         after = tx.apply(row, t.Expire(), silent=row.worker).row
         if after.state in FINISHED:
@@ -83,45 +83,64 @@ def _trim_events(tx: Tx, keep: Keep) -> int:
     first, last = tx.one("SELECT min(seq), max(seq) FROM event")
     if last is None:
         return 0
-    # The newest event always stays: the next one is numbered after it.
     through = 0 if keep.event_count is None else last - keep.event_count
     if keep.event_age_s is not None:
+        # Events lie in the order of their time, so only the first few need a look.
         old = tx.one(
-            "SELECT max(seq) FROM (SELECT seq FROM event WHERE at < ? AND seq < ?"
-            " ORDER BY seq LIMIT ?)",
+            "SELECT max(seq) FROM (SELECT seq, at FROM event ORDER BY seq LIMIT ?) WHERE at < ?",
+            _EVENTS_AT_ONCE,
             tx.now - keep.event_age_s,
-            last,
-            _BATCH * 10,
         )[0]
         through = max(through, old or 0)
-    through = min(through, last - 1, first + _BATCH * 10)
+    # The newest event always stays: the next one is numbered after it.
+    through = min(through, last - 1, first + _EVENTS_AT_ONCE - 1)
     return tx.run("DELETE FROM event WHERE seq <= ?", through) if through >= first else 0
 
 
 def _trim_tasks(tx: Tx, keep: Keep) -> int:
-    """Finished tasks that no other task refers to any more, oldest first."""
+    """Finished tasks for which no unfinished one has a use, oldest first."""
     dropped = 0
     if keep.task_age_s is not None:
-        dropped += _drop_finished(tx, "finished_at < ?", tx.now - keep.task_age_s, _BATCH)
+        dropped += _drop_finished(tx, tx.now - keep.task_age_s, BATCH)
     if keep.task_count is not None:
         finished = tx.one("SELECT count(*) FROM task WHERE finished_at IS NOT NULL")[0]
-        surplus = min(finished - keep.task_count, _BATCH)
+        surplus = min(finished - keep.task_count, BATCH)
         if surplus > 0:
-            dropped += _drop_finished(tx, "finished_at <= ?", tx.now, surplus)
+            dropped += _drop_finished(tx, tx.now + 1, surplus)
     return dropped
 
 
-def _drop_finished(tx: Tx, older: str, than: float, limit: int) -> int:
+def _drop_finished(tx: Tx, before: float, limit: int) -> int:
     rows = tx.tasks(
-        f"finished_at IS NOT NULL AND {older} AND state IN ('done', 'failed', 'cancelled')"
-        " AND NOT EXISTS (SELECT 1 FROM edge WHERE upstream = task.seq)"
-        f" ORDER BY finished_at LIMIT {limit}",
-        than,
+        "finished_at < ? AND NOT EXISTS (SELECT 1 FROM edge"
+        "  JOIN task AS low ON low.seq = edge.dependent"
+        "  WHERE edge.upstream = task.seq AND low.finished_at IS NULL)"
+        " ORDER BY finished_at LIMIT ?",
+        before,
+        limit,
     )
     for row in rows:
         tx.event("task.dropped", row._replace(reason="past its retention"))
+        _fold_edges(tx, row.seq)
         drop_task(tx, row.seq)
     return len(rows)
+
+
+def _fold_edges(tx: Tx, seq: int) -> None:
+    """Let the gates behind a task go on without it as if it still stood there."""
+    for dependent, number, state in tx.all(
+        "SELECT dependent, gate, state FROM edge WHERE upstream = ?", seq
+    ):
+        met = state == "met"
+        tx.run(
+            "UPDATE gate SET total = total - 1, met = met - ?1, missed = missed - ?2,"
+            " need = max(0, need - ?1) WHERE task = ?3 AND number = ?4",
+            met,
+            not met,
+            dependent,
+            number,
+        )
+    tx.run("DELETE FROM edge WHERE upstream = ?", seq)
 
 
 def _next(tx: Tx) -> float | None:
