@@ -32,7 +32,6 @@ from microvm_orchestrator.mcp_server.callers import caller_of
 
 if TYPE_CHECKING:
     from mcp.types import CompleteRequestParams, PaginatedRequestParams, ReadResourceRequestParams
-    from pydantic import BaseModel
 
     from microvm_orchestrator.mcp_server.callers import Context
     from microvm_orchestrator.service.service import Service
