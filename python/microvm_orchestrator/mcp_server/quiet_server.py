@@ -1,4 +1,4 @@
-"""The SDK's protocol server as all our profiles use it: an icon, and little said twice."""
+"""The SDK's protocol server as we use it: an icon, little said twice, and errors explained."""
 
 from __future__ import annotations
 
@@ -6,11 +6,27 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.lowlevel import Server
-from mcp.types import SERVER_INFO_META_KEY, DiscoverResult, Icon, RequestParams
+from mcp.shared.exceptions import MCPError
+from mcp.types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    SERVER_INFO_META_KEY,
+    DiscoverResult,
+    Icon,
+    RequestParams,
+)
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+
+from microvm_orchestrator import errors, log
+from microvm_orchestrator.mcp_server.answers import error_text
 
 if TYPE_CHECKING:
+    from mcp.server.context import CallNext, HandlerResult
+
     from microvm_orchestrator.mcp_server.callers import Context
+
+_log = log.get(__name__)
 
 _ICON_SVG = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="#2b6cb0" '
@@ -25,13 +41,29 @@ ICON = Icon(
 )
 
 
+async def _explained(ctx: Context, call_next: CallNext) -> HandlerResult:
+    """Convert what handlers raise into errors of the protocol, whichever era the client speaks."""
+    try:
+        return await call_next(ctx)
+    except (MCPError, ValidationError):
+        raise
+    except errors.OrchestratorError as error:
+        mistaken = isinstance(error, errors.InvalidInput | errors.NotFound | errors.TooLarge)
+        code = INVALID_PARAMS if mistaken else INTERNAL_ERROR
+        raise MCPError(code=code, message=error_text(error)) from error
+    except Exception as error:
+        # A bug of ours: the log gets the story, the client a sentence without it.
+        _log.exception("request_crashed", method=ctx.method)
+        raise MCPError(code=INTERNAL_ERROR, message="Internal server error") from error
+
+
 class QuietServer(Server[Any]):
     """A protocol server that introduces itself with its icon once, not in each answer."""
 
     def __init__(self, name: str, *, title: str, version: str, **offered: Any) -> None:
         super().__init__(name, title=title, version=version, icons=[ICON], **offered)
-        # A span for each message costs a twentieth of a call and nobody collects them.
-        self.middleware.clear()
+        # In place of the SDK's spans: they cost a twentieth of a call and nobody collects them.
+        self.middleware[:] = [_explained]
         self._brief = {"name": name, "version": version}
         self._whole = super().server_info_stamp
         self.add_request_handler("server/discover", RequestParams, self._discover)

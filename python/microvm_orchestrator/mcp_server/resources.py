@@ -13,7 +13,6 @@ from urllib.parse import quote, unquote
 
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
-    INTERNAL_ERROR,
     INVALID_PARAMS,
     CompleteResult,
     Completion,
@@ -26,8 +25,6 @@ from mcp.types import (
 )
 from pydantic import BaseModel, JsonValue
 
-from microvm_orchestrator import errors
-from microvm_orchestrator.mcp_server.answers import error_text
 from microvm_orchestrator.mcp_server.callers import caller_of
 
 if TYPE_CHECKING:
@@ -167,9 +164,4 @@ class Resources:
         return _Listed.model_validate(answer.model_dump(mode="json"))
 
     async def _invoke(self, ctx: Context, call: str, arguments: dict[str, object]) -> BaseModel:
-        try:
-            return await self._service.invoke(caller_of(ctx), call, arguments)
-        except errors.OrchestratorError as error:
-            mistaken = isinstance(error, errors.InvalidInput | errors.NotFound | errors.TooLarge)
-            code = INVALID_PARAMS if mistaken else INTERNAL_ERROR
-            raise MCPError(code=code, message=error_text(error)) from error
+        return await self._service.invoke(caller_of(ctx), call, arguments)

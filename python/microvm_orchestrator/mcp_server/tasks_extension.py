@@ -282,10 +282,7 @@ class TasksExtension:
         """Find a task of this principal, and set it going again if a stop had cut it off."""
         running = self._running.get(task_id)
         if running is None:
-            try:
-                task = await self._shelf.find(task_id, principal)
-            except errors.OrchestratorError as error:
-                raise MCPError(code=INTERNAL_ERROR, message=f"{error.code}: {error}") from error
+            task = await self._shelf.find(task_id, principal)
             # It may have been set going while the shelf was searched.
             running = self._running.get(task_id)
             if running is None and task is not None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
-    INTERNAL_ERROR,
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
     CallToolRequestParams,
@@ -22,7 +21,7 @@ from mcp.types import (
     Tool,
 )
 
-from microvm_orchestrator import errors, log
+from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.answers import error_text
 from microvm_orchestrator.mcp_server.callers import caller_of
 from microvm_orchestrator.mcp_server.profiles.orchestrator_tasks import (
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
     from microvm_orchestrator.mcp_server.callers import Context
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
-
-_log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +112,6 @@ class OrchestratorTools:
             raise MCPError(code=INVALID_REQUEST, message=str(refusal)) from refusal
         except errors.OrchestratorError as error:
             raise MCPError(code=INVALID_REQUEST, message=error_text(error)) from error
-        except Exception as error:
-            # The converting edge: a bug of ours is told without its story.
-            _log.exception("profile_call_crashed", profile=GROUP, tool=params.name)
-            raise MCPError(code=INTERNAL_ERROR, message="Internal server error") from error
         text = json.dumps(answer, indent=2, ensure_ascii=False)
         return CallToolResult(content=[TextContent(type="text", text=text)])
 
