@@ -36,6 +36,12 @@ class WorkerRef(Request):
     worker: Name
 
 
+class WorkerHeartbeat(Request):
+    """A registered worker's sign of life."""
+
+    worker: Name | None = None
+
+
 class WorkerDrain(WorkerRef):
     """Whether it shall take no more tasks."""
 
@@ -76,7 +82,7 @@ def _told(row: WorkerRow) -> Worker:
 
 @declare("worker_register", "POST /v1/workers", role=Role.WORKER, idempotent=True, audited=False)
 async def worker_register(service: Service, caller: Caller, request: WorkerRegister) -> Worker:
-    """Register a worker with what it can do, or say that it is still there.
+    """Register a worker with what it can do, for as long as it says that it is still there.
 
     Its capabilities and roles are added to those of each task_claim it makes.
     """
@@ -92,6 +98,28 @@ async def _worker(service: Service, caller: Caller, name: str) -> Worker:
     if row is None:
         raise errors.NotFound(f"no worker {name}", hint="worker_list shows who is registered")
     return _told(row)
+
+
+@declare(
+    "worker_heartbeat",
+    "POST /v1/workers/heartbeat",
+    role=Role.WORKER,
+    idempotent=True,
+    audited=False,
+)
+async def worker_heartbeat(service: Service, caller: Caller, request: WorkerHeartbeat) -> Worker:
+    """Say that a registered worker is still there, though it holds no task.
+
+    Claims and heartbeats of tasks say so too.
+    """
+    by = actor(caller, "worker_heartbeat")
+    name = worker_name(caller, request.worker)
+    row = await service.store.query(WorkerByName(name), by)
+    if row is None:
+        raise errors.NotFound(f"no worker {name}", hint="register it first: worker_register")
+    card = WorkerCard(name, row.capabilities, row.roles, row.labels)
+    await service.store.enlist(card, row.seen_until - row.seen_at, by)
+    return await _worker(service, caller, name)
 
 
 @declare("worker_get", "GET /v1/workers/{worker}", role=Role.VIEWER, effect=Effect.READ)
@@ -132,6 +160,7 @@ async def worker_remove(service: Service, caller: Caller, request: WorkerRef) ->
 
 CALLS: tuple[Call, ...] = (
     worker_register,
+    worker_heartbeat,
     worker_get,
     worker_list,
     worker_drain,
