@@ -27,8 +27,9 @@ class GroupStatus(_Report):
 
     group: str
     state: str = Field(
-        description="`running`, `waiting` (ready, nobody took it), `blocked` (for a time), "
-        "`deadlocked`, `done`, `failed` (finished, not all done) or `cancelled`"
+        description="`running`, `waiting` (ready, nobody took it), `blocked` (for a time, or for a "
+        "task of another group), `deadlocked` (nothing can free it), or, when all are finished, "
+        "`failed` (some failed), `cancelled` (some were cancelled) or `done`"
     )
     counts: StateCounts
     total: int
@@ -45,7 +46,7 @@ class PathStep(_Report):
     key: str | None
     state: str
     wait_s: float = Field(description="from when it was ready to when it was claimed")
-    run_s: float = Field(description="from when it was claimed to when it ended")
+    run_s: float = Field(description="from when it was claimed to when it ended; all attempts")
 
 
 class Bottleneck(_Report):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AwareDatetime, Field, JsonValue, PlainSerializer, StrictBool
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    StrictBool,
+)
 
 from microvm_orchestrator.model.names import NAME_PATTERN
 
@@ -18,9 +27,13 @@ MAX_JSON_BYTES = 1_048_576
 MAX_JSON_DEPTH = 64
 MAX_DEPENDENCIES = 10_000
 MAX_GRAPH = 10_000
+MAX_YEAR = 9998
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Both sets: a terminal takes U+009B for the beginning of a command as it does escape and bracket.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def _no_control(text: str) -> str:
@@ -29,51 +42,77 @@ def _no_control(text: str) -> str:
     return text
 
 
-def json_depth(value: JsonValue) -> int:
-    """How many lists and objects lie inside each other in `value`."""
+def check_json(value: JsonValue) -> JsonValue:
+    """Give the value back if every reader of JSON can take it.
+
+    Raises: ValueError.
+    """
     depth, layer = 0, [value]
-    while True:
-        inner: list[JsonValue] = []
-        nested = False
-        for item in layer:
-            if isinstance(item, list):
-                inner += item
-                nested = True
-            elif isinstance(item, dict):
-                inner += item.values()
-                nested = True
-        if not nested:
-            return depth
-        depth += 1
+    while layer:
         if depth > MAX_JSON_DEPTH:
-            return depth
-        layer = inner
-
-
-def _shallow(value: JsonValue) -> JsonValue:
-    if json_depth(value) > MAX_JSON_DEPTH:
-        raise ValueError(f"is nested deeper than {MAX_JSON_DEPTH} levels")
+            raise ValueError(f"is nested deeper than {MAX_JSON_DEPTH} levels")
+        inner: list[JsonValue] = []
+        for item in layer:
+            match item:
+                case list():
+                    inner += item
+                case dict():
+                    inner += item.values()
+                case int() | float():
+                    _check_number(item)
+                case _:
+                    pass
+        depth, layer = depth + 1, inner
     return value
 
 
+def _check_number(number: float) -> None:
+    # NaN is no JSON, and the database that searches what is kept refuses the whole of it; most
+    # readers know no greater number than a double, and comparing with one fails.
+    try:
+        if math.isfinite(number):
+            return
+    except OverflowError:
+        pass
+    raise ValueError("holds a number that JSON has not: NaN, or beyond 1.8e308")
+
+
+def _written_out(moment: object) -> object:
+    # A bare number would be taken for seconds since 1970, and is more likely meant as from now on.
+    if isinstance(moment, datetime) or (isinstance(moment, str) and _DATE.match(moment)):
+        return moment
+    raise ValueError("is written as in 2026-01-31T12:00:00Z")
+
+
 def _utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC)
+    try:
+        utc = moment.astimezone(UTC)
+    except OverflowError:
+        utc = None
+    # A second more, as rounding may bring it, would be in a year that cannot be written.
+    if utc is None or utc.year > MAX_YEAR:
+        raise ValueError(f"lies outside of the years 1 to {MAX_YEAR}")
+    return utc
 
 
 def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-Int = Annotated[int, Field(strict=True)]
+# As the store keeps it.
+Int = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Flag = StrictBool
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Line = Annotated[str, Field(max_length=1000)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Key = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_no_control)]
-Json = Annotated[JsonValue, AfterValidator(_shallow)]
+Json = Annotated[JsonValue, AfterValidator(check_json)]
 Moment = Annotated[
-    AwareDatetime, AfterValidator(_utc), PlainSerializer(rfc3339, return_type=str, when_used="json")
+    AwareDatetime,
+    BeforeValidator(_written_out),
+    AfterValidator(_utc),
+    PlainSerializer(rfc3339, return_type=str, when_used="json"),
 ]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=31_536_000, allow_inf_nan=False)]
 Capability = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}$")]

@@ -37,6 +37,7 @@ from microvm_orchestrator.store.submit import (
     write_gates,
     write_labels,
 )
+from microvm_orchestrator.store.view import no_group, view_of
 
 _NAMES_TOLD = 20
 
@@ -76,14 +77,15 @@ def _chosen(tx: Tx, which: Address | InGroup, states: tuple[str, ...]) -> list[T
     """The task named, whatever its state, or those of a group that are in one of the states."""
     if isinstance(which, Address):
         return [tx.need(which)]
-    if tx.one("SELECT 1 FROM task WHERE grp = ? LIMIT 1", which.group) is None:
-        raise errors.NotFound(
-            f"no group {which.group}", hint="group_list shows the groups there are"
-        )
+    view = view_of(tx, [which.group])
+    if tx.one(f"SELECT 1 FROM task WHERE {view.where} LIMIT 1", *view.values) is None:
+        raise no_group(which.group)
     rows = tx.tasks(
-        f"grp = ? AND state IN ({', '.join('?' * len(states))}) ORDER BY seq", which.group, *states
+        f"{view.where} AND state IN ({', '.join('?' * len(states))}) ORDER BY seq",
+        *view.values,
+        *states,
     )
-    return [row for row in rows if _seen(tx, row) and _labelled(tx, row, which)]
+    return [row for row in rows if _labelled(tx, row, which)]
 
 
 def _labelled(tx: Tx, row: TaskRow, which: InGroup) -> bool:

@@ -188,12 +188,13 @@ def _take(tx: Tx, row: TaskRow, offer: Offer) -> tuple[Task, Lease]:
     step = tx.apply(row, t.Claim(offer.worker, tx.by.name, offer.lease_s))
     taken = step.row
     tx.run(
-        "INSERT INTO run (task, attempt, worker, holder, state, started_at)"
-        " VALUES (?, ?, ?, ?, 'running', ?)",
+        "INSERT INTO run (task, attempt, worker, holder, state, waited_s, started_at)"
+        " VALUES (?, ?, ?, ?, 'running', ?, ?)",
         taken.seq,
         taken.attempt,
         offer.worker,
         tx.by.name,
+        tx.now - (taken.ready_at or tx.now),
         tx.now,
     )
     tx.run("UPDATE task_body SET progress = NULL WHERE seq = ? AND progress IS NOT NULL", taken.seq)

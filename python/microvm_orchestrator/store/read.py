@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -29,7 +30,7 @@ _GATES: TypeAdapter[list[Gate | Edge]] = TypeAdapter(list[Gate | Edge])
 _WAITING_TOLD = 100
 
 
-def _moment(value: float | None) -> Any:
+def moment_or_none(value: float | None) -> datetime | None:
     return None if value is None else moment(value)
 
 
@@ -77,12 +78,12 @@ def whole_task(connection: sqlite3.Connection, classes: Classes, row: TaskRow) -
         parent_id=parent_id,
         timeout_s=row.timeout_s,
         lease_s=row.lease_s,
-        lease_expires_at=_moment(row.expires_at),
+        lease_expires_at=moment_or_none(row.expires_at),
         retry=policy.retry,
         on_expiry=OnExpiry(policy.on_expiry),
         max_expiries=policy.max_expiries,
-        not_before=_moment(row.not_before),
-        ready_at=_moment(row.ready_at),
+        not_before=moment_or_none(row.not_before),
+        ready_at=moment_or_none(row.ready_at),
         result=_value(result),
         error=_error(error),
         template=spec["template"],
@@ -116,8 +117,8 @@ def _brief_fields(
         "attempt": row.attempt,
         "progress": _progress(progress),
         "created_at": moment(row.created_at),
-        "started_at": _moment(row.started_at),
-        "finished_at": _moment(row.finished_at),
+        "started_at": moment_or_none(row.started_at),
+        "finished_at": moment_or_none(row.finished_at),
     }
 
 
@@ -133,7 +134,7 @@ def one_run(task_id: str, row: tuple[Any, ...]) -> Run:
         worker=worker,
         state=RunState(state),
         started_at=moment(started_at),
-        finished_at=_moment(finished_at),
+        finished_at=moment_or_none(finished_at),
         progress=_progress(progress),
         result=_value(result),
         error=_error(error),

@@ -24,6 +24,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.store import (
     amend,
+    figures,
     groups,
     hosts,
     journal,
@@ -82,7 +83,7 @@ _ANSWERS: dict[type[Any], Callable[[Tx, Any], Any]] = {
     q.GroupList: groups.group_list,
     q.OneGroup: groups.one_group,
     q.GroupAnalysis: reports.group_report,
-    q.Figures: reports.figures,
+    q.Figures: figures.figures,
 }
 # Questions that look at much; they have a lane of their own, so that no `task_get` waits for them.
 _SLOW = frozenset(

@@ -27,6 +27,7 @@ def sweep(tx: Tx, keep: Keep) -> Swept:
     tasks = _trim_tasks(tx, keep)
     tx.run("DELETE FROM answered WHERE at < ?", tx.now - ANSWERED_S)
     tx.run("DELETE FROM reservation WHERE until < ?", tx.now)
+    tx.run("DELETE FROM command WHERE heard_at < ?", tx.now - ANSWERED_S)
     return Swept(
         requeued=requeued,
         failed=failed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from microvm_orchestrator import errors
 from microvm_orchestrator.store.rows import Tx
 
 
@@ -39,6 +40,10 @@ def visible(tx: Tx, column: str) -> str:
     if classes is None:
         return ""
     return f" AND {column} IN ({', '.join(map(str, classes)) or 'NULL'})"
+
+
+def no_group(group: str) -> errors.NotFound:
+    return errors.NotFound(f"no group {group}", hint="group_list shows the groups there are")
 
 
 def any_in(tx: Tx, view: View, state: str) -> bool:

@@ -104,6 +104,8 @@ CREATE TABLE run (
   worker      TEXT NOT NULL,
   holder      TEXT NOT NULL,
   state       TEXT NOT NULL,
+  -- From when the task was ready to when it was claimed.
+  waited_s    REAL NOT NULL,
   started_at  REAL NOT NULL,
   finished_at REAL,
   progress    TEXT,
@@ -188,14 +190,17 @@ CREATE TABLE host (
   seen_until REAL NOT NULL
 ) WITHOUT ROWID;
 
+-- What is set aside on a host, on top of what it says is free. Once its member is owned by the host
+-- (`until` is null) it stands until the host's next word, which counts the member itself.
 CREATE TABLE reservation (
   gang   TEXT NOT NULL,
   member TEXT NOT NULL,
   host   TEXT NOT NULL,
   needs  TEXT NOT NULL,
-  until  REAL NOT NULL,
+  until  REAL,
   PRIMARY KEY (gang, member)
 ) WITHOUT ROWID;
+CREATE INDEX reservation_on_host ON reservation (host);
 
 CREATE TABLE owner (
   kind  TEXT NOT NULL,
@@ -214,13 +219,17 @@ CREATE TABLE effect (
   result TEXT
 ) WITHOUT ROWID;
 
+-- A number is never given twice, so that `after` means the same for ever; an acknowledged command
+-- stays for a while, so that it is known when it is sent again.
 CREATE TABLE command (
-  host TEXT NOT NULL,
-  seq  INTEGER NOT NULL,
-  id   TEXT NOT NULL UNIQUE,
-  body TEXT NOT NULL,
-  PRIMARY KEY (host, seq)
-) WITHOUT ROWID;
+  seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+  host     TEXT NOT NULL,
+  id       TEXT NOT NULL UNIQUE,
+  body     TEXT NOT NULL,
+  heard_at REAL
+);
+CREATE INDEX command_waiting ON command (host, seq) WHERE heard_at IS NULL;
+CREATE INDEX command_heard ON command (heard_at) WHERE heard_at IS NOT NULL;
 
 CREATE TABLE blob_at (
   digest TEXT NOT NULL,
