@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.deliveries.outbox import PACE, SENDER, Means, Outbox
+from microvm_orchestrator.deliveries.outbox import PACE, SENDER, Means, Outbox, is_authorised
 from microvm_orchestrator.deliveries.post import Poster
 from microvm_orchestrator.model import token
 from microvm_orchestrator.model.webhook import (
@@ -22,7 +22,6 @@ from microvm_orchestrator.model.webhook import (
 )
 from microvm_orchestrator.store.base import Match
 from microvm_orchestrator.store.every import every_record
-from microvm_orchestrator.store.questions import RecordById
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +60,6 @@ async def deliver(store: Store, journal: Journal, settings: Settings, pace: Retr
 class _Running:
     """An outbox at work."""
 
-    version: int
     outbox: Outbox
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     ended: anyio.Event = field(default_factory=anyio.Event)
@@ -69,21 +67,23 @@ class _Running:
     async def run(self) -> None:
         try:
             with self.scope:
-                while True:
-                    try:
-                        await self.outbox.run()
-                    except* errors.OrchestratorError as found:
-                        _log.error(
-                            "outbox_failed",
-                            webhook=self.outbox.webhook_id,
-                            reasons=list(_reasons(found)),
-                        )
+                while not await self._done():
                     await anyio.sleep(_RESTART_S)
                     # What it knew may not be what was written down.
                     old = self.outbox
-                    self.outbox = Outbox(old.means, old.webhook_id, old.hook)
+                    self.outbox = Outbox(old.means, old.webhook_id, old.version, old.hook)
         finally:
             self.ended.set()
+
+    async def _done(self) -> bool:
+        done = False
+        try:
+            await self.outbox.run()
+            done = True
+        except* errors.OrchestratorError as found:
+            reasons = list(_reasons(found))
+            _log.error("outbox_failed", webhook=self.outbox.webhook_id, reasons=reasons)
+        return done
 
     async def stop(self) -> None:
         self.scope.cancel()
@@ -126,30 +126,22 @@ class _Desk:
         wanted = {
             record.id: record.version
             for record in records
-            if hooks[record.id].active and await self._is_authorised(hooks[record.id])
+            if hooks[record.id].active and await is_authorised(self.means.store, hooks[record.id])
         }
         for webhook_id, running in list(self.running.items()):
-            if wanted.get(webhook_id) != running.version:
+            if wanted.get(webhook_id) != running.outbox.version:
                 await running.stop()
                 del self.running[webhook_id]
         for webhook_id, version in wanted.items():
             if webhook_id not in self.running:
-                outbox = Outbox(self.means, webhook_id, hooks[webhook_id])
-                self.running[webhook_id] = _Running(version, outbox)
+                outbox = Outbox(self.means, webhook_id, version, hooks[webhook_id])
+                self.running[webhook_id] = _Running(outbox)
                 self.group.start_soon(self.running[webhook_id].run)
         for webhook_id, hook in hooks.items():
             if hook.deleted and webhook_id not in self.clearing:
                 self.clearing.add(webhook_id)
                 self.group.start_soon(self._clear, webhook_id)
         await self._retry()
-
-    async def _is_authorised(self, hook: KeptWebhook) -> bool:
-        """Whether the token it was made with, if any, is still good."""
-        if hook.token_id is None:
-            return True
-        record = await self.means.store.query(RecordById(token.KIND, hook.token_id), SENDER)
-        now = await self.means.store.now()
-        return record is not None and token.KeptToken.model_validate(record.body).live(now)
 
     async def _retry(self) -> None:
         for wish in await every_record(self.means.store, RETRY, SENDER):

@@ -18,6 +18,7 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.deliveries.post import Message, Poster
+from microvm_orchestrator.model import token
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.records import Actor, Record
 from microvm_orchestrator.model.task import Retry
@@ -25,6 +26,7 @@ from microvm_orchestrator.model.webhook import (
     CURSOR,
     DELIVERY,
     RETRY,
+    WEBHOOK,
     DeliveryState,
     KeptCursor,
     KeptDelivery,
@@ -73,12 +75,22 @@ class Means:
     pace: Retry = PACE
 
 
+async def is_authorised(store: Store, hook: KeptWebhook) -> bool:
+    """Whether the token it was made with, if any, is still good."""
+    if hook.token_id is None:
+        return True
+    record = await store.query(RecordById(token.KIND, hook.token_id), SENDER)
+    now = await store.now()
+    return record is not None and token.KeptToken.model_validate(record.body).live(now)
+
+
 @dataclass(slots=True)
 class Outbox:
     """The deliveries of one webhook, from `run` to its end."""
 
     means: Means
     webhook_id: str
+    version: int
     hook: KeptWebhook
     _waiting: dict[str, KeptDelivery] = field(default_factory=dict[str, KeptDelivery])
     _due: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
@@ -93,12 +105,15 @@ class Outbox:
     _lookups: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_ABREAST))
 
     async def run(self) -> None:
-        """Deliver until cancelled. Raises: Unavailable when the store does."""
+        """Deliver until the webhook changes or may no more. Raises: Unavailable."""
         with self.means.journal.listen(self._match) as self._bell:
             await self._recall()
             async with anyio.create_task_group() as attempts:
                 while True:
                     more = await self._take_events()
+                    # After reading: what was written after a change is not sent as before it.
+                    if not await self._is_current():
+                        return
                     await self._forget()
                     for key in await self._next_ones():
                         attempts.start_soon(self._attempt, key)
@@ -118,6 +133,12 @@ class Outbox:
     @property
     def _match(self) -> Match:
         return Match(kinds=self.hook.kinds, groups=self.hook.groups)
+
+    async def _is_current(self) -> bool:
+        record = await self.means.store.query(RecordById(WEBHOOK, self.webhook_id), SENDER)
+        if record is None or record.version != self.version:
+            return False
+        return await is_authorised(self.means.store, self.hook)
 
     # What the store knows
 
