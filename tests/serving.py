@@ -12,9 +12,9 @@ import httpx2
 
 from microvm_orchestrator import config
 from microvm_orchestrator.events import Journal
-from microvm_orchestrator.service import journal, server, tasks, tokens
 from microvm_orchestrator.service.calls import Call
 from microvm_orchestrator.service.service import Service
+from microvm_orchestrator.service.table import BY_NAME
 from microvm_orchestrator.store.sqlite import SqliteStore
 from microvm_orchestrator.web.app import application
 from microvm_orchestrator.web.identity import Identity
@@ -73,10 +73,7 @@ async def served(
     store = SqliteStore(tmp_path / "store.db")
     async with store.opened(), anyio.create_task_group() as group:
         events = Journal(store)
-        calls = {
-            call.name: call
-            for call in (*tasks.CALLS, *journal.CALLS, *tokens.CALLS, *server.CALLS, *more)
-        }
+        calls = BY_NAME | {call.name: call for call in more}
         meter = Meter()
         told, outcomes = anyio.create_memory_object_stream[tuple[str, str]](math.inf)
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -19,9 +20,10 @@ from microvm_orchestrator import __version__, errors
 from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.web import openapi, stream
 from microvm_orchestrator.web.api import VIA, Served, no_progress, routes, unknown_address
+from microvm_orchestrator.web.body import check_media_type
 from microvm_orchestrator.web.metrics import CONTENT_TYPE
 from microvm_orchestrator.web.origin import OwnPagesOnly
-from microvm_orchestrator.web.problems import problem
+from microvm_orchestrator.web.problems import problem, refusal
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -83,8 +85,13 @@ class _WithMcp:
         request = Request(scope)
         try:
             scope["state"]["principal"] = await self._identity.of(request)
+            if request.method == "POST":
+                check_media_type(request)
         except errors.OrchestratorError as error:
             await problem(error, request)(scope, receive, send)
+            return
+        except HTTPException as error:
+            await refusal(error.status_code, error.detail)(scope, receive, send)
             return
         if self._mcp is None:
             self._mcp = Router(await self._find_routes(), default=unknown_address)

@@ -37,13 +37,21 @@ async def read_object(request: Request, limit: int) -> dict[str, object]:
     data = await _read(request, limit)
     if not data:
         return {}
-    # A browser sends these without asking first, from any page, only as text/plain or a form.
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _MEDIA_TYPE:
-        raise HTTPException(415, f"the body must be {_MEDIA_TYPE}")
+    check_media_type(request)
     value = parse(data)
     if not isinstance(value, dict):
         raise errors.InvalidInput("the body must be a JSON object")
     return cast("dict[str, object]", value)
+
+
+def check_media_type(request: Request) -> None:
+    """Refuse what a page of anybody can make a browser send without asking: text and forms.
+
+    Raises: HTTPException (415).
+    """
+    given = request.headers.get("content-type", "").partition(";")[0]
+    if given.strip().lower() != _MEDIA_TYPE:
+        raise HTTPException(415, f"the body must be {_MEDIA_TYPE}")
 
 
 async def _read(request: Request, limit: int) -> bytes:
