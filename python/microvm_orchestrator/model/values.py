@@ -47,23 +47,26 @@ def check_json(value: JsonValue) -> JsonValue:
 
     Raises: ValueError.
     """
-    depth, layer = 0, [value]
-    while layer:
-        if depth > MAX_JSON_DEPTH:
-            raise ValueError(f"is nested deeper than {MAX_JSON_DEPTH} levels")
+    layer = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
         inner: list[JsonValue] = []
+        nested = False
         for item in layer:
             match item:
                 case list():
                     inner += item
+                    nested = True
                 case dict():
                     inner += item.values()
+                    nested = True
                 case int() | float():
                     _check_number(item)
                 case _:
                     pass
-        depth, layer = depth + 1, inner
-    return value
+        if not nested:
+            return value
+        layer = inner
+    raise ValueError(f"is nested deeper than {MAX_JSON_DEPTH} levels")
 
 
 def _check_number(number: float) -> None:
