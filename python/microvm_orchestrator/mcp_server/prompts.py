@@ -110,9 +110,10 @@ A `lease-lost` error means that someone else has the task now: go on with the ne
 Review what failed in the group `$group`.
 
 1. Call `group_get` for the whole, then `task_list` with this group and the state `failed`.
-2. For each failed task read `task_get` (its error) and `task_history` (what happened, attempt \
-by attempt). Tell apart: the work itself was wrong; the worker went silent (leases ran out); the \
-task ran out of time; it can no longer be met because of another failure.
+2. For each failed task read `task_get` (its error), `task_runs` (each attempt) and \
+`task_history` (what happened, attempt by attempt). Tell apart: the work itself was wrong; the \
+worker went silent (leases ran out); the task ran out of time; it can no longer be met because \
+of another failure.
 3. Group the failures by cause and name the first cause of each chain, not its followers.
 4. Propose, task by task: `task_retry` where trying again makes sense, `task_update` first where \
 the description or the limits were wrong, `task_cancel` where it is no longer wanted. Say what \

@@ -18,13 +18,14 @@ from mcp.types import CallToolRequestParams
 from starlette.routing import Route
 
 from microvm_orchestrator import __version__, errors
+from microvm_orchestrator.mcp_server.json_lines import MAX_MESSAGE_BYTES
 from microvm_orchestrator.mcp_server.profiles import PROFILES
 from microvm_orchestrator.mcp_server.prompts import Prompts
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
 from microvm_orchestrator.mcp_server.resources import Resources
 from microvm_orchestrator.mcp_server.tasks_extension import TasksExtension
 from microvm_orchestrator.mcp_server.tools import ServiceTools
-from microvm_orchestrator.mcp_server.transport import MAX_MESSAGE_BYTES, HttpDoor
+from microvm_orchestrator.mcp_server.transport import HttpDoor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -46,9 +47,9 @@ INSTRUCTIONS = """\
 One durable task graph that any number of agents share. Use it to plan work that outlives this \
 conversation, to hand tasks to other workers, or to take tasks as a worker yourself.
 
-Plan: task_submit takes one task, or a graph of tasks that name what they depend on by key. \
-Nothing is lost when you disconnect. Follow it with task_wait or event_wait, look with task_list \
-and group_get.
+Plan: graph_submit takes tasks that name what they depend on by key, all or nothing; task_submit \
+takes one. Nothing is lost when you disconnect. Follow it with task_wait or event_wait, look with \
+task_list and group_get.
 
 Work: task_claim gives you a task under a lease with a token. Do what its description says, call \
 task_heartbeat more often than the lease runs out, then task_complete with a result (or task_fail, \

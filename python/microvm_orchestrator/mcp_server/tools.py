@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.service.service import Service
 
 # Clients that defer tools until they are searched for put these into the prompt from the start.
-CORE = frozenset({"task_submit", "task_claim", "task_complete", "task_get", "task_wait"})
+CORE = frozenset({"graph_submit", "task_claim", "task_complete", "task_get", "task_wait"})
 # Lists are paged, but a page of whole tasks is longer than clients show a model by default.
 LONG_RESULT_CHARS = 200_000
 

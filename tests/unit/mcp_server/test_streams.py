@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from mcp_peer import ALICE, PATIENCE_S, connected
-from microvm_orchestrator.mcp_server.transport import MAX_MESSAGE_BYTES
+from microvm_orchestrator.mcp_server.json_lines import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from mcp_stage import Stage
