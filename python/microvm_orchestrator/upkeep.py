@@ -1,4 +1,4 @@
-"""The clock's part of the daemon: sweeps the store, and outlives a disk that is full for a while."""
+"""The clock's part of the daemon: sweeps the store, and outlives a disk that is full."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import anyio
 import structlog
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.store.base import Keep, Store, Swept
+from microvm_orchestrator.store.base import SWEEP_EVERY_S, Keep, Store, Swept
 
 log = structlog.get_logger(__name__)
 
-# The finest grain of leases and delays. An idle pass writes nothing.
-INTERVAL_S = 1.0
 # After a full batch there is more to do at once; this lets others in between.
 _BREATH_S = 0.01
 
@@ -19,11 +17,11 @@ _BREATH_S = 0.01
 async def upkeep(store: Store, keep: Keep) -> None:
     """Until cancelled."""
     while True:
-        pause = INTERVAL_S
+        pause = SWEEP_EVERY_S
         try:
             swept = await store.sweep(keep)
         except errors.Unavailable as error:
-            log.error("sweep_failed", code=error.code, reason=error.message)
+            log.warning("sweep_failed", code=error.code, reason=error.message)
         else:
             pause = await _until_next(store, swept)
             if swept.requeued or swept.failed or swept.workers_lost:
@@ -39,5 +37,5 @@ async def upkeep(store: Store, keep: Keep) -> None:
 
 async def _until_next(store: Store, swept: Swept) -> float:
     if swept.next_at is None:
-        return INTERVAL_S
-    return min(INTERVAL_S, max(_BREATH_S, swept.next_at - await store.now()))
+        return SWEEP_EVERY_S
+    return min(SWEEP_EVERY_S, max(_BREATH_S, swept.next_at - await store.now()))

@@ -32,6 +32,10 @@ from microvm_orchestrator.store.questions import Query
 
 T = TypeVar("T")
 
+# How often whoever owns a store is to sweep it: the finest grain of leases and delays. A sweep that
+# comes much later tells the store that nobody could reach it meanwhile.
+SWEEP_EVERY_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Address:

@@ -38,6 +38,7 @@ from microvm_orchestrator.store import settle as settling
 from microvm_orchestrator.store import submit as submitting
 from microvm_orchestrator.store import sweep as sweeping
 from microvm_orchestrator.store.base import (
+    SWEEP_EVERY_S,
     Address,
     Amended,
     Beat,
@@ -67,8 +68,11 @@ from microvm_orchestrator.store.rows import Classes, Tx
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
-# A sweep this late means that the daemon was frozen, and with it every renewal.
-_FROZEN_S = 15.0
+# A sweep this long after the last means that the daemon was frozen, and with it every renewal.
+# Shorter freezes go unnoticed, so leases should be three times this and more.
+_FROZEN_S = 2 * SWEEP_EVERY_S
+# How much of its time a store forgets at the most when the wall was set back while it was closed.
+_NOTE_TIME_EVERY_S = 30.0
 
 _ANSWERS: dict[type[Any], Callable[[Tx, Any], Any]] = {
     q.OneTask: lists.one_task,
@@ -102,6 +106,7 @@ class SqliteStore(hosts.SqliteHosts):
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
         self._listeners: set[anyio.Event] = set()
+        self._refusals = self._refusals_forgiven = 0
         self._classes = Classes()
         self._seen_classes = {name: Classes() for name in ("quick", "slow")}
         writer = Lane(
@@ -122,7 +127,8 @@ class SqliteStore(hosts.SqliteHosts):
                 await lane.open()
             self._writer, self._readers = writer, readers
             extended = await self._write(SYSTEM, sweeping.grace)
-            self._swept_at, self._stepped_s = self._clock.now(), 0.0
+            self._swept_at = self._reachable_since = self._time_noted_at = self._clock.now()
+            self._stepped_s = 0.0
             log.info("store_opened", path=str(self.path), leases_extended=extended)
             yield
 
@@ -138,8 +144,11 @@ class SqliteStore(hosts.SqliteHosts):
                 "INSERT OR IGNORE INTO meta (name, value) VALUES ('epoch', ?)",
                 (secrets.token_hex(8),),
             )
-            last = connection.execute("SELECT at FROM event ORDER BY seq DESC LIMIT 1").fetchone()
-            self._clock = self._start_clock(last[0] if last else 0.0)
+            known = connection.execute(
+                "SELECT cast(value AS REAL) FROM meta WHERE name = 'time'"
+                " UNION ALL SELECT * FROM (SELECT at FROM event ORDER BY seq DESC LIMIT 1)"
+            )
+            self._clock = self._start_clock(max((at for (at,) in known), default=0.0))
         except BaseException:
             connection.close()
             raise
@@ -153,9 +162,17 @@ class SqliteStore(hosts.SqliteHosts):
     # Lanes
 
     async def _write(self, by: Actor, verb: Callable[[Tx], T]) -> T:
-        return await self._writer.run(
+        return await self._change(
             lambda connection: verb(Tx(connection, self._classes, self._clock.now(), by))
         )
+
+    async def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self._writer.run(work)
+        except errors.Unavailable:
+            # It may have been a renewal, whose holder is not to blame.
+            self._refusals += 1
+            raise
 
     async def _read(self, by: Actor, read: Callable[[Tx], T], *, slow: bool = False) -> T:
         name = "slow" if slow else "quick"
@@ -182,9 +199,13 @@ class SqliteStore(hosts.SqliteHosts):
         return await self._write(by, lambda tx: amend.amend(tx, which, change))
 
     async def sweep(self, keep: Keep) -> Swept:
-        swept, self._swept_at = await self._writer.run(lambda lane: self._sweep(lane, keep))
+        refusals = self._refusals
+        swept, self._swept_at = await self._change(lambda lane: self._sweep(lane, keep))
         # Only now is it on disk: a grace that was not written is still owed.
+        if swept.grace_s:
+            log.warning("leases_given_grace", away_s=round(swept.grace_s, 3))
         self._stepped_s = 0.0
+        self._refusals_forgiven = refusals
         return swept
 
     def _sweep(self, connection: sqlite3.Connection, keep: Keep) -> tuple[Swept, float]:
@@ -192,13 +213,17 @@ class SqliteStore(hosts.SqliteHosts):
         now = self._clock.now()
         late_s = now - self._swept_at
         tx = Tx(connection, self._classes, now, SYSTEM)
-        if not self._stepped_s and late_s <= _FROZEN_S:
-            return sweeping.sweep(tx, keep), now
-        # Nobody could renew while the engine was away: first the grace, then the sweep.
-        extended = sweeping.grace(tx)
-        told = {"late_s": round(late_s, 3), "clock_step_s": round(self._stepped_s, 3)}
-        log.warning("leases_given_grace", extended=extended, **told)
-        return replace(sweeping.sweep(tx, keep), grace_s=max(self._stepped_s, late_s)), now
+        refused = self._refusals > self._refusals_forgiven
+        away = self._stepped_s > 0 or late_s > _FROZEN_S or refused
+        if away:
+            # Nobody could renew meanwhile: first the grace, then the sweep.
+            self._reachable_since = now
+            sweeping.grace(tx)
+        swept = sweeping.sweep(tx, keep, self._reachable_since)
+        if away or (swept.next_at is not None and now > self._time_noted_at + _NOTE_TIME_EVERY_S):
+            tx.run("INSERT OR REPLACE INTO meta (name, value) VALUES ('time', ?)", repr(now))
+            self._time_noted_at = now
+        return replace(swept, grace_s=max(self._stepped_s, late_s) if away else 0.0), now
 
     async def enlist(self, card: WorkerCard, ttl_s: float, by: Actor) -> None:
         await self._write(by, lambda tx: registry.enlist(tx, card, ttl_s))

@@ -19,10 +19,10 @@ from microvm_orchestrator.store.submit import ANSWERED_S
 _EVENTS_AT_ONCE = 5000
 
 
-def sweep(tx: Tx, keep: Keep) -> Swept:
+def sweep(tx: Tx, keep: Keep, reachable_since: float) -> Swept:
     requeued, failed = _expire(tx)
     opened = open_due(tx)
-    lost = _lose_workers(tx)
+    lost = _lose_workers(tx, reachable_since)
     events = _trim_events(tx, keep)
     tasks = _trim_tasks(tx, keep)
     tx.run("DELETE FROM answered WHERE at < ?", tx.now - ANSWERED_S)
@@ -35,7 +35,7 @@ def sweep(tx: Tx, keep: Keep) -> Swept:
         workers_lost=lost,
         dropped_events=events,
         dropped_tasks=tasks,
-        next_at=_next(tx),
+        next_at=_next(tx, reachable_since),
     )
 
 
@@ -72,8 +72,14 @@ def _expire(tx: Tx) -> tuple[int, int]:
     return requeued, failed
 
 
-def _lose_workers(tx: Tx) -> int:
-    silent = tx.all("SELECT name FROM worker WHERE lost = 0 AND seen_until <= ?", tx.now)
+# When a worker counts as lost: it is not blamed for what nobody could hear.
+_LOST_AT = "max(seen_until, ?1 + seen_until - seen_at)"
+
+
+def _lose_workers(tx: Tx, reachable_since: float) -> int:
+    silent = tx.all(
+        f"SELECT name FROM worker WHERE lost = 0 AND {_LOST_AT} <= ?2", reachable_since, tx.now
+    )
     for (name,) in silent:
         tx.run("UPDATE worker SET lost = 1 WHERE name = ?", name)
         tx.plain_event("worker.lost", name)
@@ -144,12 +150,12 @@ def _fold_edges(tx: Tx, seq: int) -> None:
     tx.run("DELETE FROM edge WHERE upstream = ?", seq)
 
 
-def _next(tx: Tx) -> float | None:
+def _next(tx: Tx, reachable_since: float) -> float | None:
     moments = [
         tx.one("SELECT min(expires_at) FROM task WHERE state = 'running'")[0],
         tx.one(
             "SELECT min(not_before) FROM task WHERE state = 'blocked' AND not_before IS NOT NULL"
         )[0],
-        tx.one("SELECT min(seen_until) FROM worker WHERE lost = 0")[0],
+        tx.one(f"SELECT min({_LOST_AT}) FROM worker WHERE lost = 0", reachable_since)[0],
     ]
     return min((moment for moment in moments if moment is not None), default=None)
