@@ -95,10 +95,6 @@ def _labelled(tx: Tx, row: TaskRow, which: InGroup) -> bool:
     )
 
 
-def _seen(tx: Tx, row: TaskRow) -> bool:
-    return tx.classes.sees(tx.connection, row.class_id, tx.by)
-
-
 # Cancel
 
 
@@ -106,7 +102,7 @@ def _cancel(tx: Tx, which: Address | InGroup, change: CancelTasks) -> list[str]:
     rows = {row.seq: row for row in _chosen(tx, which, _UNFINISHED)}
     if change.cascade:
         below = [tx.get(seq) for first in list(rows) for seq in tx.downstream(first)]
-        rows |= {row.seq: row for row in below if row.state not in FINISHED and _seen(tx, row)}
+        rows |= {row.seq: row for row in below if row.state not in FINISHED and tx.sees(row)}
     # First all of them, then what follows: none of them is to be opened or given up by another.
     cancelled = [tx.apply(row, t.Cancel(change.reason or "cancelled")).row for row in rows.values()]
     for row in cancelled:
@@ -152,13 +148,13 @@ def _unlucky_above(tx: Tx, row: TaskRow) -> list[TaskRow]:
         fresh = {up.seq: up for up in above if up.state is not TaskState.DONE}
         found |= fresh
         layer = list(fresh)
-    return [up for up in found.values() if up.state.value in _UNLUCKY and _seen(tx, up)][::-1]
+    return [up for up in found.values() if up.state.value in _UNLUCKY and tx.sees(up)][::-1]
 
 
 def again(tx: Tx, row: TaskRow, wanted: Collection[int] = ()) -> list[str]:
     """Try a task anew, and with it what was given up because of it or is wanted, too.
 
-    Ids of all of these.
+    Ids of all of these that the actor sees.
     """
     changed: list[str] = []
     revived = deque([row.seq])
@@ -168,7 +164,8 @@ def again(tx: Tx, row: TaskRow, wanted: Collection[int] = ()) -> list[str]:
             # It came by two ways.
             continue
         task = tx.apply(task, t.Again()).row
-        changed.append(task.id)
+        if tx.sees(task):
+            changed.append(task.id)
         for dependent, number, state in tx.all(
             "SELECT dependent, gate, state FROM edge WHERE upstream = ? AND state <> 'open'",
             task.seq,
@@ -314,9 +311,9 @@ def _rewire(tx: Tx, row: TaskRow, spec: GroupedSpec) -> list[PlannedGate]:
 
 def _delete(tx: Tx, row: TaskRow, change: DeleteTask) -> list[str]:
     below = [tx.get(seq) for seq in tx.downstream(row.seq)]
-    unseen = sum(not _seen(tx, task) for task in below)
+    unseen = sum(not tx.sees(task) for task in below)
     if unseen or (below and not change.cascade):
-        raise _has_dependents(row, [task.key for task in below if _seen(tx, task)], unseen)
+        raise _has_dependents(row, [task.key for task in below if tx.sees(task)], unseen)
     doomed = [row, *below]
     for task in doomed:
         if task.state is TaskState.RUNNING:

@@ -166,7 +166,11 @@ class Tx:
         if found is None:
             return None
         row = task_row(found)
-        return row if self.classes.sees(self.connection, row.class_id, self.by) else None
+        return row if self.sees(row) else None
+
+    def sees(self, row: TaskRow) -> bool:
+        """Whether the actor may know of the task. What a graph ties together may not be one's own."""
+        return self.classes.sees(self.connection, row.class_id, self.by)
 
     def need(self, address: Address) -> TaskRow:
         """Raises: NotFound."""

@@ -99,7 +99,7 @@ def _repeated(tx: Tx, row: TaskRow, ref: Ref, outcome: Outcome) -> Settled | Non
     return Settled(
         "repeated",
         whole_task(tx.connection, tx.classes, row),
-        tuple(_unlocked(task) for task in freed if task is not None),
+        tuple(_unlocked(task) for task in freed if task is not None and tx.sees(task)),
     )
 
 
@@ -128,7 +128,7 @@ def _unlocked(row: TaskRow) -> SubmittedTask:
 def ripple(tx: Tx, finished: TaskRow) -> tuple[SubmittedTask, ...]:
     """Tell the tasks that wait for a finished one, and those that finish because of it.
 
-    The tasks that became ready.
+    The tasks that became ready, as far as the actor sees them.
     """
     ready: list[SubmittedTask] = []
     ended = deque([finished])
@@ -147,7 +147,7 @@ def ripple(tx: Tx, finished: TaskRow) -> tuple[SubmittedTask, ...]:
             after = _close_edge(tx, upstream, before, number, met=met)
             if after.state is before.state:
                 continue
-            if after.state is TaskState.READY:
+            if after.state is TaskState.READY and tx.sees(after):
                 ready.append(_unlocked(after))
             elif after.state in FINISHED:
                 ended.append(after)

@@ -356,7 +356,7 @@ def plan_gates(
 
     Raises: NotFound, CycleFound for a task that names itself.
     """
-    plain: list[tuple[Upstream, str]] = []
+    plain: dict[int, tuple[Upstream, str]] = {}
     gates: list[PlannedGate] = []
     for dependency in spec.depends_on:
         if isinstance(dependency, Gate):
@@ -369,14 +369,11 @@ def plan_gates(
             continue
         edge = Edge(task=dependency) if isinstance(dependency, str) else dependency
         planned = _planned(tx, spec, edge, drafts, own_id)
-        if planned in plain:
-            continue
-        if any(upstream.seq == planned[0].seq for upstream, _ in plain):
+        if plain.setdefault(planned[0].seq, planned) != planned:
+            # Two conditions on one task: an edge belongs to one gate.
             gates.append(PlannedGate(1, [planned]))
-        else:
-            plain.append(planned)
     if plain:
-        gates.insert(0, PlannedGate(len(plain), plain))
+        gates.insert(0, PlannedGate(len(plain), list(plain.values())))
     return gates + [inherited for gate in gates if (inherited := _children_of(tx, gate))]
 
 
@@ -466,7 +463,8 @@ def refuse_ring(tx: Tx, tasks: Sequence[int], waiting: Collection[int]) -> None:
     )
     if found is not None:
         ring = _ring(tx, tasks, waiting)
-        raise _cycle([tx.get(seq).key for seq in ring])
+        rows = [tx.get(seq) for seq in ring]
+        raise _cycle([row.key if tx.sees(row) else "(not yours to see)" for row in rows])
 
 
 # What is done never waits again, so the search for a ring ends there.
