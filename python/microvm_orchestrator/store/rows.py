@@ -169,7 +169,7 @@ class Tx:
         return row if self.sees(row) else None
 
     def sees(self, row: TaskRow) -> bool:
-        """Whether the actor may know of the task. What a graph ties together may not be one's own."""
+        """Whether the actor may know of the task: a graph may tie one's own to others."""
         return self.classes.sees(self.connection, row.class_id, self.by)
 
     def need(self, address: Address) -> TaskRow:
