@@ -26,6 +26,12 @@ class Program:
     process: subprocess.Popen[bytes]
     errors: Path
 
+    def until_ready(self) -> None:
+        """Wait until it says so."""
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        assert said == b"ready\n", f"{self.name} said {said!r}: {self.errors.read_text()[-2000:]}"
+
     def stop(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -38,20 +44,27 @@ class Program:
         self.stop()
         self.process.kill()
         self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
-def run_program(module: str, name: str, folder: Path, *arguments: object) -> Program:
-    """Start `python -m chaos.MODULE`."""
+@contextlib.contextmanager
+def program(module: str, name: str, folder: Path, *arguments: object) -> Generator[Program]:
+    """Run `python -m chaos.MODULE`; one that still runs at the end is killed."""
     errors = folder / f"{name}.err"
     with errors.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", f"chaos.{module}", *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": str(_TESTS)},
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=stderr,
         )
-    return Program(name, process, errors)
+    running = Program(name, process, errors)
+    try:
+        yield running
+    finally:
+        running.clear_away()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +97,7 @@ def crew_on(socket: Path, folder: Path, seed: str, clients: int = 4) -> Generato
     with contextlib.ExitStack() as stack:
 
         def run(module: str, name: str, *arguments: object) -> Program:
-            program = run_program(module, name, folder, socket, *arguments)
-            stack.callback(program.clear_away)
-            return program
+            return stack.enter_context(program(module, name, folder, socket, *arguments))
 
         yield Crew(
             tuple(
