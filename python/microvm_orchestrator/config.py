@@ -43,7 +43,12 @@ MAX_SOCKET_PATH = 107
 DAY_S = 86_400.0
 
 # Variables of our prefix that are for clients or choose the file: no settings of the daemon.
-_NOT_SETTINGS = {places.CONFIG_VARIABLE, places.TOKEN_VARIABLE}
+_NOT_SETTINGS = {
+    places.CONFIG_VARIABLE,
+    places.ADDRESS_VARIABLE,
+    places.TOKEN_VARIABLE,
+    places.TOKEN_FILE_VARIABLE,
+}
 # Clients find the daemon by this one; the daemon must not listen elsewhere when it is set.
 _SHORT = {places.SOCKET_VARIABLE: "socket.path"}
 

@@ -1,0 +1,1 @@
+"""The command line: a client of the daemon's socket, one file per noun."""

@@ -1,0 +1,19 @@
+"""The entry of the command line: the bridge first, everything else through the full program."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Be the command that the words of the shell name."""
+    if sys.argv[1:2] == ["connect"]:
+        # Before anything heavy: an agent starts the bridge with every session.
+        from microvm_orchestrator.cli import connect  # noqa: PLC0415
+
+        status = connect.main(sys.argv[2:])
+        if status is not None:
+            return status
+    from microvm_orchestrator.cli import program  # noqa: PLC0415
+
+    return program.run(sys.argv[1:])
