@@ -186,3 +186,26 @@ async def test_an_unknown_profile_is_answered_with_those_there_are(front: McpFro
 
     assert refusal["message"].startswith("not-found: no profile is named nonsense")
     assert "default" in refusal["message"]
+
+
+async def test_a_handshake_on_a_connection_that_needs_none_is_told_so(front: McpFrontEnd) -> None:
+    async with connected(front) as peer:
+        await peer.ask("server/discover")
+        answer = await peer.exchange({"jsonrpc": "2.0", "id": 9, "method": "initialize"})
+        served = await peer.call("thing_look", name="stone")
+
+    assert answer["error"]["code"] == -32022
+    assert answer["error"]["data"]["supported"] == ["2026-07-28"]
+    assert not served["isError"]
+
+
+async def test_a_request_of_an_unknown_revision_is_told_which_are_served(
+    front: McpFrontEnd,
+) -> None:
+    async with connected(front) as peer:
+        request = peer.request("server/discover", {})
+        request["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"] = "2099-01-01"
+        answer = await peer.exchange(request)
+
+    assert answer["error"]["code"] == -32022
+    assert "2026-07-28" in answer["error"]["data"]["supported"]
