@@ -10,7 +10,6 @@ from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-import anyio
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -18,6 +17,7 @@ from starlette.routing import Route
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.service.calls import Caller
+from microvm_orchestrator.service.unless import unless
 from microvm_orchestrator.web.arguments import IDEMPOTENCY_FIELD, IDEMPOTENCY_HEADER, Layout
 from microvm_orchestrator.web.body import read_object
 from microvm_orchestrator.web.problems import problem, refusal
@@ -128,27 +128,15 @@ async def _while_connected(request: Request, work: Awaitable[BaseModel]) -> Base
 
     Raises: what `work` raises; ClientDisconnect.
     """
-    outcome: BaseModel | errors.OrchestratorError | None = None
 
-    async def watch() -> None:
+    async def leaves() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        group.cancel_scope.cancel()
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(watch)
-        try:
-            outcome = await work
-        except errors.OrchestratorError as error:
-            outcome = error
-        group.cancel_scope.cancel()
-    match outcome:
-        case None:
-            raise ClientDisconnect
-        case errors.OrchestratorError():
-            raise outcome
-        case answer:
-            return answer
+    answer = await unless(leaves, work)
+    if answer is None:
+        raise ClientDisconnect
+    return answer
 
 
 async def no_progress(done: float, total: float | None, message: str) -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import anyio
+
 from microvm_orchestrator import errors
 from microvm_orchestrator.service import tokens
 from microvm_orchestrator.service.identity import Peer, principal_of
+from microvm_orchestrator.store.base import Match
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from microvm_orchestrator.service.service import Service
     from microvm_orchestrator.web.terms import Terms
 
+# A token expires without an event.
+LOOK_AGAIN_S = 30.0
 # Under this name the listener puts the peer, or None, into each request's state.
 PEER = "peer"
 
@@ -52,6 +57,20 @@ class Identity:
         raise errors.Unauthenticated(
             "a request over the network needs a token", hint="send Authorization: Bearer <token>"
         )
+
+    async def ended(self, token: str, principal: Principal) -> None:
+        """Wait until `token` is good no longer: it was revoked, or its time is over."""
+        match = Match(subjects=(principal.token_id or "",))
+        with self._service.journal.listen(match) as changes:
+            while True:
+                try:
+                    await tokens.authenticate(self._service, token)
+                except errors.Unauthenticated:
+                    return
+                except errors.Unavailable:
+                    pass  # nobody is sent away because the disk is full
+                with anyio.move_on_after(LOOK_AGAIN_S):
+                    await changes.wait()
 
 
 def _bearer(header: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -47,6 +47,8 @@ PREFACE_S = 10.0
 _ACCEPT_PAUSE_S = 0.1
 # A cancelled handler waits at most for its transaction, which goes on without it.
 HANDLER_END_S = 5.0
+# What reading and writing say when the client is no longer there.
+_GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 # "Invalid request" of JSON-RPC: the connection, not a message, is refused.
 _REFUSED = -32600
 
@@ -153,14 +155,12 @@ class Listener:
 
     async def _serve(self, connection: socket.socket) -> None:
         try:
-            with closing(connection):
+            with suppress(*_GONE), closing(connection):
                 first = await self._first_byte(connection)
                 if first == b"{":
                     await self._serve_lines(connection, peer_of(connection))
                 elif first:
                     await self._serve_http(connection, peer_of(connection))
-        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            pass  # the client is gone
         except Exception as error:  # noqa: BLE001 - one connection must not end the others
             _log.error("connection_failed", exc_info=error)
         finally:
@@ -199,9 +199,19 @@ class Listener:
                 return
             self._streaming.add(connection)
             try:
-                await self._serve_stream(stream, principal, wish.profile)
+                async with anyio.create_task_group() as group:
+                    if token is not None:
+                        group.start_soon(self._cut_off, token, principal, group.cancel_scope)
+                    with suppress(*_GONE):
+                        await self._serve_stream(stream, principal, wish.profile)
+                    group.cancel_scope.cancel()
             finally:
                 self._streaming.discard(connection)
+
+    async def _cut_off(self, token: str, principal: Principal, stream: anyio.CancelScope) -> None:
+        """End a stream whose token ended; it was asked for only at the beginning."""
+        await self._identity.ended(token, principal)
+        stream.cancel()
 
 
 def _refusal(error: errors.OrchestratorError) -> bytes:

@@ -7,6 +7,7 @@ here for a slow client; it is hung up on and resumes from the journal. Above sit
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,11 +21,12 @@ from microvm_orchestrator.web.http import hang_up
 from microvm_orchestrator.web.openapi import parameters, responses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from microvm_orchestrator.model.access import Principal
     from microvm_orchestrator.service.service import Service
     from microvm_orchestrator.web.identity import Identity
 
@@ -43,23 +45,30 @@ async def serve(service: Service, identity: Identity, request: Request) -> Respo
         raise errors.InvalidInput("a stream has no timeout_s")
     if resumed := request.headers.get("last-event-id"):
         arguments["after"] = resumed
-    wait = _Wait(service, Caller(await identity.of(request), VIA, no_progress), arguments)
+    wait = _Wait(service, partial(identity.of, request), arguments)
     return _EventStream(wait, await wait.more(0.0))
 
 
 class _Wait:
     """`event_wait`, again and again, each time from where the last answer ended."""
 
-    def __init__(self, service: Service, caller: Caller, arguments: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        who: Callable[[], Awaitable[Principal]],
+        arguments: Mapping[str, object],
+    ) -> None:
         self._service = service
-        self._caller = caller
+        self._who = who
         self._arguments = dict(arguments)
 
     async def more(self, timeout_s: float) -> bytes:
         """Give the next message; one without events is a sign of life that moves the cursor."""
+        caller = Caller(await self._who(), VIA, no_progress)
         answer = await self._service.invoke(
-            self._caller, _CALL, {**self._arguments, "timeout_s": timeout_s}
+            caller, _CALL, {**self._arguments, "timeout_s": timeout_s}
         )
+        await self._who()  # the token may have ended while we waited
         told: dict[str, Any] = answer.model_dump()
         self._arguments["after"] = cursor = told["cursor"]
         if not told["events"]:

@@ -130,6 +130,17 @@ async def test_a_token_weighs_more_than_the_peer(tmp_path: Path) -> None:
         assert (await here.http.get("/v1/whoami", headers=bearer(token))).status_code == 401
 
 
+async def test_a_stream_ends_with_its_token(tmp_path: Path) -> None:
+    async with served(tmp_path) as here:
+        token = await make_token(here)
+        preface = json.dumps({"connect": {"token": token["token"]}}, separators=(",", ":"))
+        async with await say(here, preface.encode() + b"\n") as lines:
+            assert await line(lines) == b"ann worker "
+            await here.http.delete(f"/v1/tokens/{token['token_id']}")
+            with anyio.fail_after(5), pytest.raises(anyio.EndOfStream):
+                await lines.receive()
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

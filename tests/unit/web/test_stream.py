@@ -112,6 +112,17 @@ async def test_the_streams_end_when_the_daemon_stops(tmp_path: Path) -> None:
             await messages.next()
 
 
+async def test_a_stream_ends_with_its_token(tmp_path: Path) -> None:
+    async with served(tmp_path) as here:
+        token = await here.http.post("/v1/tokens", json={"name": "ann", "role": "viewer"})
+        right = {"authorization": f"Bearer {token.json()['token']}"}
+        async with listening(here, "?after=now", right) as messages:
+            await messages.next()
+            await here.http.delete(f"/v1/tokens/{token.json()['token_id']}")
+            with pytest.raises(KeyError):  # not even the event of the revocation
+                await messages.next()
+
+
 def hung_up_on(client: socket.socket) -> bool:
     """Wait until the other side is gone, without reading what it sent."""
     poll = select.poll()
