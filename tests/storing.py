@@ -13,6 +13,7 @@ from microvm_orchestrator.model.access import Role, Scope
 from microvm_orchestrator.model.records import Actor
 from microvm_orchestrator.model.task import Gate, GroupedSpec, Task, TaskError
 from microvm_orchestrator.store.base import (
+    SWEEP_EVERY_S,
     Address,
     Claimed,
     Done,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 # The store's time in every test that does not begin elsewhere.
 BEGIN = 1_800_000_000.0
 LEASE_S = 30.0
-# How far time may move between two sweeps without the store taking it for an outage.
-STEP_S = 10.0
 KEEP_ALL = Keep()
 
 
@@ -172,9 +171,7 @@ async def take(store: Store, worker: str = "w1", by: Actor = ALICE, **offer: Any
     return Held(found, Ref(Address(found.task_id), lease.token, worker))
 
 
-async def finish(
-    store: Store, held: Held, result: JsonValue = None, by: Actor = ALICE
-) -> Settled:
+async def finish(store: Store, held: Held, result: JsonValue = None, by: Actor = ALICE) -> Settled:
     return await store.settle(held.ref, Done(result), by)
 
 
@@ -206,8 +203,8 @@ async def fail_next(store: Store, worker: str = "w1") -> str | None:
 async def pass_time(
     store: Store, clock: HandClock, seconds: float, keep: Keep = KEEP_ALL
 ) -> list[Swept]:
-    """Move time on as a running daemon does: with a sweep every few seconds."""
-    steps = max(1, math.ceil(seconds / STEP_S))
+    """Move time on as a running daemon does: with a sweep every so often."""
+    steps = max(1, math.ceil(seconds / SWEEP_EVERY_S))
     swept: list[Swept] = []
     for _ in range(steps):
         clock.advance(seconds / steps)

@@ -183,7 +183,7 @@ async def test_a_cycle_within_a_graph_is_refused_and_named(store: Store) -> None
     assert ring[0] == ring[-1]
     assert set(ring) == {"a", "b", "c"}
     # Each waits for the one named after it.
-    assert {"a": "c", "b": "a", "c": "b"} == dict(zip(ring, ring[1:], strict=False))
+    assert dict(zip(ring, ring[1:], strict=False)) == {"a": "c", "b": "a", "c": "b"}
 
 
 async def test_a_task_cannot_wait_for_itself(store: Store) -> None:
@@ -195,7 +195,7 @@ async def test_an_update_that_closes_a_ring_is_refused_and_the_ring_named(store:
     await submit(store, task("a"), task("b", "a"), task("c", "b"))
     spec = GroupedSpec(depends_on=["c"])
     change = UpdateTask(spec, frozenset({"depends_on"}))
-    with pytest.raises(errors.CycleFound, match="cycle: a -> c -> b -> a$"):
+    with pytest.raises(errors.CycleFound, match=r"cycle: a -> c -> b -> a$"):
         await store.amend(Address("a"), change, ALICE)
     assert (await get(store, "a")).depends_on == []
     assert await states(store) == {"a": "ready", "b": "blocked", "c": "blocked"}
@@ -211,7 +211,7 @@ async def test_a_long_ring_is_named_by_its_ends(store: Store) -> None:
 
 async def test_a_new_task_put_before_one_it_waits_for_is_refused(store: Store) -> None:
     await submit(store, task("a"), task("b", "a"))
-    with pytest.raises(errors.CycleFound, match="cycle: n -> b -> a -> n$"):
+    with pytest.raises(errors.CycleFound, match=r"cycle: n -> b -> a -> n$"):
         await submit(store, task("n", "b", before=["a"]))
     assert await states(store) == {"a": "ready", "b": "blocked"}
 
@@ -221,7 +221,7 @@ async def test_a_child_that_waits_for_whoever_waits_for_its_parent_is_refused(
 ) -> None:
     await submit(store, task("p"), task("d", "p"))
     held = await take(store)
-    with pytest.raises(errors.CycleFound, match="cycle: c -> d -> c$"):
+    with pytest.raises(errors.CycleFound, match=r"cycle: c -> d -> c$"):
         await submit(store, task("c", "d", child=True), under=held.ref)
     assert (await finish(store, held)).unlocked[0].key == "d"
 
