@@ -9,9 +9,8 @@ import anyio
 import anyio.to_thread
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.deliveries.outbox import PACE, SENDER, Means, Outbox, is_authorised
+from microvm_orchestrator.deliveries.outbox import PACE, SENDER, Means, Outbox
 from microvm_orchestrator.deliveries.post import Poster
-from microvm_orchestrator.model import token
 from microvm_orchestrator.model.webhook import (
     CURSOR,
     DELIVERY,
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
     from microvm_orchestrator.model.task import Retry
     from microvm_orchestrator.store.base import Store
 
-# Tokens expire without an event.
-_LOOK_EVERY_S = 30.0
+# Every change rings; this is for the day that one does not.
+_LOOK_EVERY_S = 60.0
 # A store that is full or away is asked again after this.
 _RESTART_S = 5.0
 
@@ -108,7 +107,7 @@ class _Desk:
     clearing: set[str] = field(default_factory=set[str])
 
     async def run(self) -> None:
-        match = Match(kinds=(f"{WEBHOOK}.*", f"{RETRY}.created", f"{token.KIND}.*"))
+        match = Match(kinds=(f"{WEBHOOK}.*", f"{RETRY}.created"))
         with self.means.journal.listen(match) as bell:
             while True:
                 pause = _LOOK_EVERY_S
@@ -123,11 +122,7 @@ class _Desk:
     async def _look(self) -> None:
         records = await every_record(self.means.store, WEBHOOK, SENDER)
         hooks = {record.id: KeptWebhook.model_validate(record.body) for record in records}
-        wanted = {
-            record.id: record.version
-            for record in records
-            if hooks[record.id].active and await is_authorised(self.means.store, hooks[record.id])
-        }
+        wanted = {record.id: record.version for record in records if hooks[record.id].active}
         for webhook_id, running in list(self.running.items()):
             if wanted.get(webhook_id) != running.outbox.version:
                 await running.stop()

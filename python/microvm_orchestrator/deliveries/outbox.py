@@ -75,15 +75,6 @@ class Means:
     pace: Retry = PACE
 
 
-async def is_authorised(store: Store, hook: KeptWebhook) -> bool:
-    """Whether the token it was made with, if any, is still good."""
-    if hook.token_id is None:
-        return True
-    record = await store.query(RecordById(token.KIND, hook.token_id), SENDER)
-    now = await store.now()
-    return record is not None and token.KeptToken.model_validate(record.body).live(now)
-
-
 @dataclass(slots=True)
 class Outbox:
     """The deliveries of one webhook, from `run` to its end."""
@@ -135,10 +126,15 @@ class Outbox:
         return Match(kinds=self.hook.kinds, groups=self.hook.groups)
 
     async def _is_current(self) -> bool:
+        """Whether the webhook is what it was, and the token it was made with still good."""
         record = await self.means.store.query(RecordById(WEBHOOK, self.webhook_id), SENDER)
         if record is None or record.version != self.version:
             return False
-        return await is_authorised(self.means.store, self.hook)
+        if self.hook.token_id is None:
+            return True
+        made_with = await self.means.store.query(RecordById(token.KIND, self.hook.token_id), SENDER)
+        now = await self.means.store.now()
+        return made_with is not None and token.KeptToken.model_validate(made_with.body).live(now)
 
     # What the store knows
 

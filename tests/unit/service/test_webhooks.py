@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from calling import OPERATOR, House, house
+from calling import OPERATOR, PATIENCE_S, House, house
 from microvm_orchestrator import errors
 from microvm_orchestrator.deliveries import deliver
+from microvm_orchestrator.deliveries.outbox import Means, Outbox
+from microvm_orchestrator.deliveries.post import Poster
 from microvm_orchestrator.model.access import Principal, Role, Scope
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.task import Retry
+from microvm_orchestrator.model.webhook import KeptWebhook
 from microvm_orchestrator.service.tokens import authenticate
 from microvm_orchestrator.store.base import Keep
 from microvm_orchestrator.store.every import every_record
+from microvm_orchestrator.store.questions import RecordById
 from receiver import OK, PREFIX, SECRET, SILENCE, Receiver, answer, receiver
 
 if TYPE_CHECKING:
@@ -337,6 +341,37 @@ async def test_a_hook_ends_with_the_token_it_was_made_with(tmp_path: Path) -> No
 
         await home.until(settled)
         assert len(await log_of(home, webhook_id=ended, state="delivered")) == 1
+        assert there.silent
+
+
+async def outbox_of(home: House, webhook_id: str) -> Outbox:
+    record = await home.store.query(RecordById("webhook", webhook_id), SYSTEM)
+    assert record is not None
+    poster = Poster(home.service.settings.webhooks)
+    means = Means(home.store, home.service.journal, poster, max_attempts=9, keep_s=None)
+    return Outbox(means, webhook_id, record.version, KeptWebhook.model_validate(record.body))
+
+
+@pytest.mark.parametrize("end", ["update", "delete", "revoke"])
+async def test_no_attempt_begins_after_a_hook_changed_or_may_no_more(
+    tmp_path: Path, end: str
+) -> None:
+    async with house(tmp_path, webhooks=LOCAL) as home, receiver() as there:
+        made = await home.ask("token_create", name="maker", role="operator")
+        maker = await authenticate(home.service, made["token"])
+        webhook_id = await hook(home, there, by=maker)
+        outbox = await outbox_of(home, webhook_id)
+        match end:
+            case "update":
+                await home.ask("webhook_update", webhook_id=webhook_id, url=f"{there.url}2")
+            case "delete":
+                await home.ask("webhook_delete", webhook_id=webhook_id)
+            case _:
+                await home.ask("token_revoke", token_id=made["token_id"])
+        await home.ask("task_submit")
+        # Nobody told it; it finds out.
+        with anyio.fail_after(PATIENCE_S):
+            await outbox.run()
         assert there.silent
 
 
