@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.records import Actor
+from microvm_orchestrator.service.standing import refuse_ended, while_good
 
 if TYPE_CHECKING:
     from microvm_orchestrator.config import Settings
@@ -77,13 +78,24 @@ class Service:
         finally:
             self.observe(name, caller.via, outcome, time.perf_counter() - began)
 
-    async def _answer(self, call: Call, caller: Caller, arguments: Mapping[str, object]) -> BaseModel:
+    async def _answer(
+        self, call: Call, caller: Caller, arguments: Mapping[str, object]
+    ) -> BaseModel:
         if not caller.principal.role.reaches(call.role):
             raise errors.Denied(
                 f"{call.name} needs the role {call.role}, and {caller.principal.name} "
                 f"has {caller.principal.role}"
             )
-        return await call.handler(self, caller, parse(call.request, arguments))
+        request = parse(call.request, arguments)
+        token_id = caller.principal.token_id
+        if token_id is None:
+            return await call.handler(self, caller, request)
+        # The front end looked when the connection or the request began, which may be long ago.
+        await refuse_ended(self.store, token_id)
+        work = call.handler(self, caller, request)
+        if call.waits:
+            return await while_good(self.store, self.journal, token_id, work)
+        return await work
 
 
 def actor(caller: Caller, call: str) -> Actor:

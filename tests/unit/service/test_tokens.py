@@ -3,9 +3,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
-from calling import ADMIN, OPERATOR, VIEWER, House, house
+from calling import ADMIN, OPERATOR, PATIENCE_S, VIEWER, House, house
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.access import Principal, Role, Scope
 from microvm_orchestrator.model.records import SYSTEM
@@ -142,6 +143,7 @@ async def test_nobody_makes_a_token_that_reaches_further_than_they_do(
         ({"scope": {"labels": {"team": []}}}, "scope.labels.team"),
         ({"scope": {"everything": True}}, "scope.everything"),
         ({"secret": "mine"}, "secret"),
+        ({"role": "admin", "scope": {}}, "the sight of an admin"),
     ],
 )
 async def test_a_token_that_makes_no_sense_is_refused(
@@ -160,8 +162,58 @@ async def test_a_repeated_request_makes_no_second_token(tmp_path: Path) -> None:
             await home.ask("token_create", name="w", role="worker", idempotency_key="k")
         assert len((await home.ask("token_list"))["items"]) == 1
         # The key is the caller's own.
-        await home.ask("token_create", name="w", role="worker", idempotency_key="k", by=OPERATOR)
+        await home.ask("token_create", name="v", role="worker", idempotency_key="k", by=OPERATOR)
         assert len((await home.ask("token_list"))["items"]) == 2
+
+
+async def test_an_operator_cannot_take_the_name_of_anothers_token(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        await home.ask("token_create", name="alice", role="worker")
+        own = {"name": "bob", "role": "worker", "by": OPERATOR}
+        await home.ask("token_create", **own)
+        with pytest.raises(errors.AlreadyExists, match="alice"):
+            await home.ask("token_create", name="alice", role="worker", by=OPERATOR)
+        # A successor, before the first is revoked; and an admin may share any name.
+        await home.ask("token_create", **own)
+        await home.ask("token_create", name="bob", role="worker")
+        names = [item["name"] for item in (await home.ask("token_list"))["items"]]
+        assert names == ["alice", "bob", "bob", "bob"]
+
+
+async def test_a_token_that_ends_takes_its_open_connections_along(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        made = await home.ask("token_create", name="w", role="worker")
+        # As a stream that was opened with the token keeps it.
+        holder = await authenticate(home.service, made["token"])
+        await home.ask("whoami", by=holder)
+        await home.ask("token_revoke", token_id=made["token_id"])
+        with pytest.raises(errors.Unauthenticated, match="revoked or has run out"):
+            await home.ask("whoami", by=holder)
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+async def test_a_wait_ends_with_its_token(tmp_path: Path, how: str) -> None:
+    async with house(tmp_path) as home:
+        life = {"expires_in_s": 0.3} if how == "expired" else {}
+        made = await home.ask("token_create", name="w", role="worker", **life)
+        holder = await authenticate(home.service, made["token"])
+        refused: list[str] = []
+
+        async def claim() -> None:
+            with pytest.raises(errors.Unauthenticated) as refusal:
+                await home.ask("task_claim", wait_s=3600.0, by=holder)
+            refused.append(refusal.value.code)
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(claim)
+                await anyio.wait_all_tasks_blocked()
+                if how == "revoked":
+                    await home.ask("token_revoke", token_id=made["token_id"])
+        assert refused == ["unauthenticated"]
+        # Nothing was given to somebody who could not have kept it.
+        await home.ask("task_submit", key="a")
+        assert (await home.ask("task_get", task_id="a"))["state"] == "ready"
 
 
 async def test_an_admin_sees_all_tokens_and_an_operator_their_own(tmp_path: Path) -> None:
