@@ -52,12 +52,15 @@ class DoctorAnswer(Answer):
     facts: dict[str, Json]
 
 
+HostPath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+
+
 class BackupCreate(Request):
     """Where to."""
 
-    path: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+    path: HostPath | None = Field(
         default=None,
-        description="a new file on the daemon's host; default: a dated one under its state directory",
+        description="a new file on the daemon's host; by default a dated one in its state directory",
     )
 
 

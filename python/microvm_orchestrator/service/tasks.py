@@ -163,7 +163,9 @@ class TaskRetry(TaskRef):
 class TaskUpdate(TaskRef):
     """New values; what is left out stays as it is."""
 
-    changes: dict[str, Json] = Field(description="fields of a task as in task_submit, but for key and group")
+    changes: dict[str, Json] = Field(
+        description="fields of a task as in task_submit, but for key and group"
+    )
     expect_version: Int | None = Field(
         default=None, description="refuse if the task has changed since this version was read"
     )
@@ -353,9 +355,7 @@ def _progress_of(task: Task, timeout_s: float, deadline: float) -> tuple[float, 
     return waited, timeout_s, f"{task.state}{said}"
 
 
-@declare(
-    "task_history", "GET /v1/tasks/{task_id}/history", role=Role.VIEWER, effect=Effect.READ
-)
+@declare("task_history", "GET /v1/tasks/{task_id}/history", role=Role.VIEWER, effect=Effect.READ)
 async def task_history(
     service: Service, caller: Caller, request: TaskHistoryRequest
 ) -> PageOf[Event]:
@@ -410,16 +410,19 @@ async def task_retry(service: Service, caller: Caller, request: TaskRetry) -> Ch
 
 # What may change while nobody has claimed the task.
 _CHANGEABLE = frozenset(TaskSpec.model_fields) - {"key"}
+# What a client made up is not all given back to it.
+_UNKNOWN_TOLD = 8
 
 
 @declare("task_update", "PATCH /v1/tasks/{task_id}", role=Role.OPERATOR, idempotent=True)
 async def task_update(service: Service, caller: Caller, request: TaskUpdate) -> Task:
-    """Change a task that nobody has claimed yet: text, input, dependencies, priority and the rest."""
+    """Change a task that nobody has claimed yet: text, input, dependencies, priority and more."""
     by = actor(caller, "task_update")
     unknown = sorted(set(request.changes) - _CHANGEABLE)
     if unknown or not request.changes:
+        told = ", ".join(name[:80] for name in unknown[:_UNKNOWN_TOLD]) or "nothing"
         raise errors.InvalidInput(
-            f"changes: {', '.join(unknown) or 'nothing'} cannot be changed",
+            f"changes: {told} cannot be changed",
             hint=f"these can: {', '.join(sorted(_CHANGEABLE))}",
         )
     task = await service.store.query(OneTask(request.task_id, request.group), by)
@@ -469,6 +472,8 @@ async def task_extend(service: Service, caller: Caller, request: TaskExtend) -> 
     for spec in specs:
         checked_json(spec.input, "input")
     ref = request.ref(caller)
+    # The same tasks under another one, or after it instead of within it, are another request.
+    content = [request.task_id, request.group, request.children, request.successors]
     graph = Graph(
         tasks=tuple(
             NewTask(
@@ -479,7 +484,7 @@ async def task_extend(service: Service, caller: Caller, request: TaskExtend) -> 
             )
             for index, spec in enumerate(specs)
         ),
-        idempotency=_idempotency(request.idempotency_key, "task_extend", specs),
+        idempotency=_idempotency(request.idempotency_key, "task_extend", content),
         under=ref,
         visibility_labels=frozenset(service.settings.access.visibility_labels),
     )

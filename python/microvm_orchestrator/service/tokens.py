@@ -21,6 +21,7 @@ from microvm_orchestrator.service.idempotency import id_for
 from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
+from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import RecordById
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ async def create(service: Service, caller: Caller, request: CreateToken) -> Toke
     """
     _refuse(service, caller, request)
     by = actor(caller, "token_create")
+    await _refuse_name_of_others(service.store, request.name, by)
     now = await service.store.now()
     secret = tokens.new_secret()
     kept = KeptToken(
@@ -240,6 +242,10 @@ def _refuse(service: Service, caller: Caller, request: CreateToken) -> None:
         raise errors.Denied(f"{who.name} is {who.role} and cannot make a token for {request.role}")
     if not who.scope.everything:
         raise errors.Denied(f"{who.name} does not see everything, so it cannot make tokens")
+    if request.role is Role.ADMIN and request.scope is not None:
+        raise errors.InvalidInput(
+            "the sight of an admin cannot be narrowed: the audit log has none"
+        )
     if request.name in _RESERVED:
         raise errors.InvalidInput(f"the name {request.name} is the daemon's own")
     known = service.settings.access.visibility_labels
@@ -249,6 +255,18 @@ def _refuse(service: Service, caller: Caller, request: CreateToken) -> None:
             f"sight cannot be narrowed by the label {strange[0]}",
             hint=f"labels that can: {', '.join(known) or 'none'} (access.visibility_labels)",
         )
+
+
+async def _refuse_name_of_others(store: Store, name: str, by: Actor) -> None:
+    """Whoever takes a name takes its leases, and signs the audit log with it."""
+    if by.role is Role.ADMIN or name == by.name:
+        return
+    for record in await every_record(store, KIND, by):
+        if record.body["name"] == name and not _may_see(record, by):
+            raise errors.AlreadyExists(
+                f"the name {name} is on a token that somebody else made",
+                hint="choose another name, or let an admin make the token",
+            )
 
 
 def _may_see(record: Record, by: Actor) -> bool:
