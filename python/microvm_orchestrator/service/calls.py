@@ -99,7 +99,9 @@ def declare(
         return Call(
             name=name,
             title=title.rstrip("."),
-            description="\n".join(line.strip() for line in f"{title}\n{description}".splitlines()).strip(),
+            description="\n".join(
+                line.strip() for line in f"{title}\n{description}".splitlines()
+            ).strip(),
             request=hints["request"],
             answer=hints["return"],
             role=role,

@@ -54,9 +54,7 @@ class GroupTasksRequest(GroupRef):
 
 
 @declare("group_list", "GET /v1/groups", role=Role.VIEWER, effect=Effect.READ)
-async def group_list(
-    service: Service, caller: Caller, request: ListRequest
-) -> PageOf[GroupStatus]:
+async def group_list(service: Service, caller: Caller, request: ListRequest) -> PageOf[GroupStatus]:
     """List the groups of tasks, each with its state and counts."""
     question = GroupList(request.limit, request.cursor)
     page = await service.store.query(question, actor(caller, "group_list"))
@@ -70,9 +68,7 @@ async def group_get(service: Service, caller: Caller, request: GroupRef) -> Grou
 
 
 @declare("group_tasks", "GET /v1/groups/{group}/tasks", role=Role.VIEWER, effect=Effect.READ)
-async def group_tasks(
-    service: Service, caller: Caller, request: GroupTasksRequest
-) -> PageOf[Task]:
+async def group_tasks(service: Service, caller: Caller, request: GroupTasksRequest) -> PageOf[Task]:
     """Look at all tasks of a group whole, with their dependencies: the graph."""
     question = FullTaskList(request.group, request.limit, request.cursor)
     page = await service.store.query(question, actor(caller, "group_tasks"))

@@ -25,7 +25,8 @@ class EventWait(Request):
     """Which events to wait for, and from where."""
 
     after: Cursor | None = Field(
-        default=None, description="cursor of an earlier answer; `begin` and `now` are understood too"
+        default=None,
+        description="cursor of an earlier answer; `begin` and `now` are understood too",
     )
     kinds: Annotated[list[Kind], Field(max_length=64)] = Field(
         default=[], description="such as `task.done`, or `task.*`; none: all"
@@ -83,9 +84,7 @@ async def event_wait(service: Service, caller: Caller, request: EventWait) -> Ev
         after = None
     match = Match(tuple(request.kinds), tuple(request.groups), tuple(request.subjects))
     read = await _read(service, caller, after, match, request)
-    return EventAnswer.model_construct(
-        events=list(read.events), cursor=read.cursor, more=read.more
-    )
+    return EventAnswer.model_construct(events=list(read.events), cursor=read.cursor, more=read.more)
 
 
 async def _read(

@@ -161,7 +161,9 @@ async def task_claim(service: Service, caller: Caller, request: TaskClaim) -> Cl
     claimed = await _claim_within(service, caller, offer, request.wait_s)
     return ClaimAnswer(
         verdict=claimed.verdict,
-        tasks=[ClaimedTask.model_construct(task=task, lease=lease) for task, lease in claimed.tasks],
+        tasks=[
+            ClaimedTask.model_construct(task=task, lease=lease) for task, lease in claimed.tasks
+        ],
         stuck=[StuckAs(task_id=s.task_id, key=s.key, reason=s.reason) for s in claimed.stuck],
         due_at=None if claimed.due_at is None else moment(claimed.due_at),
     )
@@ -214,9 +216,7 @@ async def task_heartbeat(
     )
 
 
-@declare(
-    "task_complete", "POST /v1/tasks/{task_id}/complete", role=Role.WORKER, idempotent=True
-)
+@declare("task_complete", "POST /v1/tasks/{task_id}/complete", role=Role.WORKER, idempotent=True)
 async def task_complete(service: Service, caller: Caller, request: TaskComplete) -> SettleAnswer:
     """Say that a task you hold is done, with its result; learn which tasks that unlocked."""
     checked_json(request.result, "result")

@@ -136,9 +136,7 @@ async def worker_list(service: Service, caller: Caller, request: ListRequest) ->
     return PageOf[Worker](items=[_told(row) for row in page.items], next_cursor=page.cursor)
 
 
-@declare(
-    "worker_drain", "POST /v1/workers/{worker}/drain", role=Role.OPERATOR, idempotent=True
-)
+@declare("worker_drain", "POST /v1/workers/{worker}/drain", role=Role.OPERATOR, idempotent=True)
 async def worker_drain(service: Service, caller: Caller, request: WorkerDrain) -> Worker:
     """Let a worker finish what it holds and take no more; `draining: false` takes it back."""
     by = actor(caller, "worker_drain")
