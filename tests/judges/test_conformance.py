@@ -35,7 +35,7 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize(("revision", "least"), [("2025-11-25", 80), ("2026-07-28", 190)])
+@pytest.mark.parametrize(("revision", "least"), [("2025-11-25", 81), ("2026-07-28", 196)])
 async def test_every_check_of_a_revision_passes(tmp_path: Path, revision: str, least: int) -> None:
     async with host(tmp_path, fixtures=True) as ours:
         done = await judged(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import anyio
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from mcp.types import (
+    INTERNAL_ERROR,
     INVALID_REQUEST,
     PARSE_ERROR,
     ErrorData,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 # As much as the HTTP door takes; a larger thing belongs in a file, not in a model's context.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+# Far more than a client has use for; each costs a task and its memory.
+MAX_UNANSWERED = 1000
 # A client that reads nothing for this long has hung; its connection is ended.
 WRITE_TIMEOUT_S = 20.0
 # A client may close its side right after its last request and still read the answers.
@@ -66,9 +69,13 @@ class _Out:
         async with self._turn:
             await self._write(line)
         if not hasattr(message, "method"):
-            self.unanswered -= 1
-            if self.unanswered <= 0:
-                self.quiet.set()
+            await self.settled()
+
+    async def settled(self) -> None:
+        """Count a request as done with: it was answered, or cancelled and never will be."""
+        self.unanswered -= 1
+        if self.unanswered <= 0:
+            self.quiet.set()
 
     async def _write(self, line: bytes) -> None:
         if self._broken:
@@ -109,7 +116,9 @@ class JsonLines:
     def __init__(self, stream: ByteStream, peer: Peer) -> None:
         self.out = _Out(stream)
         self._stream = stream
-        self._metadata = ServerMessageMetadata(request_context=peer)
+        self._metadata = ServerMessageMetadata(
+            request_context=peer, on_request_unanswered=self.out.settled
+        )
         self._buffer = bytearray()
         self._searched = 0
         # What was heard up to the first request, to be given again.
@@ -142,6 +151,13 @@ class JsonLines:
                 await self._complain(line)
                 continue
             if isinstance(message, JSONRPCRequest):
+                if self.out.unanswered >= MAX_UNANSWERED:
+                    await self.out.refuse(
+                        message.id,
+                        INTERNAL_ERROR,
+                        f"unavailable: {MAX_UNANSWERED} requests of this connection are unanswered",
+                    )
+                    continue
                 self.out.unanswered += 1
             elif isinstance(message, JSONRPCNotification) and "id" in from_json(line):
                 # A request whose id is of no use: the SDK would take it for a notification.

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from mcp_peer import ALICE, PATIENCE_S, connected
-from microvm_orchestrator.mcp_server.json_lines import MAX_MESSAGE_BYTES
+from microvm_orchestrator.mcp_server.json_lines import MAX_MESSAGE_BYTES, MAX_UNANSWERED
 
 if TYPE_CHECKING:
     from mcp_stage import Stage
@@ -178,6 +178,32 @@ async def test_a_waiting_call_reports_progress_seldom_and_growing(
     reports = [heard["params"] for heard in peer.aside if heard["method"].endswith("/progress")]
     assert [report["message"] for report in reports] == ["waiting"]
     assert reports[0]["progressToken"] == "p"
+
+
+async def test_a_client_that_asks_without_end_is_refused_and_served_again_later(
+    front: McpFrontEnd, stage: Stage
+) -> None:
+    async with connected(front) as peer:
+        waits = [
+            peer.request("tools/call", {"name": "thing_wait", "arguments": {"name": "x"}})
+            for _ in range(MAX_UNANSWERED + 1)
+        ]
+        await peer.say(b"\n".join(json.dumps(wait).encode() for wait in waits))
+        refusal = await peer.hear()
+        for wait in waits[:2]:
+            await peer.say(
+                {
+                    "jsonrpc": "2.0",
+                    "method": "notifications/cancelled",
+                    "params": {"requestId": wait["id"]},
+                }
+            )
+        await stage.cancelled.wait()
+        served = await peer.call("thing_look", name="stone")
+
+    assert refusal["id"] == waits[-1]["id"]
+    assert refusal["error"]["message"].startswith("unavailable: ")
+    assert not served["isError"]
 
 
 async def test_an_unknown_profile_is_answered_with_those_there_are(front: McpFrontEnd) -> None:
