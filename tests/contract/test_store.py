@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import anyio
@@ -183,7 +184,7 @@ async def test_a_cycle_within_a_graph_is_refused_and_named(store: Store) -> None
     assert ring[0] == ring[-1]
     assert set(ring) == {"a", "b", "c"}
     # Each waits for the one named after it.
-    assert dict(zip(ring, ring[1:], strict=False)) == {"a": "c", "b": "a", "c": "b"}
+    assert dict(itertools.pairwise(ring)) == {"a": "c", "b": "a", "c": "b"}
 
 
 async def test_a_task_cannot_wait_for_itself(store: Store) -> None:

@@ -258,7 +258,7 @@ def _update(tx: Tx, row: TaskRow, change: UpdateTask) -> str:
     if "labels" in change.fields:
         tx.run("DELETE FROM label WHERE task = ?", row.seq)
         write_labels(tx, row.seq, spec.labels)
-    new = tx.save(row, new)
+    new = tx.touch(row) if new == row else tx.save(row, new)
     tx.event("task.updated", new, fields=[*sorted(change.fields)])
     waits = new.gates_left > 0 or new.not_before is not None
     new = tx.apply(new, t.Shut() if waits else t.Open()).row

@@ -212,6 +212,11 @@ class Tx:
         )
         return new._replace(version=old.version + 1)
 
+    def touch(self, row: TaskRow) -> TaskRow:
+        """Count a change of what is kept beside the row."""
+        self.run("UPDATE task SET version = version + 1 WHERE seq = ?", row.seq)
+        return row._replace(version=row.version + 1)
+
     def apply(self, row: TaskRow, verb: Verb, **told: JsonValue) -> Step:
         """Let a verb happen to a task: state, attempt and event together."""
         step = transition(row, verb, self.now)
