@@ -60,7 +60,7 @@ class BackupCreate(Request):
 
     path: HostPath | None = Field(
         default=None,
-        description="a new file on the daemon's host; by default a dated one in its state directory",
+        description="a new file on the daemon's host; default: a dated one in its state directory",
     )
 
 

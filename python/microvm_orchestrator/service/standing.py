@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# A store that could not be read may tell by then.
+_LOOK_AGAIN_S = 5.0
+
 
 async def refuse_ended(store: Store, token_id: str) -> None:
     """Raises: Unauthenticated."""
@@ -43,13 +46,22 @@ async def while_good(store: Store, journal: Journal, token_id: str, work: Awaita
     answer = await unless(partial(ended, store, journal, token_id), work)
     if answer is None:
         raise _ended()
+    # What ended the wait may be that the token ended.
+    await refuse_ended(store, token_id)
     return answer
 
 
 async def ended(store: Store, journal: Journal, token_id: str) -> None:
     """Wait until the token was revoked or its time is over."""
     with journal.listen(Match(subjects=(token_id,))) as changes:
-        while (left_s := await _left_s(store, token_id)) > 0:
+        while True:
+            try:
+                left_s = await _left_s(store, token_id)
+            except errors.Unavailable:
+                # Nobody is sent away because the disk is not well.
+                left_s = _LOOK_AGAIN_S
+            if left_s <= 0:
+                return
             with anyio.move_on_after(left_s):
                 await changes.wait()
 
