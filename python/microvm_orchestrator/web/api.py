@@ -10,7 +10,6 @@ from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from microvm_orchestrator.service.service import Service
-    from microvm_orchestrator.web.identity import Identity
     from microvm_orchestrator.web.terms import Terms
 
     Handler = Callable[[Request], Awaitable[Response]]
@@ -37,11 +35,11 @@ if TYPE_CHECKING:
 VIA = "rest"
 
 
-def routes(service: Service, identity: Identity, terms: Terms) -> list[Route]:
+def routes(service: Service, terms: Terms) -> list[Route]:
     """Return the routes of every call, those with fixed segments before those with parameters."""
     by_path: dict[str, dict[str, Handler]] = defaultdict(dict)
     for call in service.calls.values():
-        by_path[call.path][call.method] = partial(_serve, service, identity, terms, Layout(call))
+        by_path[call.path][call.method] = partial(_serve, service, terms, Layout(call))
     return [Route(path, Served(by_path[path])) for path in sorted(by_path, key=_generality)]
 
 
@@ -61,8 +59,6 @@ class Served:
             response = await self._answer(request)
         except ClientDisconnect:
             return
-        except HTTPException as error:
-            response = refusal(error.status_code, error.detail)
         except Exception as error:  # noqa: BLE001 - the edge where every error becomes an answer
             response = problem(error, request)
         await response(scope, receive, send)
@@ -82,10 +78,8 @@ async def unknown_address(scope: Scope, receive: Receive, send: Send) -> None:
     await response(scope, receive, send)
 
 
-async def _serve(
-    service: Service, identity: Identity, terms: Terms, layout: Layout, request: Request
-) -> Response:
-    caller = Caller(await identity.of(request), VIA, no_progress)
+async def _serve(service: Service, terms: Terms, layout: Layout, request: Request) -> Response:
+    caller = caller_of(request)
     arguments = await _arguments(request, layout, terms.limits.max_request_bytes)
     work = service.invoke(caller, layout.call.name, arguments)
     answer = await (_while_connected(request, work) if layout.call.waits else work)
@@ -139,5 +133,9 @@ async def _while_connected(request: Request, work: Awaitable[BaseModel]) -> Base
     return answer
 
 
-async def no_progress(done: float, total: float | None, message: str) -> None:
+def caller_of(request: Request) -> Caller:
+    return Caller(request.state.principal, VIA, _no_progress)
+
+
+async def _no_progress(done: float, total: float | None, message: str) -> None:
     """REST has nowhere to show progress."""

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from microvm_orchestrator import __version__, errors
-from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.web import openapi, stream
-from microvm_orchestrator.web.api import VIA, Served, no_progress, routes, unknown_address
+from microvm_orchestrator.web.api import Served, caller_of, routes, unknown_address
 from microvm_orchestrator.web.body import check_media_type
+from microvm_orchestrator.web.identity import Known
 from microvm_orchestrator.web.metrics import CONTENT_TYPE
 from microvm_orchestrator.web.origin import OwnPagesOnly
-from microvm_orchestrator.web.problems import problem, refusal
+from microvm_orchestrator.web.problems import problem
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # A store that takes longer for one read is not well.
 HEALTH_TIMEOUT_S = 2.0
 _MCP = "/mcp"
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 class McpRoutes(Protocol):
@@ -49,7 +51,7 @@ class McpRoutes(Protocol):
 def application(
     service: Service, identity: Identity, terms: Terms, meter: Meter, mcp: McpRoutes
 ) -> ASGIApp:
-    """Put the parts together; all stand behind the check of where a browser's request is from."""
+    """Put the parts together; a request passes them from the last line here to the first."""
     described = openapi.document(
         service.calls.values(), {stream.PATH: stream.description(service), **_PLAIN}
     )
@@ -57,23 +59,26 @@ def application(
     rest = Router(
         [
             Route("/openapi.json", Served({"GET": partial(_document, document)})),
-            Route("/healthz", Served({"GET": partial(_health, service, identity)})),
-            Route("/metrics", Served({"GET": partial(_metrics, service, meter, identity)})),
-            Route(stream.PATH, Served({"GET": partial(stream.serve, service, identity)})),
-            *routes(service, identity, terms),
+            Route("/healthz", Served({"GET": partial(_health, service)})),
+            Route("/metrics", Served({"GET": partial(_metrics, service, meter)})),
+            Route(stream.PATH, Served({"GET": partial(stream.serve, service)})),
+            *routes(service, terms),
         ],
         redirect_slashes=False,
         default=unknown_address,
     )
-    return OwnPagesOnly(_WithMcp(rest, identity, mcp), service.settings.tcp)
+    known = Known(_WithMcp(rest, mcp), identity)
+    origins = service.settings.tcp.allowed_origins
+    # Tells browsers that pages from there may read what they asked for.
+    shared = CORSMiddleware(known, origins, _METHODS, ["*"]) if origins else known
+    return OwnPagesOnly(shared, service.settings.tcp)
 
 
 class _WithMcp:
-    """Sends what is for MCP there, with the name of who asks; waits for it at the start."""
+    """Sends what is for MCP there; at the start, waits until it is loaded."""
 
-    def __init__(self, rest: ASGIApp, identity: Identity, mcp: McpRoutes) -> None:
+    def __init__(self, rest: ASGIApp, mcp: McpRoutes) -> None:
         self._rest = rest
-        self._identity = identity
         self._find_routes = mcp
         self._mcp: Router | None = None
 
@@ -84,14 +89,10 @@ class _WithMcp:
             return
         request = Request(scope)
         try:
-            scope["state"]["principal"] = await self._identity.of(request)
             if request.method == "POST":
                 check_media_type(request)
-        except errors.OrchestratorError as error:
-            await problem(error, request)(scope, receive, send)
-            return
         except HTTPException as error:
-            await refusal(error.status_code, error.detail)(scope, receive, send)
+            await problem(error, request)(scope, receive, send)
             return
         if self._mcp is None:
             self._mcp = Router(await self._find_routes(), default=unknown_address)
@@ -102,8 +103,7 @@ async def _document(document: bytes, _request: Request) -> Response:
     return Response(document, media_type="application/json")
 
 
-async def _health(service: Service, identity: Identity, request: Request) -> Response:
-    await identity.of(request)
+async def _health(service: Service, _request: Request) -> Response:
     try:
         with anyio.fail_after(HEALTH_TIMEOUT_S):
             await service.store.cursor()
@@ -115,12 +115,9 @@ async def _health(service: Service, identity: Identity, request: Request) -> Res
     return Response(json.dumps(told), media_type="application/json")
 
 
-async def _metrics(
-    service: Service, meter: Meter, identity: Identity, request: Request
-) -> Response:
-    caller = Caller(await identity.of(request), VIA, no_progress)
+async def _metrics(service: Service, meter: Meter, request: Request) -> Response:
     try:
-        now = await service.invoke(caller, "metrics_get", {})
+        now = await service.invoke(caller_of(request), "metrics_get", {})
     except errors.Unavailable:
         # What went wrong before is in the counters, and now of all times worth seeing.
         now = None

@@ -19,8 +19,8 @@ from microvm_orchestrator import errors
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-# Local clients need milliseconds; a slow network still moves 4 MiB in this time.
-BODY_TIMEOUT_S = 30.0
+# A slow network still moves 4 MiB in this time, and the deadline of the connection comes later.
+BODY_TIMEOUT_S = 20.0
 _MEDIA_TYPE = "application/json"
 # Only an escape can bring half of a surrogate pair into decoded UTF-8.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-# From the connection, or from the end of an answer, until the head of the next request is there
-# and the answer before it is taken. Interactive clients hold a connection less long.
+# From the connection, or from the end of an answer, until the next request is there, head and body,
+# and the answer before it is taken.
 REQUEST_DEADLINE_S = 30.0
 # Room for a query with many labels; the bodies are limited by the settings.
 MAX_HEAD_BYTES = 65_536
@@ -56,9 +56,9 @@ class Http(H11Protocol):
         self._watch()
 
     def _watch(self) -> None:
-        """Let the deadline run exactly while no request is being answered."""
+        """Let the deadline run exactly while it is the client whose turn it is."""
         cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
-        answering = cycle is not None and not cycle.response_complete
+        answering = cycle is not None and not (cycle.response_complete or cycle.more_body)
         if answering or self.gone.is_set():
             self._rest()
         elif self._deadline is None:

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-import anyio
+from starlette.requests import Request
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.service import tokens
+from microvm_orchestrator.service import standing, tokens
 from microvm_orchestrator.service.identity import Peer, principal_of
-from microvm_orchestrator.store.base import Match
+from microvm_orchestrator.web.problems import problem
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from microvm_orchestrator.model.access import Principal
     from microvm_orchestrator.service.service import Service
     from microvm_orchestrator.web.terms import Terms
 
-# A token expires without an event.
-LOOK_AGAIN_S = 30.0
-# Under this name the listener puts the peer, or None, into each request's state.
+# In each request's state: the peer, or None, from the listener, and who that is, from `Known`.
 PEER = "peer"
+PRINCIPAL = "principal"
 
 
 class Identity:
@@ -58,19 +58,26 @@ class Identity:
             "a request over the network needs a token", hint="send Authorization: Bearer <token>"
         )
 
-    async def ended(self, token: str, principal: Principal) -> None:
-        """Wait until `token` is good no longer: it was revoked, or its time is over."""
-        match = Match(subjects=(principal.token_id or "",))
-        with self._service.journal.listen(match) as changes:
-            while True:
-                try:
-                    await tokens.authenticate(self._service, token)
-                except errors.Unauthenticated:
-                    return
-                except errors.Unavailable:
-                    pass  # nobody is sent away because the disk is full
-                with anyio.move_on_after(LOOK_AGAIN_S):
-                    await changes.wait()
+    async def ended(self, token_id: str) -> None:
+        """Wait until a token is good no longer: it was revoked, or its time is over."""
+        await standing.ended(self._service.store, self._service.journal, token_id)
+
+
+class Known:
+    """Lets requests pass once it is known who asks, which they then carry in their state."""
+
+    def __init__(self, application: ASGIApp, identity: Identity) -> None:
+        self._application = application
+        self._identity = identity
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        try:
+            scope["state"][PRINCIPAL] = await self._identity.of(request)
+        except Exception as error:  # noqa: BLE001 - the edge where every error becomes an answer
+            await problem(error, request)(scope, receive, send)
+            return
+        await self._application(scope, receive, send)
 
 
 def _bearer(header: str) -> str:

@@ -131,6 +131,7 @@ class Listener:
                 await anyio.wait_readable(listening)
             except OSError as error:
                 _log.warning("accept_failed", error=str(error))
+                self._give_one_up()
                 await anyio.sleep(_ACCEPT_PAUSE_S)
             else:
                 self._admit(connection, connections)
@@ -200,17 +201,17 @@ class Listener:
             self._streaming.add(connection)
             try:
                 async with anyio.create_task_group() as group:
-                    if token is not None:
-                        group.start_soon(self._cut_off, token, principal, group.cancel_scope)
+                    if principal.token_id is not None:
+                        group.start_soon(self._cut_off, principal.token_id, group.cancel_scope)
                     with suppress(*_GONE):
                         await self._serve_stream(stream, principal, wish.profile)
                     group.cancel_scope.cancel()
             finally:
                 self._streaming.discard(connection)
 
-    async def _cut_off(self, token: str, principal: Principal, stream: anyio.CancelScope) -> None:
-        """End a stream whose token ended; it was asked for only at the beginning."""
-        await self._identity.ended(token, principal)
+    async def _cut_off(self, token_id: str, stream: anyio.CancelScope) -> None:
+        """End a stream whose token ended: not all that goes over it is a call."""
+        await self._identity.ended(token_id)
         stream.cancel()
 
 

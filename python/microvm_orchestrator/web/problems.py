@@ -10,6 +10,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from microvm_orchestrator import errors, log
@@ -71,6 +72,8 @@ def refusal(
 
 def problem(error: Exception, request: Request) -> Response:
     """Answer with an error; one nobody planned is logged, and nothing of it shown."""
+    if isinstance(error, HTTPException):
+        return refusal(error.status_code, error.detail)
     status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     if isinstance(error, errors.OrchestratorError) and status != 500:
         return _response(

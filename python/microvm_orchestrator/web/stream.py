@@ -7,28 +7,25 @@ here for a slow client; it is hung up on and resumes from the journal. Above sit
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from starlette.responses import Response
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.service.calls import Caller
-from microvm_orchestrator.web.api import VIA, no_progress
+from microvm_orchestrator.web.api import caller_of
 from microvm_orchestrator.web.arguments import Layout
 from microvm_orchestrator.web.http import hang_up
 from microvm_orchestrator.web.openapi import parameters, responses
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from microvm_orchestrator.model.access import Principal
+    from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
-    from microvm_orchestrator.web.identity import Identity
 
 PATH = "/v1/events/stream"
 _CALL = "event_wait"
@@ -38,37 +35,30 @@ PING_S = 15.0
 SLOW_S = 5.0
 
 
-async def serve(service: Service, identity: Identity, request: Request) -> Response:
+async def serve(service: Service, request: Request) -> Response:
     """Answer with the stream; what is wrong with the request is said before it begins."""
     arguments = Layout(service.calls[_CALL]).from_query(request.query_params.multi_items())
     if "timeout_s" in arguments:
         raise errors.InvalidInput("a stream has no timeout_s")
     if resumed := request.headers.get("last-event-id"):
         arguments["after"] = resumed
-    wait = _Wait(service, partial(identity.of, request), arguments)
+    wait = _Wait(service, caller_of(request), arguments)
     return _EventStream(wait, await wait.more(0.0))
 
 
 class _Wait:
     """`event_wait`, again and again, each time from where the last answer ended."""
 
-    def __init__(
-        self,
-        service: Service,
-        who: Callable[[], Awaitable[Principal]],
-        arguments: Mapping[str, object],
-    ) -> None:
+    def __init__(self, service: Service, caller: Caller, arguments: Mapping[str, object]) -> None:
         self._service = service
-        self._who = who
+        self._caller = caller
         self._arguments = dict(arguments)
 
     async def more(self, timeout_s: float) -> bytes:
         """Give the next message; one without events is a sign of life that moves the cursor."""
-        caller = Caller(await self._who(), VIA, no_progress)
         answer = await self._service.invoke(
-            caller, _CALL, {**self._arguments, "timeout_s": timeout_s}
+            self._caller, _CALL, {**self._arguments, "timeout_s": timeout_s}
         )
-        await self._who()  # the token may have ended while we waited
         told: dict[str, Any] = answer.model_dump()
         self._arguments["after"] = cursor = told["cursor"]
         if not told["events"]:

@@ -99,7 +99,15 @@ async def test_over_the_network_every_request_needs_a_token(tmp_path: Path) -> N
     async with served(tmp_path) as here:
         token = await make_token(here)
         async with httpx2.AsyncClient(base_url=f"http://{here.address}") as network:
-            for path in ("/v1/whoami", "/healthz", "/metrics", "/v1/events/stream", "/mcp"):
+            for path in (
+                "/v1/whoami",
+                "/healthz",
+                "/metrics",
+                "/openapi.json",
+                "/v1/events/stream",
+                "/mcp",
+                "/",
+            ):
                 assert (await network.get(path)).status_code == 401
             known = await network.get("/v1/whoami", headers=bearer(token))
             assert known.json()["name"] == "ann"
@@ -185,6 +193,23 @@ async def test_only_pages_that_may_can_ask(tmp_path: Path, origin: str, status: 
         headers = bearer(await make_token(here)) | {"host": "127.0.0.1", "origin": origin}
         async with httpx2.AsyncClient(base_url=f"http://{here.address}") as network:
             assert (await network.get("/v1/whoami", headers=headers)).status_code == status
+
+
+async def test_a_page_that_may_ask_may_read_the_answer(tmp_path: Path) -> None:
+    page = "https://pages.example"
+    tcp: dict[str, object] = {"listen": "127.0.0.1:0", "allowed_origins": [page]}
+    async with served(tmp_path, tcp=tcp) as here:
+        right = bearer(await make_token(here)) | {"origin": page}
+        asks = {"origin": page, "access-control-request-method": "POST"}
+        asks["access-control-request-headers"] = "authorization,content-type"
+        async with httpx2.AsyncClient(base_url=f"http://{here.address}") as network:
+            before = await network.options("/v1/tasks", headers=asks)
+            assert before.headers["access-control-allow-origin"] == page
+            assert "authorization" in before.headers["access-control-allow-headers"]
+            after = await network.get("/v1/tasks", headers=right)
+            assert after.headers["access-control-allow-origin"] == page
+            stranger = await network.options("/v1/tasks", headers=asks | {"origin": "http://x"})
+            assert stranger.status_code == 403
 
 
 async def test_a_full_house_gives_up_the_oldest_silent_connection(tmp_path: Path) -> None:
