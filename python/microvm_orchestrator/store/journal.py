@@ -78,14 +78,22 @@ def read_events(
         scanned_to = rows[-1][0] if len(rows) > limit else last
     else:
         rows, scanned_to = _scan(connection, match, seq, last, limit)
-    events = [
-        _event(row)
-        for row in rows[:limit]
-        if row[5] is None or classes.sees(connection, row[5], by)
-    ]
+    events = [event for row in rows[:limit] if (event := _seen(connection, classes, row, by))]
     more = len(rows) > limit or scanned_to < last
     reached = rows[limit - 1][0] if len(rows) > limit else scanned_to
     return Events(tuple(events), write_cursor(epoch, reached), more)
+
+
+def _seen(
+    connection: sqlite3.Connection, classes: Classes, row: tuple[Any, ...], by: Actor
+) -> Event | None:
+    """A task's event is seen by who sees the task; any other by who sees all, or did it."""
+    class_id, actor = row[5], row[6]
+    if class_id is None:
+        seen = by.scope.everything or actor == by.name
+    else:
+        seen = classes.sees(connection, class_id, by)
+    return _event(row) if seen else None
 
 
 _SELECT = "SELECT seq, at, kind, subject, grp, class_id, actor, body FROM event"
