@@ -330,8 +330,8 @@ async def test_an_update_changes_what_it_names_and_nothing_else(store: Store) ->
     found = await store.query(TaskList(labels=(("l", "new"),)), ALICE)
     assert [item.key for item in found.items] == ["a"]
     assert (await store.query(TaskList(labels=(("l", "old"),)), ALICE)).items == []
-    offer = {"capabilities": frozenset({"new"}), "roles": frozenset({"new"})}
-    assert (await take(store, **offer)).key == "a"
+    new = frozenset({"new"})
+    assert (await take(store, capabilities=new, roles=new)).key == "a"
 
 
 async def test_rewiring_moves_the_task_as_its_new_dependencies_say(store: Store) -> None:

@@ -44,6 +44,8 @@ _NAMES_TOLD = 20
 
 def amend(tx: Tx, which: Address | InGroup, change: Change) -> Amended:
     """Raises: NotFound, StateForbids, HasDependents, CycleFound, VersionMoved."""
+    # Its id, not its key, which another may have one day; and before it may be gone.
+    target = tx.need(which).id if isinstance(which, Address) else f"group {which.group}"
     match change:
         case CancelTasks():
             changed = _cancel(tx, which, change)
@@ -55,16 +57,12 @@ def amend(tx: Tx, which: Address | InGroup, change: Change) -> Amended:
             changed = [_update(tx, _single(tx, which), change)]
         case DeleteTask():
             changed = _delete(tx, _single(tx, which), change)
-    tx.audit(_target(which))
+    tx.audit(target)
     return Amended(tuple(changed))
 
 
 _UNFINISHED = ("blocked", "ready", "running")
 _UNLUCKY = ("failed", "cancelled")
-
-
-def _target(which: Address | InGroup) -> str:
-    return which.ref if isinstance(which, Address) else f"group {which.group}"
 
 
 def _single(tx: Tx, which: Address | InGroup) -> TaskRow:
