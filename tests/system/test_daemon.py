@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon import running_daemon
@@ -20,19 +21,11 @@ from microvm_orchestrator.daemon import EXIT_CONFIG, STOP_GRACE_S
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
 # Longer than anything here takes on a busy machine; only a test that fails waits so long.
 PATIENCE_S = 20.0
 
-MAIN = """
-import os, sys
-from pathlib import Path
-from microvm_orchestrator import config, daemon
-def load():
-    return config.load(Path(sys.argv[1]), os.environ, {}).settings
-sys.exit(daemon.run(load(), load))
-"""
+COMMAND = Path(sys.executable).with_name("microvm-orchestrator")
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ def start(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear, log.open("wb") as stderr:
         ear.bind(str(notify))
         process = subprocess.Popen(
-            [*within, sys.executable, "-c", MAIN, file],
+            [*within, COMMAND, "serve", "--config", file],
             env=given,
             stdin=subprocess.DEVNULL,
             stderr=stderr,

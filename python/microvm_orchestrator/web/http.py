@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+from h11 import LocalProtocolError
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class Http(H11Protocol):
         super().on_response_complete()
         self._rest()
         self._watch()
+
+    def shutdown(self) -> None:
+        try:
+            super().shutdown()
+        except LocalProtocolError:  # what it got was no HTTP; the answer to that is on its way
+            self.transport.close()
 
     def _watch(self) -> None:
         """Let the deadline run exactly while it is the client whose turn it is."""

@@ -116,7 +116,8 @@ class Listener:
                 each.shutdown()
         for connection in self._streaming:
             # The reader finds the end of its input, and answers what it has read.
-            connection.shutdown(socket.SHUT_RD)
+            with suppress(OSError):  # it may be closing already
+                connection.shutdown(socket.SHUT_RD)
 
     async def _requests_ended(self) -> None:
         """Wait for the handlers: they may outlive the connection they were asked over."""
