@@ -6,6 +6,7 @@ What is made last ends first. Only this module sees all the others.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -52,6 +53,13 @@ _log = log.get(__name__)
 STOP_GRACE_S = 5.0
 # EX_CONFIG of sysexits.h: starting again with the same settings is of no use.
 EXIT_CONFIG = 78
+# What keeps us out of the state directory though the setting may be right.
+_BY_ERRNO: dict[int, type[errors.OrchestratorError]] = {
+    errno.EROFS: errors.StoreReadOnly,
+    errno.EACCES: errors.StoreReadOnly,
+    errno.EPERM: errors.StoreReadOnly,
+    errno.ENOSPC: errors.StoreFull,
+}
 # Log, store, standard streams, libraries: descriptors that no client holds.
 _SPARE_DESCRIPTORS = 128
 
@@ -230,13 +238,13 @@ def _load_mcp() -> type[McpFrontEnd]:
 def _own(state_dir: Path) -> Generator[None]:
     """Keep other daemons out of the state directory, which is made where it is missing.
 
-    Raises: AlreadyRunning; ConfigInvalid when it cannot be used.
+    Raises: AlreadyRunning; StoreReadOnly; StoreFull; ConfigInvalid when it is none.
     """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise errors.ConfigInvalid(
+        raise _BY_ERRNO.get(error.errno or 0, errors.ConfigInvalid)(
             f"cannot use the state directory {state_dir}: {error.strerror}",
             hint="name another with --state-dir",
         ) from error

@@ -66,10 +66,17 @@ class Journal:
                     cursor = None
                 elif cursor is None:
                     # Nobody was listening; whoever is now may have missed anything.
-                    cursor = await self._store.cursor()
+                    cursor = await self._end()
                     self._ring_all()
                 else:
                     cursor = await self._pass_on(cursor)
+
+    async def _end(self) -> str | None:
+        try:
+            return await self._store.cursor()
+        except errors.OrchestratorError:
+            # A damaged disk is for those to hear who ask; we look again at the next change.
+            return None
 
     async def _pass_on(self, cursor: str) -> str | None:
         while True:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 from microvm_orchestrator import errors
@@ -14,9 +16,16 @@ _BUSY_MS = 10_000
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Raises: StoreReadOnly, StoreFull, or what SQLite raises."""
+    """Raises: StoreReadOnly, StoreFull, StoreCorrupt, or what SQLite raises."""
     if not path.exists():
         _create(path)
+    elif path.stat().st_size == 0:
+        # SQLite takes it for a new store. Ours is never empty, so something has cut it off.
+        raise _robbed(f"the store's file {path} is empty")
+    return _open(path)
+
+
+def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, isolation_level=None, check_same_thread=False, cached_statements=512
     )
@@ -25,15 +34,31 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
+    """Make a store that holds nothing yet, in one step: it is there whole or not at all."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise _robbed(f"the store's file {path} is gone, and its log {log.name} is not")
+    unfinished = path.with_name(f".{path.name}.new")
     try:
+        unfinished.unlink(missing_ok=True)
         # A store holds secrets of webhooks; nobody but its owner reads it.
-        path.touch(mode=0o600)
+        unfinished.touch(mode=0o600)
+        with contextlib.closing(_open(unfinished)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        unfinished.rename(path)
+        sync(path.parent)
     except OSError as error:
         kind = errors.StoreFull if error.errno == errno.ENOSPC else errors.StoreReadOnly
         raise kind(
             f"cannot create {path}: {error.strerror}",
             hint="check the owner and the mode of the state directory, and its disk",
         ) from error
+
+
+def _robbed(message: str) -> errors.StoreCorrupt:
+    return errors.StoreCorrupt(
+        message, hint="put a backup in its place, or move what is left of it away to begin anew"
+    )
 
 
 def sync(path: Path) -> None:
@@ -89,17 +114,42 @@ _INVARIANTS = {
 
 
 def problems_of(connection: sqlite3.Connection) -> list[str]:
-    problems = [
-        f"integrity: {row[0]}"
-        for row in connection.execute("PRAGMA integrity_check(10)")
-        if row[0] != "ok"
-    ]
-    problems += [
-        f"reference: {row[0]} row {row[1]} names a missing {row[2]}"
-        for row in connection.execute("PRAGMA foreign_key_check").fetchmany(10)
-    ]
-    for what, question in _INVARIANTS.items():
-        rows = connection.execute(question).fetchmany(5)
-        if rows:
-            problems.append(f"{what}: {', '.join(str(row[0]) for row in rows)}")
+    """Say what is wrong; damage that stands in the way of a question is an answer, too."""
+    problems: list[str] = []
+    for what, ask in _QUESTIONS.items():
+        try:
+            found = ask(connection)
+        except sqlite3.DatabaseError as error:
+            found = [str(error)]
+        if found:
+            problems.append(f"{what}: {', '.join(found)}")
     return problems
+
+
+def _integrity(connection: sqlite3.Connection) -> list[str]:
+    rows = connection.execute("PRAGMA integrity_check(10)").fetchall()
+    return [row[0] for row in rows if row[0] != "ok"]
+
+
+def _references(connection: sqlite3.Connection) -> list[str]:
+    rows = connection.execute("PRAGMA foreign_key_check").fetchmany(10)
+    return [f"{row[0]} row {row[1]} names a missing {row[2]}" for row in rows]
+
+
+def _subjects(question: str) -> Callable[[sqlite3.Connection], list[str]]:
+    return lambda connection: [str(row[0]) for row in connection.execute(question).fetchmany(5)]
+
+
+_QUESTIONS: dict[str, Callable[[sqlite3.Connection], list[str]]] = {
+    "integrity": _integrity,
+    "references": _references,
+    **{what: _subjects(question) for what, question in _INVARIANTS.items()},
+}
+
+
+def count_of(connection: sqlite3.Connection, table: str) -> int | None:
+    """Count the rows of a table; None where damage stands in the way."""
+    try:
+        return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    except sqlite3.DatabaseError:
+        return None

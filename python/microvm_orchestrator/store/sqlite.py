@@ -60,7 +60,7 @@ from microvm_orchestrator.store.base import (
     WorkerCard,
 )
 from microvm_orchestrator.store.clock import Clock
-from microvm_orchestrator.store.file import connect, problems_of, refuse_damaged, sync
+from microvm_orchestrator.store.file import connect, count_of, problems_of, refuse_damaged, sync
 from microvm_orchestrator.store.lane import Lane, translated
 from microvm_orchestrator.store.migrate import migrate, schema_version
 from microvm_orchestrator.store.rows import Classes, Tx
@@ -333,8 +333,8 @@ class SqliteStore(hosts.SqliteHosts):
             facts: dict[str, JsonValue] = {
                 "schema": schema_version(connection),
                 "bytes": self.path.stat().st_size,
-                "tasks": connection.execute("SELECT count(*) FROM task").fetchone()[0],
-                "events": connection.execute("SELECT count(*) FROM event").fetchone()[0],
+                "tasks": count_of(connection, "task"),
+                "events": count_of(connection, "event"),
                 "clock_behind_s": round(self._clock.behind(), 3),
                 "seconds": round(time.monotonic() - started, 3),
             }
