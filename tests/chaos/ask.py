@@ -72,6 +72,7 @@ class Asker:
         self._connection: _OverUnix | None = None
         self.requests = 0
         self.unknown = 0
+        self.refused = 0
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +120,7 @@ class Asker:
             else:
                 if answer.status != REFUSED_FOR_NOW:
                     return answer, unknown
+                self.refused += 1
             time.sleep(_PAUSE_S)  # a client's patience; nothing waits for this
         raise GaveUp(f"{method} {path}")
 

@@ -34,6 +34,7 @@ def main() -> None:
         print("ready", flush=True)
         while not _ended(float(lease_s) / 3):
             held = [one for one in held if _beat(asker, recorder, worker, one, float(lease_s))]
+        recorder.gets(recorder.asks("end"), "ok", refused=asker.refused)
         for one in held:
             asker.post(f"/v1/tasks/{one.task_id}/release", token=one.token, worker=worker)
     recorder.close()

@@ -127,11 +127,16 @@ class Daemon:
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-_LOG_SHOWN:] if self.log.exists() else ""
 
-    def clear_away(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            self._reap()
+    @contextlib.contextmanager
+    def cleared_away(self) -> Generator[None]:
+        """Let no process outlive the block, whatever state it is in."""
+        try:
+            yield
+        finally:
+            if self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+                self._reap()
 
     def _reap(self) -> int:
         assert self._process is not None
@@ -151,7 +156,5 @@ class Daemon:
 def daemon_in(folder: Path, *, state_dir: Path | None = None, **env: str) -> Generator[Daemon]:
     """Hold a daemon that is not started yet; whatever state it is in at the end, it is ended."""
     daemon = Daemon(state_dir or folder / "state", folder / "socket", folder / "daemon.log", env)
-    try:
+    with daemon.cleared_away():
         yield daemon
-    finally:
-        daemon.clear_away()

@@ -54,14 +54,14 @@ def test_every_acknowledged_write_survives_a_power_cut(disks: Path, seed: str, w
         Asker(daemon.socket) as asker,
     ):
         for _ in range(cuts):
-            with _disk(image, at):
+            with _disk(image, at), daemon.cleared_away():
                 daemon.start()
                 time.sleep(moments.uniform(0.5, 3.0))  # the fault's random moment
                 daemon.freeze()
                 copy = _what_reached(image)
                 daemon.kill()
             copy.rename(image)
-        with _disk(image, at):
+        with _disk(image, at), daemon.cleared_away():
             daemon.start()
             evidence = collect(daemon, asker, crew)
     verdict = judge(evidence)
