@@ -215,6 +215,11 @@ class Limits(Section):
         description="How many connections are held at once; past that, a new one takes the place "
         "of the oldest from which nothing was heard yet.",
     )
+    request_timeout_s: Duration = Field(
+        default=30.0,
+        description="How long a client may take to send a request, counted from when it connected "
+        "or was last answered, and then to take the answer.",
+    )
 
 
 class Webhooks(Section):

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-# From the connection, or from the end of an answer, until the next request is there, head and body,
-# and the answer before it is taken.
-REQUEST_DEADLINE_S = 30.0
 # Room for a query with many labels; the bodies are limited by the settings.
 MAX_HEAD_BYTES = 65_536
 
@@ -30,10 +27,17 @@ _HANG_UP = "hang_up"
 
 
 class Http(H11Protocol):
-    """One connection; `gone` is set when it has ended."""
+    """One connection; `gone` is set when it has ended.
 
-    def __init__(self, config: Config, server: ServerState, state: dict[str, Any]) -> None:
+    From the connection, or from the end of an answer, a client has `patience_s` until its next
+    request is there, head and body, and the answer before it is taken.
+    """
+
+    def __init__(
+        self, config: Config, server: ServerState, state: dict[str, Any], patience_s: float
+    ) -> None:
         super().__init__(config, server, state)
+        self._patience_s = patience_s
         self.gone = anyio.Event()
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -69,7 +73,7 @@ class Http(H11Protocol):
         if answering or self.gone.is_set():
             self._rest()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(REQUEST_DEADLINE_S, self.transport.abort)
+            self._deadline = self.loop.call_later(self._patience_s, self.transport.abort)
 
     def _rest(self) -> None:
         if self._deadline is not None:

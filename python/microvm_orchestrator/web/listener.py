@@ -39,10 +39,6 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-# People who type `nc -U` are quicker; a client that says nothing for so long has hung.
-FIRST_BYTE_S = 30.0
-# The preface is one write of a program.
-PREFACE_S = 10.0
 # After a failed accept (no descriptors left) the next would fail at once.
 _ACCEPT_PAUSE_S = 0.1
 # A cancelled handler waits at most for its transaction, which goes on without it.
@@ -170,7 +166,7 @@ class Listener:
 
     async def _first_byte(self, connection: socket.socket) -> bytes:
         """Look at the first byte without taking it; nothing when none came."""
-        with anyio.move_on_after(FIRST_BYTE_S) as patience:
+        with anyio.move_on_after(self._terms.limits.request_timeout_s) as patience:
             self._silent[connection] = patience
             try:
                 await anyio.wait_readable(connection)
@@ -180,7 +176,7 @@ class Listener:
         return b""
 
     async def _serve_http(self, connection: socket.socket, peer: Peer | None) -> None:
-        http = Http(self._config, self._http, {PEER: peer})
+        http = Http(self._config, self._http, {PEER: peer}, self._terms.limits.request_timeout_s)
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_accepted_socket(lambda: http, connection)
         try:
@@ -192,7 +188,7 @@ class Listener:
         async with await SocketStream.from_socket(connection) as raw:
             stream = BufferedByteStream(raw)
             try:
-                with anyio.fail_after(PREFACE_S):
+                with anyio.fail_after(self._terms.limits.request_timeout_s):
                     wish = await read_preface(stream)
                 token = None if wish.token is None else wish.token.get_secret_value()
                 principal = await self._identity.named(token, peer)

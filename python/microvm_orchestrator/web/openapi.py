@@ -33,7 +33,7 @@ take a JSON object. What is refused is answered as `application/problem+json`.
 """
 # Refusals of HTTP itself that an operation can meet.
 _OF_EVERY_OPERATION = {405}
-_OF_A_BODY = {408, 415}
+_OF_A_BODY = {415}
 
 
 def document(calls: Iterable[Call], others: Mapping[str, Document]) -> Document:

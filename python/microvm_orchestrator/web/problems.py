@@ -54,7 +54,6 @@ PROTOCOL = {
     403: ("origin-refused", "Pages of this origin may not use the service"),
     404: ("not-found", "Nothing is served at this address"),
     405: ("method-not-allowed", "This address does not take this method"),
-    408: ("request-timeout", "The request did not arrive in time"),
     415: ("unsupported-media-type", "The body is of a type that is not taken here"),
     421: ("misdirected-request", "The request names a host that is not served here"),
 }

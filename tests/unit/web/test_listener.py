@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -276,6 +277,52 @@ async def test_a_head_without_end_is_refused(tmp_path: Path) -> None:
                 return client.recv(64)
 
             assert b" 400 " in await anyio.to_thread.run_sync(push)
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\n",
+        b"POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
+        b"POST /mcp HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
+        b'{"conn',
+        b'{"connect":{"profile":"x"',
+    ],
+)
+async def test_who_does_not_finish_a_request_is_hung_up_on(tmp_path: Path, begun: bytes) -> None:
+    async with (
+        served(tmp_path, limits={"request_timeout_s": 0.2}) as here,
+        await say(here, begun) as slow,
+    ):
+        with anyio.fail_after(5), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                await slow.receive()
+
+
+async def test_who_waits_for_an_answer_is_not_hung_up_on(tmp_path: Path) -> None:
+    async with served(tmp_path, limits={"request_timeout_s": 0.2}) as here:
+        answer = await here.http.get("/v1/events?after=now&timeout_s=0.6")
+        assert answer.json()["events"] == []
+        lines = await say(here, b'{"id": 1}\n')
+        async with lines:
+            await line(lines)
+            assert await line(lines) == b'{"id": 1}'
+            with anyio.move_on_after(0.6):
+                await lines.receive()
+                pytest.fail("a stream may be silent once it has begun")
+
+
+async def test_who_does_not_take_the_answer_is_hung_up_on(tmp_path: Path) -> None:
+    async with served(tmp_path, limits={"request_timeout_s": 0.2}) as here:
+        tasks = [{"key": f"k{index}", "title": "x" * 900} for index in range(500)]
+        await here.http.post("/v1/graphs", json={"tasks": tasks})
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(here.path))
+            client.sendall(b"GET /v1/tasks?limit=500 HTTP/1.1\r\nhost: x\r\n\r\n")
+            poll = select.poll()
+            poll.register(client, 0)  # tells of the end without reading
+            assert await anyio.to_thread.run_sync(poll.poll, 5000)
 
 
 async def test_closing_ends_idle_connections_and_serve(tmp_path: Path) -> None:
