@@ -1,4 +1,4 @@
-"""The floor for MCP: the SDK's own server with one tool that does nothing, on the same transport."""
+"""The floor for MCP: the SDK's own server, one tool that does nothing, the same transport."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ async def _connection(stream: anyio.abc.SocketStream) -> None:
         # The SDK has no public way to serve a connection without entering the lifespan anew.
         server = mcp._lowlevel_server  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         await serve_dual_era_loop(
-            server, lines, out, lifespan_state={}, init_options=server.create_initialization_options()
+            server,
+            lines,
+            out,
+            lifespan_state={},
+            init_options=server.create_initialization_options(),
         )
         tasks.cancel_scope.cancel()
 

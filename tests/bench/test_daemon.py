@@ -1,4 +1,4 @@
-"""What the daemon costs above the bare protocol: latency, start, memory. Real processes, one run."""
+"""What the daemon costs above the bare protocol: latency, start, memory; all in one run."""
 
 from __future__ import annotations
 

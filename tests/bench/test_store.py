@@ -17,11 +17,11 @@ from bench.figures import Stopwatch, Timed, median_ms, p95_ms, tell
 from microvm_orchestrator import config
 from microvm_orchestrator.events import Journal
 from microvm_orchestrator.model.access import Principal, Role
-from microvm_orchestrator.service.calls import Caller
-from microvm_orchestrator.service.service import Service
 from microvm_orchestrator.service import journal as journal_calls
 from microvm_orchestrator.service import tasks as task_calls
 from microvm_orchestrator.service import work
+from microvm_orchestrator.service.calls import Caller
+from microvm_orchestrator.service.service import Service
 from microvm_orchestrator.store.sqlite import SqliteStore
 
 BY_NAME = {call.name: call for part in (task_calls, work, journal_calls) for call in part.CALLS}
@@ -39,7 +39,7 @@ ADMIN = Caller(Principal("bench", Role.ADMIN), "bench", _silent)
 
 @contextlib.asynccontextmanager
 async def _service(folder: Path) -> AsyncIterator[Service]:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True)  # noqa: ASYNC240 - before anything else runs
     settings = config.load(None, {}, {"state_dir": str(folder)}).settings
     store = SqliteStore(folder / "store.sqlite")
     async with store.opened():
@@ -87,27 +87,32 @@ def _schema(path: Path) -> sqlite3.Connection:
 
 
 # The rows the four verbs write, and nothing else: no rule, no check, no look at what is there.
-_RAW = (
-    (
-        "INSERT INTO task (seq, id, grp, key, class_id, priority, state, gates_left, attempt,"
-        " failures, expiries, lease_s, on_unmet, policy, created_at, ready_at, version)"
-        " VALUES (:n, :id, 'default', :id, 1, 0, 'ready', 0, 0, 0, 0, 90, 'wait', '[]', 1, 1, 1)",
-        "INSERT INTO task_body (seq, spec) VALUES (:n, :text)",
-    ),
-    (
-        "UPDATE task SET state = 'running', attempt = 1, worker = 'w', holder = 'b', lease_until = 9,"
-        " expires_at = 9, started_at = 1, version = version + 1 WHERE seq = :n",
-        "INSERT INTO run (task, attempt, worker, holder, state, started_at)"
-        " VALUES (:n, 1, 'w', 'b', 'running', 1)",
-    ),
-    ("UPDATE task SET lease_until = 10, expires_at = 10, version = version + 1 WHERE seq = :n",),
-    (
-        "UPDATE task SET state = 'done', finished_at = 2, lease_until = NULL, expires_at = NULL,"
-        " version = version + 1 WHERE seq = :n",
-        "UPDATE task_body SET result = :text WHERE seq = :n",
-        "UPDATE run SET state = 'succeeded', finished_at = 2, result = :text"
-        " WHERE task = :n AND attempt = 1",
-    ),
+_CREATE, _CLAIM, _HEARTBEAT, _COMPLETE = (
+    tuple(statement.strip() for statement in verb.split(";"))
+    for verb in (
+        """
+        INSERT INTO task (seq, id, grp, key, class_id, priority, state, gates_left, attempt,
+            failures, expiries, lease_s, on_unmet, policy, created_at, ready_at, version)
+            VALUES (:n, :id, 'default', :id, 1, 0, 'ready', 0, 0, 0, 0, 90, 'wait', '[]', 1, 1, 1);
+        INSERT INTO task_body (seq, spec) VALUES (:n, :text)
+        """,
+        """
+        UPDATE task SET state = 'running', attempt = 1, worker = 'w', holder = 'b',
+            lease_until = 9, expires_at = 9, started_at = 1, version = version + 1 WHERE seq = :n;
+        INSERT INTO run (task, attempt, worker, holder, state, waited_s, started_at)
+            VALUES (:n, 1, 'w', 'b', 'running', 0, 1)
+        """,
+        """
+        UPDATE task SET lease_until = 10, expires_at = 10, version = version + 1 WHERE seq = :n
+        """,
+        """
+        UPDATE task SET state = 'done', finished_at = 2, lease_until = NULL, expires_at = NULL,
+            version = version + 1 WHERE seq = :n;
+        UPDATE task_body SET result = :text WHERE seq = :n;
+        UPDATE run SET state = 'succeeded', finished_at = 2, result = :text
+            WHERE task = :n AND attempt = 1
+        """,
+    )
 )
 _RAW_EVENT = (
     "INSERT INTO event (at, kind, subject, grp, class_id, actor, body)"
@@ -131,15 +136,13 @@ async def _raw(folder: Path, tasks: int, group: int) -> Timed:
         with Stopwatch() as watch:
             for first in range(0, tasks, group):
                 numbers = range(first + 1, min(first + group, tasks) + 1)
-                for statements in _RAW:
+                told = (_RAW_EVENT, _RAW_AUDIT)
+                for verb in (_CREATE + told, _CLAIM + told, _HEARTBEAT, _COMPLETE + told):
                     connection.execute("BEGIN IMMEDIATE")
                     for n in numbers:
                         row = {"n": n, "id": f"t_{n:026}", "text": _TEXT}
-                        for statement in statements:
+                        for statement in verb:
                             connection.execute(statement, row)
-                        if len(statements) > 1:
-                            connection.execute(_RAW_EVENT, row)
-                            connection.execute(_RAW_AUDIT, row)
                     connection.execute("COMMIT")
         return watch.timed
     finally:
@@ -212,9 +215,7 @@ async def test_insertion_into_a_large_graph(tmp_path: Path, whole: bool, size: i
             started = time.perf_counter()
             await service.invoke(ADMIN, "task_submit", spec)
             durations.append(time.perf_counter() - started)
-    folder = tmp_path / "floor"
-    folder.mkdir()
-    connection = _schema(folder / "raw.sqlite")
+    connection = _schema(tmp_path / "floor.sqlite")
     connection.execute("CREATE TABLE t (i INTEGER PRIMARY KEY, v TEXT)")
     floor: list[float] = []
     for n in range(probes):
