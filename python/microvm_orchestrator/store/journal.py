@@ -48,8 +48,17 @@ def epoch_of(connection: sqlite3.Connection) -> str:
     return connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()[0]
 
 
+def ends_of(connection: sqlite3.Connection) -> tuple[int, int]:
+    """The numbers of the first and the last event that are kept; 1 and 0 when there is none."""
+    # Each by itself is a glance at the index; asked for together they are a walk over the table.
+    return connection.execute(
+        "SELECT coalesce((SELECT min(seq) FROM event), 1),"
+        " coalesce((SELECT max(seq) FROM event), 0)"
+    ).fetchone()
+
+
 def end_of(connection: sqlite3.Connection) -> int:
-    return connection.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
+    return ends_of(connection)[1]
 
 
 def read_events(
@@ -62,9 +71,7 @@ def read_events(
 ) -> Events:
     """Raises: CursorInvalid, CursorExpired."""
     epoch = epoch_of(connection)
-    first, last = connection.execute(
-        "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0) FROM event"
-    ).fetchone()
+    first, last = ends_of(connection)
     seq = first - 1 if after is None else read_cursor(epoch, after)
     if seq > last:
         raise errors.CursorInvalid("the cursor lies behind the end of the journal")

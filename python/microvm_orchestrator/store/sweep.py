@@ -10,6 +10,7 @@ from microvm_orchestrator.model import transition as t
 from microvm_orchestrator.model.task import FINISHED
 from microvm_orchestrator.store.amend import drop_task
 from microvm_orchestrator.store.base import Keep, Swept
+from microvm_orchestrator.store.journal import ends_of
 from microvm_orchestrator.store.lease import BATCH, open_due
 from microvm_orchestrator.store.rows import Tx
 from microvm_orchestrator.store.settle import ripple
@@ -87,21 +88,25 @@ def _lose_workers(tx: Tx, reachable_since: float) -> int:
 
 
 def _trim_events(tx: Tx, keep: Keep) -> int:
-    first, last = tx.one("SELECT min(seq), max(seq) FROM event")
-    if last is None:
-        return 0
+    first, last = ends_of(tx.connection)
     through = 0 if keep.event_count is None else last - keep.event_count
     if keep.event_age_s is not None:
-        # Events lie in the order of their time, so only the first few need a look.
-        old = tx.one(
-            "SELECT max(seq) FROM (SELECT seq, at FROM event ORDER BY seq LIMIT ?) WHERE at < ?",
-            _EVENTS_AT_ONCE,
-            tx.now - keep.event_age_s,
-        )[0]
-        through = max(through, old or 0)
+        through = max(through, _last_before(tx, first, tx.now - keep.event_age_s))
     # The newest event always stays: the next one is numbered after it.
     through = min(through, last - 1, first + _EVENTS_AT_ONCE - 1)
     return tx.run("DELETE FROM event WHERE seq <= ?", through) if through >= first else 0
+
+
+def _last_before(tx: Tx, first: int, moment: float) -> int:
+    """The last of the first few events that are older; they lie in the order of their time."""
+    oldest = tx.one("SELECT at FROM event WHERE seq = ?", first)
+    if oldest is None or oldest[0] >= moment:
+        return 0
+    return tx.one(
+        "SELECT max(seq) FROM (SELECT seq, at FROM event ORDER BY seq LIMIT ?) WHERE at < ?",
+        _EVENTS_AT_ONCE,
+        moment,
+    )[0]
 
 
 def _trim_tasks(tx: Tx, keep: Keep) -> int:
