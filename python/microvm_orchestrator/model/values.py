@@ -34,11 +34,19 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
 
 # Both sets: a terminal takes U+009B for the beginning of a command as it does escape and bracket.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Python's own reader of JSON lets halves of pairs through; they can neither be stored nor sent.
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 def _no_control(text: str) -> str:
     if _CONTROL.search(text):
         raise ValueError("has a control character")
+    return _whole(text)
+
+
+def _whole(text: str) -> str:
+    if not text.isascii() and _HALF.search(text):
+        raise ValueError("has half of a surrogate pair")
     return text
 
 
@@ -57,8 +65,11 @@ def check_json(value: JsonValue) -> JsonValue:
                     inner += item
                     nested = True
                 case dict():
+                    inner += item
                     inner += item.values()
                     nested = True
+                case str():
+                    _whole(item)
                 case int() | float():
                     _check_number(item)
                 case _:

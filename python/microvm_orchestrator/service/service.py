@@ -138,5 +138,6 @@ def _target(arguments: Mapping[str, object]) -> str:
     for name in _NAMING:
         value = arguments.get(name)
         if isinstance(value, str):
-            return value[:200]
+            # It was refused, so it may be anything.
+            return value[:200].encode(errors="backslashreplace").decode()
     return ""
