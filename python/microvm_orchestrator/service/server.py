@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -21,6 +22,8 @@ from microvm_orchestrator.store.questions import Figures
 
 # Below this a busy store fills its disk within minutes.
 _DISK_LOW_BYTES = 256 * 1024 * 1024
+# Most file systems take 255, and while it is written the file is called something longer.
+_MAX_NAME_BYTES = 240
 
 
 class MetricsRequest(Request):
@@ -162,6 +165,8 @@ def _backup_path(state_dir: Path, asked: str | None, now: float) -> Path:
         raise errors.InvalidInput(
             f"path {asked} is relative", hint="name an absolute path on the daemon's host"
         )
+    if len(os.fsencode(to.name)) > _MAX_NAME_BYTES:
+        raise errors.InvalidInput(f"the name of the file is longer than {_MAX_NAME_BYTES} bytes")
     if not to.parent.is_dir():
         raise errors.NotFound(f"no directory {to.parent}", hint="make it first")
     return to

@@ -298,14 +298,15 @@ class SqliteStore(hosts.SqliteHosts):
         await anyio.to_thread.run_sync(self._backup, to)
 
     def _backup(self, to: Path) -> None:
-        if to.exists():
-            raise errors.AlreadyExists(f"{to} already exists", hint="choose another name")
         unfinished = to.with_name(f".{to.name}.unfinished")
-        unfinished.unlink(missing_ok=True)
         try:
+            if to.exists():
+                raise errors.AlreadyExists(f"{to} already exists", hint="choose another name")
+            unfinished.unlink(missing_ok=True)
+            # It holds secrets as the store does: at no moment does anybody else read it.
+            unfinished.touch(mode=0o600)
             with contextlib.closing(connect(self.path)) as source:
                 source.execute("VACUUM INTO ?", (str(unfinished),))
-            unfinished.chmod(0o600)
             with contextlib.closing(connect(unfinished)) as copy:
                 refuse_damaged(copy)
                 # Cursors point into a history that a restored store no longer continues.
@@ -320,7 +321,8 @@ class SqliteStore(hosts.SqliteHosts):
         except OSError as error:
             raise errors.StoreReadOnly(f"cannot write the backup {to}: {error.strerror}") from error
         finally:
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
 
     async def check(self) -> Health:
         """Read the whole store and say what is wrong with it."""
