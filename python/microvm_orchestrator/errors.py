@@ -6,7 +6,8 @@
     │   ├── CycleFound
     │   ├── CursorInvalid
     │   ├── TemplateInvalid
-    │   └── TargetRefused
+    │   ├── TargetRefused
+    │   └── PackageUnknown
     ├── TooLarge              a limit on size or count was passed
     ├── Unauthenticated       we do not know who asks
     ├── Denied                we know, and the answer is no
@@ -26,6 +27,8 @@
         ├── SchemaTooNew
         ├── AlreadyRunning
         ├── Stopping
+        ├── CommandFailed     a program of this host ended badly
+        ├── PackageRefused    what was fetched is not what it should be
         └── UnknownOutcome    the one exception: it may have happened
 
 A class has a stable `code`; a raised error names the object and the limit in its sentence and
@@ -85,6 +88,12 @@ class TargetRefused(InvalidInput):
     """A webhook names an address this host does not deliver to."""
 
     code = "target-refused"
+
+
+class PackageUnknown(InvalidInput):
+    """No configured source has a package of that name."""
+
+    code = "package-unknown"
 
 
 class TooLarge(OrchestratorError):
@@ -201,7 +210,34 @@ class Stopping(Unavailable):
     code = "stopping"
 
 
+class CommandFailed(Unavailable):
+    """A program that this host runs for us could not be started, took too long or failed."""
+
+    code = "command-failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        argv: tuple[str, ...],
+        status: int | None = None,
+        stderr: str = "",
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.argv = argv
+        # None when there is none: it did not start, or was stopped.
+        self.status = status
+        self.stderr = stderr
+
+
+class PackageRefused(Unavailable):
+    """A fetched package is damaged, is not the one announced, or reaches outside its tree."""
+
+    code = "package-refused"
+
+
 class UnknownOutcome(Unavailable):
-    """The connection broke after the request left: it may have taken effect, and was not repeated."""
+    """The connection broke after the request left: it may have happened, and was not repeated."""
 
     code = "unknown-outcome"

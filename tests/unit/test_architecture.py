@@ -27,6 +27,7 @@ FLOORS = [
     {"service"},
     {"upkeep", "deliveries"},
     {"events"},
+    {"images", "machine"},
     {"store"},
     {"config", "proc", "systemd"},
     {"model", "log"},
