@@ -153,8 +153,11 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def daemon_in(folder: Path, *, state_dir: Path | None = None, **env: str) -> Generator[Daemon]:
+def daemon_in(
+    folder: Path, *, state_dir: Path | None = None, env: Mapping[str, str] | None = None
+) -> Generator[Daemon]:
     """Hold a daemon that is not started yet; whatever state it is in at the end, it is ended."""
-    daemon = Daemon(state_dir or folder / "state", folder / "socket", folder / "daemon.log", env)
+    state_dir = state_dir or folder / "state"
+    daemon = Daemon(state_dir, folder / "socket", folder / "daemon.log", env or {})
     with daemon.cleared_away():
         yield daemon
