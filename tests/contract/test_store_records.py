@@ -16,6 +16,8 @@ from microvm_orchestrator.store.base import (
     CancelTasks,
     DeleteTask,
     InGroup,
+    Match,
+    Tell,
     WorkerCard,
 )
 from microvm_orchestrator.store.questions import (
@@ -340,3 +342,15 @@ async def test_a_deadlock_of_what_is_seen_tells_nothing_of_the_rest(store: Store
     await submit(store, task("stuck", mine.task_id), by=bob)
     claimed = await claim(store, by=bob)
     assert (claimed.verdict, [one.key for one in claimed.stuck]) == ("deadlocked", ["stuck"])
+
+
+async def test_a_record_is_saved_with_the_event_that_tells_of_it(store: Store) -> None:
+    record = Record("machine", "m1", {"state": "running"})
+    start = await store.cursor()
+    tell = Tell("running", {"pid": 7}, audited=False)
+    await store.save(record, ALICE, expect=0, tell=tell)
+    with pytest.raises(errors.VersionMoved):
+        await store.save(record, ALICE, expect=9, tell=Tell("stopped"))
+    read = await store.events(start, Match(subjects=("m1",)), 10, ALICE)
+    assert [(event.kind, event.body) for event in read.events] == [("machine.running", {"pid": 7})]
+    assert await every(store, AuditList(target="m1")) == []

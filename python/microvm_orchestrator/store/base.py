@@ -290,6 +290,16 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class Tell:
+    """What the journal says of a change to a record: its kind's event, as in `machine.running`."""
+
+    what: str
+    body: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    # What the clock or a guest did is an event, but nobody's deed.
+    audited: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Events:
     """A stretch of the journal; `cursor` is where to go on, also after an empty one."""
 
@@ -327,8 +337,12 @@ class Store(FleetStore, Protocol):
     async def drain(self, worker: str, *, draining: bool, by: Actor) -> None: ...
     async def dismiss(self, worker: str, by: Actor) -> None: ...
 
-    async def save(self, record: Record, by: Actor, *, expect: int | None = None) -> Record:
+    async def save(
+        self, record: Record, by: Actor, *, expect: int | None = None, tell: Tell | None = None
+    ) -> Record:
         """Write a record; `expect` is the version it must have now, 0 for none.
+
+        Without `tell` the journal says `created` or `updated`.
 
         Raises: VersionMoved, or AlreadyExists for `expect=0`.
         """

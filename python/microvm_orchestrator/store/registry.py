@@ -7,11 +7,11 @@ import json
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.records import Record
-from microvm_orchestrator.store.base import WorkerCard
+from microvm_orchestrator.store.base import Tell, WorkerCard
 from microvm_orchestrator.store.rows import Tx, compact
 
 
-def save(tx: Tx, record: Record, expect: int | None) -> Record:
+def save(tx: Tx, record: Record, expect: int | None, tell: Tell | None) -> Record:
     """Raises: AlreadyExists, VersionMoved."""
     found = tx.one(
         "SELECT version, created_at FROM record WHERE kind = ? AND id = ?", record.kind, record.id
@@ -35,14 +35,15 @@ def save(tx: Tx, record: Record, expect: int | None) -> Record:
         written.created_at,
         written.updated_at,
     )
-    _tell(tx, record.kind, record.id, "created" if version == 0 else "updated")
+    if tell is not None or record.kind not in BOOKKEEPING:
+        _tell(tx, record, tell or Tell("created" if version == 0 else "updated"))
     return written
 
 
 def erase(tx: Tx, kind: str, id_: str) -> bool:
     gone = tx.run("DELETE FROM record WHERE kind = ? AND id = ?", kind, id_) > 0
-    if gone:
-        _tell(tx, kind, id_, "deleted")
+    if gone and kind not in BOOKKEEPING:
+        _tell(tx, Record(kind, id_, {}), Tell("deleted"))
     return gone
 
 
@@ -50,10 +51,10 @@ def erase(tx: Tx, kind: str, id_: str) -> bool:
 BOOKKEEPING = frozenset({"delivery", "delivery-cursor", "mcp-task", "template-name", "token-use"})
 
 
-def _tell(tx: Tx, kind: str, id_: str, what: str) -> None:
-    if kind not in BOOKKEEPING:
-        tx.plain_event(f"{kind}.{what}", id_)
-        tx.audit(id_)
+def _tell(tx: Tx, record: Record, tell: Tell) -> None:
+    tx.plain_event(f"{record.kind}.{tell.what}", record.id, **tell.body)
+    if tell.audited:
+        tx.audit(record.id)
 
 
 def enlist(tx: Tx, card: WorkerCard, ttl_s: float) -> None:

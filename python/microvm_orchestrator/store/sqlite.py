@@ -57,6 +57,7 @@ from microvm_orchestrator.store.base import (
     Settled,
     Submitted,
     Swept,
+    Tell,
     WorkerCard,
 )
 from microvm_orchestrator.store.clock import Clock
@@ -234,8 +235,10 @@ class SqliteStore(hosts.SqliteHosts):
     async def dismiss(self, worker: str, by: Actor) -> None:
         await self._write(by, lambda tx: registry.dismiss(tx, worker))
 
-    async def save(self, record: Record, by: Actor, *, expect: int | None = None) -> Record:
-        return await self._write(by, lambda tx: registry.save(tx, record, expect))
+    async def save(
+        self, record: Record, by: Actor, *, expect: int | None = None, tell: Tell | None = None
+    ) -> Record:
+        return await self._write(by, lambda tx: registry.save(tx, record, expect, tell))
 
     async def erase(self, kind: str, id: str, by: Actor) -> bool:
         return await self._write(by, lambda tx: registry.erase(tx, kind, id))
