@@ -25,7 +25,7 @@ FLOORS = [
     {"daemon"},
     {"cli", "mcp_server", "web"},
     {"service"},
-    {"upkeep", "deliveries"},
+    {"upkeep", "deliveries", "operations"},
     {"events"},
     {"images", "machine"},
     {"store"},

@@ -282,7 +282,7 @@ class Tx:
 
     # The journal and the audit log
 
-    def event(self, kind: str, row: TaskRow, **told: JsonValue) -> None:
+    def event(self, kind: str, row: TaskRow, /, **told: JsonValue) -> None:
         """Write down what happened to a task, with what a reader of the journal needs of it."""
         body: dict[str, JsonValue] = {"task_id": row.id, "state": row.state}
         if row.key != row.id:
@@ -300,7 +300,7 @@ class Tx:
             (self.now, kind, row.id, row.grp, row.class_id, self.by.name, compact(body)),
         )
 
-    def plain_event(self, kind: str, subject: str, **told: JsonValue) -> None:
+    def plain_event(self, kind: str, subject: str, /, **told: JsonValue) -> None:
         """Write down what happened to something that is no task."""
         self.connection.execute(
             "INSERT INTO event (at, kind, subject, actor, body) VALUES (?, ?, ?, ?, ?)",
