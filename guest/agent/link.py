@@ -1,0 +1,321 @@
+"""The guest's end of the channel: one byte stream, many streams, a new host at any moment.
+
+A host may come in the middle of a frame of the one before it. So all that arrives is searched for
+the marker that begins a connection; until one is found after a mistake, nothing is acted upon.
+What goes out is a short queue that streams fill in turns, so none starves another and none grows.
+"""
+
+from __future__ import annotations
+
+import os
+
+import wire
+from engine import GONE, READ, WRITE
+from stream import Refused, Stream, refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine import Engine
+
+    # Makes the stream of a request; None when the request is answered already.
+    Opener = Callable[["Link", int, wire.Fields], Stream | None]
+
+# What may wait for the transport. Enough that it never waits for us.
+_ROOM_BYTES = 256 * 1024
+# What is read before other descriptors are looked after.
+_BURST_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
+# A virtio port hands out a page at the most, so a full page means that there may be more.
+_PAGE_BYTES = 4096
+_IOVECS = 16
+_MAX_EVENTS = 32
+
+
+class Link:
+    """A transport and the streams on it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        find_opener: Callable[[str], Opener],
+        hello: Callable[[], wire.Fields],
+    ) -> None:
+        self.engine = engine
+        self.streams: dict[int, Stream] = {}
+        # What is told when the transport has ended; the port decides what comes next.
+        self.on_gone: Callable[[], None] = lambda: None
+        self.on_forget: Callable[[str], None] = lambda _: None
+        self._find_opener = find_opener
+        self._hello = hello
+        self._fd = -1
+        self._synced = False
+        self._reader = wire.FrameReader()
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._out_at = 0  # how much of the first piece is written
+        self._blocked = False
+        self._ready: dict[Stream, None] = {}
+        self._highest = 0  # the last stream that the host has opened
+        self._own = 0  # the last stream that we have opened
+        self._events: list[bytes] = []
+        engine.between.append(self._pump)
+
+    # The transport.
+
+    def connect(self, fd: int) -> None:
+        """Take a descriptor that does not block; what was said on another one is over."""
+        self._fd = fd
+        self._blocked = False
+        self._forget_all()
+        self._watch()
+
+    def beacon(self) -> None:
+        """Tell a host that still talks to an agent before this one that it has to begin anew."""
+        self._push(wire.preamble(bytes(wire.NONCE_BYTES), 0, wire.VERSION))
+
+    def disconnect(self) -> None:
+        if self._fd >= 0:
+            self.engine.unwatch(self._fd)
+        self._fd = -1
+        self._forget_all()
+
+    def flush(self) -> None:
+        """Write what waits, as far as the transport takes it."""
+        while self._out and not self._blocked and self._fd >= 0:
+            pieces: list[bytes | memoryview] = [memoryview(self._out[0])[self._out_at :]]
+            pieces += self._out[1:_IOVECS]
+            try:
+                written = os.writev(self._fd, pieces)
+            except BlockingIOError:
+                self._blocked = True
+                self._watch()
+            except OSError:
+                self._gone()
+            else:
+                self._written(written)
+
+    def _watch(self) -> None:
+        events = READ | WRITE if self._blocked else READ
+        self.engine.watch(self._fd, events, self._on_ready)
+
+    def _on_ready(self, events: int) -> None:
+        if events & WRITE and self._blocked:
+            self._blocked = False
+            self._watch()
+        if events & READ:
+            self._receive()
+        elif events & GONE:
+            self._gone()
+
+    def _gone(self) -> None:
+        self.disconnect()
+        self.on_gone()
+
+    def _written(self, count: int) -> None:
+        self._out_bytes -= count
+        count += self._out_at
+        done = 0
+        while done < len(self._out) and count >= len(self._out[done]):
+            count -= len(self._out[done])
+            done += 1
+        del self._out[:done]
+        self._out_at = count
+
+    # What comes in.
+
+    def _receive(self) -> None:
+        buffer, before = self._reader.buffer, len(self._reader.buffer)
+        ended = False
+        while len(buffer) - before < _BURST_BYTES:
+            try:
+                data = os.read(self._fd, _READ_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            buffer += data
+            if len(data) < _PAGE_BYTES:
+                ended = not data
+                break
+        self._read(before)
+        if ended:
+            self._gone()
+
+    def _read(self, before: int) -> None:
+        begin = max(0, before - len(wire.MARKER)) if self._synced else 0
+        at = self._reader.buffer.rfind(wire.MARKER, begin)
+        if at >= 0:
+            self._begin(at)
+        if not self._synced:
+            if at < 0:
+                del self._reader.buffer[: -len(wire.MARKER)]
+            return
+        try:
+            for kind, number, channel, payload in self._reader.frames():
+                self._act(kind, number, channel, payload)
+        except wire.Broken as error:
+            self.give_up(str(error))
+
+    def give_up(self, reason: str) -> None:
+        """Act on nothing more until a host begins a connection."""
+        self.tell({"event": b"broken", "text": reason.encode(errors="replace")[:1024]})
+        self._drop_streams()
+        self._synced = False
+
+    def _begin(self, at: int) -> None:
+        """Start over with the host whose preamble lies there, if it has all arrived."""
+        buffer = self._reader.buffer
+        del buffer[:at]
+        self._forget_all(but_buffer=True)
+        if len(buffer) < wire.PREAMBLE_BYTES:
+            return
+        nonce, oldest, newest = wire.read_preamble(buffer)
+        del buffer[: wire.PREAMBLE_BYTES]
+        version = wire.VERSION if oldest <= wire.VERSION <= newest else 0
+        self._push(wire.preamble(nonce, version, wire.VERSION))
+        if version:
+            self._synced = True
+            self.send(wire.HELLO, 0, wire.encode(self._hello()))
+            for event in self._events:
+                self.send(wire.EVENT, 0, event)
+            self._events.clear()
+
+    def _act(self, kind: int, number: int, channel: int, payload: bytes) -> None:
+        if kind == wire.OPEN:
+            self._open(number, payload)
+        elif kind == wire.FORGET:
+            self.on_forget(payload.decode("ascii", "replace"))
+        elif stream := self.streams.get(number):
+            self._hand(stream, kind, channel, payload)
+        elif number > (self._highest if number % 2 else self._own):
+            raise wire.Broken(f"a {wire.NAMES[kind]} frame on stream {number}, which is not open")
+
+    def _hand(self, stream: Stream, kind: int, channel: int, payload: bytes) -> None:
+        if kind in (wire.DATA, wire.NOTE):
+            stream.allowed -= wire.cost(payload)
+            if stream.allowed < 0 or stream.ended:
+                raise wire.Broken(f"stream {stream.number} was sent more than it may be")
+            if kind == wire.DATA:
+                stream.on_data(channel, payload)
+            else:
+                stream.consumed(payload)
+                stream.on_note(wire.decode(payload))
+        elif kind == wire.CREDIT:
+            stream.credit += wire.read_credit(payload)
+            if stream.credit > wire.WINDOW:
+                raise wire.Broken(f"stream {stream.number} was granted more than a window")
+            stream.on_credit()
+        elif kind == wire.END:
+            if stream.ended:
+                raise wire.Broken(f"stream {stream.number} has ended twice")
+            stream.ended = True
+            stream.on_end()
+        elif kind == wire.CANCEL and stream.number % 2:
+            stream.on_cancel()
+        elif kind in (wire.RESULT, wire.ERROR) and not stream.number % 2:
+            self.close(stream)
+        else:
+            raise wire.Broken(f"a {wire.NAMES[kind]} frame on stream {stream.number}")
+
+    def _open(self, number: int, payload: bytes) -> None:
+        if not number % 2 or number <= self._highest:
+            raise wire.Broken(f"stream {number} cannot be opened")
+        self._highest = number
+        try:
+            fields = wire.decode(payload)
+            verb = wire.blob(fields, "verb", 32).decode("ascii", "replace")
+            if sum(1 for other in self.streams if other % 2) >= wire.MAX_STREAMS:
+                raise Refused("busy", f"{wire.MAX_STREAMS} streams are open")
+            stream = self._find_opener(verb)(self, number, fields)
+        except wire.Broken as error:
+            Stream(self, number).fail("invalid", str(error))
+        except Refused as error:
+            Stream(self, number).fail(error.code, error.message)
+        except OSError as error:
+            found = refusal(error)
+            Stream(self, number).fail(found.code, found.message)
+        else:
+            if stream is not None:
+                self.streams[number] = stream
+                self.enqueue(stream)
+
+    # What goes out.
+
+    def open(self, make: Callable[[Link, int], Stream], fields: wire.Fields) -> Stream | None:
+        """Open a stream to the host; None when there are too many, or no host."""
+        if not self._synced or sum(1 for other in self.streams if not other % 2) >= wire.MAX_STREAMS:
+            return None
+        self._own += 2
+        stream = self.streams[self._own] = make(self, self._own)
+        self.send(wire.OPEN, stream.number, wire.encode(fields))
+        return stream
+
+    def send(self, kind: int, number: int = 0, payload: bytes = b"", channel: int = 0) -> None:
+        if self._synced:
+            self._push(wire.frame(kind, number, payload, channel))
+
+    def tell(self, fields: wire.Fields) -> None:
+        """Report something that happened; what happens without a host is told to the next."""
+        event = wire.encode(fields)
+        if self._synced and self._out_bytes < _ROOM_BYTES:
+            self.send(wire.EVENT, 0, event)
+        else:
+            self._events = [*self._events[1 - _MAX_EVENTS :], event]
+
+    def enqueue(self, stream: Stream) -> None:
+        """Let a stream produce when its turn comes."""
+        self._ready[stream] = None
+
+    def close(self, stream: Stream) -> None:
+        """Take a stream out whose last frame was sent or received."""
+        self._ready.pop(stream, None)
+        if self.streams.pop(stream.number, None) is not None:
+            stream.on_over()
+
+    def retire(self, stream: Stream) -> None:
+        """Cancel a stream of our own; its number is free when the host has answered."""
+        self._ready.pop(stream, None)
+        self.streams[stream.number] = Cancelled(self, stream.number, stream.allowed)
+        self.send(wire.CANCEL, stream.number)
+        stream.on_over()
+
+    def _push(self, data: bytes) -> None:
+        self._out.append(data)
+        self._out_bytes += len(data)
+
+    def _pump(self) -> bool:
+        while self._ready and self._out_bytes < _ROOM_BYTES:
+            stream = next(iter(self._ready))
+            del self._ready[stream]
+            stream.produce()
+        self.flush()
+        return bool(self._ready) and self._out_bytes < _ROOM_BYTES
+
+    def _forget_all(self, *, but_buffer: bool = False) -> None:
+        self._synced = False
+        self._out.clear()
+        self._out_bytes = self._out_at = 0
+        self._highest = self._own = 0
+        if not but_buffer:
+            self._reader.buffer.clear()
+        self._drop_streams()
+
+    def _drop_streams(self) -> None:
+        self._ready.clear()
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
+            stream.on_over()
+
+
+class Cancelled(Stream):
+    """A stream of ours that we have cancelled; what the host had sent before it knew is dropped."""
+
+    def __init__(self, link: Link, number: int, allowed: int) -> None:
+        super().__init__(link, number)
+        self.allowed = allowed
+
+    def on_data(self, channel: int, payload: bytes) -> None:
+        pass

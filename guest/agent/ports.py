@@ -1,0 +1,157 @@
+"""Where the host comes in: a virtio port, a vsock port, a unix socket, or a descriptor (tests).
+
+A device has one descriptor for ever, and no host on the other side most of the time. A listener
+gets a descriptor for each host; the newest is the host.
+"""
+
+from __future__ import annotations
+
+import os
+
+from engine import READ
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket as Socket
+
+    from engine import Engine
+    from link import Link
+
+_VIRTIO_PORTS = "/sys/class/virtio-ports"
+# A device cannot be waited for, nor can a host on a virtio port: the kernel answers at once that
+# there is none. Looking is 0.1 ms of work under emulation; a clone is asked for within this time.
+_LOOK_S = 0.01
+# After so many looks nobody is in a hurry.
+_HURRIED_LOOKS = 500
+_CALM_LOOK_S = 0.1
+
+
+class Device:
+    """A character device, by path or by the name of a virtio port."""
+
+    def __init__(self, engine: Engine, link: Link, name: str) -> None:
+        self.engine = engine
+        self.link = link
+        self.name = name
+        self.fd = -1
+        self.looks = 0
+
+    def start(self) -> None:
+        path = self.name if self.name.startswith("/") else _find_virtio_port(self.name)
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY) if path else -1
+        except FileNotFoundError:
+            self.fd = -1
+        if self.fd < 0:
+            self.engine.after(_LOOK_S, self.start)
+            return
+        self.link.on_gone = self.on_gone
+        self.link.connect(self.fd)
+        self.link.beacon()
+
+    def on_gone(self) -> None:
+        self.looks = 0
+        self._later()
+
+    def _later(self) -> None:
+        self.engine.after(_LOOK_S if self.looks < _HURRIED_LOOKS else _CALM_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self.looks += 1
+        try:
+            os.read(self.fd, 0)
+        except OSError:
+            pass
+        if _is_hung_up(self.fd):
+            self._later()
+        else:
+            self.link.connect(self.fd)
+
+
+class Listener:
+    """A socket that hosts connect to."""
+
+    def __init__(self, engine: Engine, link: Link, socket: Socket) -> None:
+        self.engine = engine
+        self.link = link
+        self.socket = socket
+        self.fd = -1
+
+    def start(self) -> None:
+        self.socket.setblocking(False)
+        self.socket.listen(8)
+        self.link.on_gone = self.on_gone
+        self.engine.watch(self.socket.fileno(), READ, self._accept)
+
+    def on_gone(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
+
+    def _accept(self, _: int) -> None:
+        try:
+            fd, _address = self.socket._accept()  # noqa: SLF001 # `accept` is of the heavy module
+        except OSError:
+            return
+        if self.fd >= 0:
+            self.link.disconnect()
+            os.close(self.fd)
+        self.fd = fd
+        os.set_blocking(fd, False)
+        self.link.connect(fd)
+
+
+class Inherited:
+    """A descriptor that was given; its end is ours."""
+
+    def __init__(self, engine: Engine, link: Link, fd: int) -> None:
+        self.engine = engine
+        self.link = link
+        self.fd = fd
+
+    def start(self) -> None:
+        os.set_inheritable(self.fd, False)
+        os.set_blocking(self.fd, False)
+        self.link.on_gone = self.on_gone
+        self.link.connect(self.fd)
+
+    def on_gone(self) -> None:
+        self.engine.running = False
+
+
+def open_port(engine: Engine, link: Link, kind: str, where: str) -> Device | Listener | Inherited:
+    """Make what the command line names."""
+    if kind == "fd":
+        return Inherited(engine, link, int(where))
+    if kind == "port":
+        return Device(engine, link, where)
+    # The module `socket` takes 5 ms natively and fifty times that under emulation.
+    import _socket
+
+    if kind == "vsock":
+        listener = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
+        listener.bind((_socket.VMADDR_CID_ANY, int(where)))
+    else:
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        if os.path.exists(where):
+            os.unlink(where)
+        listener.bind(where)
+    return Listener(engine, link, listener)
+
+
+def _find_virtio_port(name: str) -> str | None:
+    try:
+        for port in os.listdir(_VIRTIO_PORTS):
+            with open(f"{_VIRTIO_PORTS}/{port}/name", encoding="ascii") as file:
+                if file.read().strip() == name:
+                    return "/dev/" + port
+    except OSError:
+        return None
+    return None
+
+
+def _is_hung_up(fd: int) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(fd, READ)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))

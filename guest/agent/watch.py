@@ -1,0 +1,59 @@
+"""What happens in the guest unasked: out of memory, out of disk. Told once for each time."""
+
+from __future__ import annotations
+
+import os
+
+from usage import read_table
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from engine import Engine
+    from link import Link
+
+# Rare enough to cost an idle guest nothing; a command that was killed is looked into at once.
+_LOOK_S = 10.0
+# A file system is full below the one and has room again above the other.
+_FULL = 0.01
+_ROOM = 0.03
+
+
+class Watch:
+    """Looks now and then at what the kernel counts."""
+
+    def __init__(self, engine: Engine, link: Link, disk: str) -> None:
+        self.engine = engine
+        self.link = link
+        self.disk = disk
+        self.full = False
+        self.oom_kills = self._oom_kills()
+        self._later()
+
+    def look_at_memory(self) -> None:
+        kills = self._oom_kills()
+        if kills > self.oom_kills:
+            self.link.tell({"event": b"oom", "kills": kills - self.oom_kills})
+        self.oom_kills = kills
+
+    def _look(self) -> None:
+        self.look_at_memory()
+        self._look_at_disk()
+        self._later()
+
+    def _later(self) -> None:
+        self.engine.after(_LOOK_S, self._look)
+
+    def _look_at_disk(self) -> None:
+        disk = os.statvfs(self.disk)
+        free = disk.f_bavail / disk.f_blocks if disk.f_blocks else 1.0
+        if free < _FULL and not self.full:
+            self.full = True
+            available = disk.f_bavail * disk.f_frsize // 1024
+            self.link.tell(
+                {"event": b"disk_full", "path": os.fsencode(self.disk), "available_kib": available}
+            )
+        elif free > _ROOM:
+            self.full = False
+
+    def _oom_kills(self) -> int:
+        return read_table("/proc/vmstat").get("oom_kill", 0)

@@ -1,0 +1,1 @@
+../../python/microvm_orchestrator/machine/wire.py

@@ -1,0 +1,1 @@
+"""Virtual machines, and how we talk to what runs inside them."""
