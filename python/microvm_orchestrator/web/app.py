@@ -21,6 +21,7 @@ from microvm_orchestrator import __version__, errors
 from microvm_orchestrator.web import openapi, stream
 from microvm_orchestrator.web.api import Served, caller_of, routes, unknown_address
 from microvm_orchestrator.web.body import check_media_type
+from microvm_orchestrator.web.framing import OneEndOnly
 from microvm_orchestrator.web.identity import Known
 from microvm_orchestrator.web.metrics import CONTENT_TYPE
 from microvm_orchestrator.web.origin import OwnPagesOnly
@@ -71,7 +72,7 @@ def application(
     origins = service.settings.tcp.allowed_origins
     # Tells browsers that pages from there may read what they asked for.
     shared = CORSMiddleware(known, origins, _METHODS, ["*"]) if origins else known
-    return OwnPagesOnly(shared, service.settings.tcp)
+    return OneEndOnly(OwnPagesOnly(shared, service.settings.tcp))
 
 
 class _WithMcp:

@@ -51,6 +51,7 @@ class Problem(BaseModel):
 
 # What goes wrong in HTTP itself, before a call is known.
 PROTOCOL = {
+    400: ("malformed-request", "The request is no clear HTTP"),
     403: ("origin-refused", "Pages of this origin may not use the service"),
     404: ("not-found", "Nothing is served at this address"),
     405: ("method-not-allowed", "This address does not take this method"),
