@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 START_S = 20.0
 STOP_S = 15.0
 
-_START = """
-import os, sys
-from pathlib import Path
-from microvm_orchestrator import config, daemon
-loaded = config.load(Path(sys.argv[1]), {}, {"state_dir": sys.argv[2], "socket.path": sys.argv[3]})
-sys.exit(daemon.run(loaded.settings))
-"""
+COMMAND = Path(sys.executable).with_name(places.NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +74,8 @@ def running_daemon(
     file = state_dir / "config.toml"
     file.write_text("".join(_toml(name, table) for name, table in settings.items()))
     log = state_dir / "daemon.log"
-    process = _started([sys.executable, "-c", _START, file, state_dir, path], log, state_dir)
+    told: list[object] = ["--config", file, "--state-dir", state_dir, "--socket", path]
+    process = _started([COMMAND, "serve", *told], log, state_dir)
     try:
         yield Daemon(process, state_dir, path, log, _network_address(process.pid))
         if process.poll() is None:

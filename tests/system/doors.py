@@ -13,19 +13,19 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
 
+from daemon import COMMAND
 from microvm_orchestrator import places
 from microvm_orchestrator.service.table import BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from io import BufferedReader
+    from pathlib import Path
 
 # A daemon that takes longer for any of this hangs.
 PATIENCE_S = 30.0
@@ -34,7 +34,6 @@ _META: dict[str, Any] = {
     "io.modelcontextprotocol/protocolVersion": MODERN,
     "io.modelcontextprotocol/clientCapabilities": {},
 }
-_COMMAND = Path(sys.executable).with_name(places.NAME)
 _PATH_FIELD = re.compile(r"{(\w+)}")
 # How our own errors begin where a protocol has only a text for them.
 _OURS = re.compile(r"([a-z]+(?:-[a-z]+)*): ")
@@ -287,7 +286,7 @@ def _run(
     if token is not None:
         env[places.TOKEN_VARIABLE] = token
     return subprocess.run(
-        [_COMMAND, *words],
+        [COMMAND, *words],
         input=stdin,
         env=env,
         capture_output=True,
