@@ -28,6 +28,12 @@
         ├── AlreadyRunning
         ├── Stopping
         ├── CommandFailed     a program of this host ended badly
+        ├── MachineFailed     a machine did not do what was asked
+        │   ├── MachineBootFailed
+        │   ├── MachineUnreachable
+        │   ├── MachineCrashed
+        │   ├── MachineLost
+        │   └── SnapshotDamaged
         ├── PackageRefused    what was fetched is not what it should be
         └── UnknownOutcome    the one exception: it may have happened
 
@@ -229,6 +235,47 @@ class CommandFailed(Unavailable):
         # None when there is none: it did not start, or was stopped.
         self.status = status
         self.stderr = stderr
+
+
+class MachineFailed(Unavailable):
+    """A machine did not do what was asked of it."""
+
+    code = "machine-failed"
+
+
+class MachineBootFailed(MachineFailed):
+    """A machine ended, or did not answer, before it was ready; nothing of it is left."""
+
+    code = "machine-boot-failed"
+
+    def __init__(self, message: str, *, console: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        # The end of what the guest wrote to its console.
+        self.console = console
+
+
+class MachineUnreachable(MachineFailed):
+    """A machine runs, but does not answer."""
+
+    code = "machine-unreachable"
+
+
+class MachineCrashed(MachineFailed):
+    """A machine ended while something was asked of it."""
+
+    code = "machine-crashed"
+
+
+class MachineLost(MachineFailed):
+    """A machine that an earlier daemon started does not run any more."""
+
+    code = "machine-lost"
+
+
+class SnapshotDamaged(MachineFailed):
+    """The files of a snapshot are not those that were saved."""
+
+    code = "snapshot-damaged"
 
 
 class PackageRefused(Unavailable):

@@ -3,7 +3,8 @@
 A process leads a session, and so a group, of its own, and the group ends with its leader: when the
 leader has ended, or when the block that started it is left, whatever is still in the group is
 killed. The leader is reaped only afterwards, so its number cannot have become another's by then.
-Only what makes a session of its own again leaves the group. Above stand images, machine and git;
+Only what makes a session of its own again leaves the group. What shall outlive us is launched, and
+looked after by who launched it. Above stand images, machine and git;
 below, the kernel's process handles. Exit statuses come from `wait`, never from a closed pipe.
 """
 
@@ -200,6 +201,47 @@ def _start(
         raise errors.CommandFailed(
             f"{argv[0]} cannot be started: {error.strerror} ({error.filename})", argv=_words(argv)
         ) from error
+
+
+def launch(
+    argv: Sequence[Argument],
+    *,
+    stderr: int | IO[bytes] = DEVNULL,
+    pass_fds: Collection[int] = (),
+    user: tuple[int, int] | None = None,
+) -> int:
+    """Start a program that outlives us, in a session of its own, and return its number.
+
+    Whoever calls ends it, and reaps it if it ends while we live. It runs as that user and group, if
+    given. A file that reaches the limit set for it is an error to the program and not its end,
+    because it inherits our deafness to that signal.
+
+    Raises: CommandFailed when it cannot be started.
+    """
+    uid, gid = user or (None, None)
+    try:
+        started = subprocess.Popen(
+            _words(argv),
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=stderr,
+            cwd="/",
+            env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+            restore_signals=False,
+            user=uid,
+            group=gid,
+            extra_groups=None if user is None else (),
+            umask=0o077,
+        )
+    except OSError as error:
+        raise errors.CommandFailed(
+            f"{argv[0]} cannot be started: {error.strerror} ({error.filename})", argv=_words(argv)
+        ) from error
+    # From here on it is known by its number; its object must neither reap it nor mind that it runs.
+    started.returncode = 0
+    return started.pid
 
 
 @dataclass(frozen=True, slots=True)

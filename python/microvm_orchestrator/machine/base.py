@@ -1,0 +1,227 @@
+"""The seam between what manages machines and what runs them: specs, states, and two protocols.
+
+A hypervisor boots machines, clones snapshots and adopts what an earlier daemon left running. The
+machines it gives out live on when it is closed; only `stop` and `kill` end one. Above stand
+lifecycle and the service; below, one package for each way to run a machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from microvm_orchestrator.machine.shell import Shell
+from microvm_orchestrator.model.machine import MachineState
+
+# From the call until the guest says that it is ready: a cold boot under emulation on a busy host
+# takes ten seconds, one that takes a minute hangs.
+BOOT_TIMEOUT_S = 60.0
+# From asking the guest to power off until it is ended by force.
+STOP_GRACE_S = 10.0
+
+
+class Accel(StrEnum):
+    """How guest code runs."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class DiskFormat(StrEnum):
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What a machine starts from: files of an image, which nobody writes."""
+
+    # Tells images apart, and so which snapshots belong to one.
+    digest: str
+    kernel: Path
+    initrd: Path
+    # A file system without a partition table, given to the guest as its first disk.
+    root: Path
+    # The image's own words for its kernel; those of the machine are added.
+    cmdline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A further disk of a machine.
+
+    Of a read-only one the file itself is attached. A writable one begins with the content of the
+    file, or empty, and what is written goes elsewhere and ends with the machine.
+    """
+
+    path: Path | None
+    format: DiskFormat = DiskFormat.RAW
+    read_only: bool = True
+    size_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface, and the unix socket of the switch behind it."""
+
+    mac: str
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """Everything that decides how a machine is made."""
+
+    machine_id: str
+    boot: Boot
+    memory_mib: int = 256
+    vcpus: int = 1
+    disks: tuple[Disk, ...] = ()
+    links: tuple[Link, ...] = ()
+    accel: Accel = Accel.AUTO
+    # What the guest calls itself.
+    hostname: str = "guest"
+    boot_timeout_s: float = BOOT_TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A machine has come into another state."""
+
+    machine_id: str
+    state: MachineState
+    # Why, in words for a person; empty where the state says it all.
+    reason: str = ""
+    at: datetime | None = None
+
+
+# Called by whoever watches a machine, in the order of the changes; the next one waits for it.
+OnChange = Callable[[Change], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a machine costs this host now."""
+
+    cpu_s: float
+    rss_mib: float
+    # Shared pages counted by their share; None where the kernel does not tell us.
+    pss_mib: float | None
+    # What its own files take on the disk.
+    disk_mib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A saved machine: complete in itself, and never written again."""
+
+    snapshot_id: str
+    path: Path
+    # How the saved machine was made; a clone may differ in name, links and hostname only.
+    spec: MachineSpec
+    # How long the machine that was saved stood still.
+    pause_s: float
+    # What the snapshot's own files take on the disk.
+    unique_mib: float
+    # Of each file by its name, over its content without the zeros.
+    sha256: dict[str, str]
+
+
+class Machine(Protocol):
+    """One machine, from its start until it has ended."""
+
+    @property
+    def spec(self) -> MachineSpec: ...
+
+    @property
+    def state(self) -> MachineState: ...
+
+    @property
+    def reason(self) -> str:
+        """Why it is in this state."""
+        ...
+
+    @property
+    def shell(self) -> Shell:
+        """The way into the guest.
+
+        Raises: StateForbids once the machine has ended.
+        """
+        ...
+
+    @property
+    def console(self) -> Path:
+        """The file with the last of what the guest wrote to its console."""
+        ...
+
+    async def wait(self) -> Change:
+        """Wait until the machine has ended, and tell how."""
+        ...
+
+    async def pause(self) -> None:
+        """Stop the guest's processors and clocks; nothing else changes."""
+        ...
+
+    async def resume(self) -> None: ...
+
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """Let the guest power off; end the machine by force when it has not within `grace_s`."""
+        ...
+
+    async def kill(self) -> None:
+        """End the machine as a power cut would."""
+        ...
+
+    async def save(self, snapshot_id: str) -> Snapshot:
+        """Save the machine, which goes on as it was: running or paused.
+
+        Raises: MachineFailed; the machine goes on and nothing of the snapshot is left.
+        """
+        ...
+
+    async def usage(self) -> Usage: ...
+
+
+class Hypervisor(Protocol):
+    """One way to run machines on this host."""
+
+    async def start(self, spec: MachineSpec) -> Machine:
+        """Boot a machine and return it once its guest has said that it is ready.
+
+        Raises: MachineBootFailed, with the end of its console; nothing of the machine is left then.
+        """
+        ...
+
+    async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> Machine:
+        """Start a machine where a saved one stood, with entropy, clock and names of its own.
+
+        Raises: MachineBootFailed when the guest does not acknowledge them; SnapshotDamaged.
+        """
+        ...
+
+    async def find_snapshot(self, snapshot_id: str) -> Snapshot | None: ...
+
+    async def forget(self, snapshot_id: str) -> None:
+        """Remove a snapshot; clones that run are not touched."""
+        ...
+
+    async def adopt(self, machine_id: str) -> Machine:
+        """Take over a machine that an earlier daemon started.
+
+        Raises: MachineLost with the reason when it does not run any more; what it left on the host
+            is gone then, except for its record and console.
+        """
+        ...
+
+    async def remove(self, machine_id: str) -> None:
+        """Take away everything that a machine has left on this host, ending it if it runs."""
+        ...
+
+    def found(self) -> list[str]:
+        """Name the machines this host has a record of."""
+        ...

@@ -1,0 +1,139 @@
+"""A control group for each machine: its limits on this host, and a sure way to end all of it.
+
+Only the second version of control groups is used, below the daemon's own group, where that may be
+written: as root, or where systemd delegates (`Delegate=yes`). Elsewhere a machine has none, and its
+bounds are those QEMU keeps itself: memory and processors of the guest. `describe` says which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from microvm_orchestrator import log
+from microvm_orchestrator.places import NAME
+
+# Beside the guest's memory: QEMU's code, its tables for that memory, and translated guest code.
+_OVERHEAD_MIB = 256
+_OVERHEAD_SHARE = 8
+_PERIOD_US = 100_000
+# QEMU's threads for disks come and go; a fork bomb in the guest is not made of threads of the host.
+_THREADS = 256
+_WANTED = ("memory", "cpu", "pids")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one machine may take of this host."""
+
+    memory_mib: int
+    vcpus: int
+
+
+class Group:
+    """The control group of one machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def limit(self, limits: Limits) -> None:
+        """Set each limit whose controller the group has."""
+        bytes_ = (limits.memory_mib + _overhead_mib(limits)) << 20
+        for name, value in (
+            ("memory.max", str(bytes_)),
+            ("cpu.max", f"{(limits.vcpus + 1) * _PERIOD_US} {_PERIOD_US}"),
+            ("pids.max", str(_THREADS)),
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                (self._path / name).write_text(value)
+
+    def add(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            (self._path / "cgroup.procs").write_text(str(pid))
+
+    def kill(self) -> None:
+        """End everything in the group."""
+        with contextlib.suppress(FileNotFoundError):
+            (self._path / "cgroup.kill").write_text("1")
+
+    def remove(self) -> None:
+        """Take the group away once nothing is in it any more."""
+        try:
+            self._path.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            log.get(__name__).warning("cgroup_still_used", path=str(self._path))
+
+
+class Tree:
+    """The part of the hierarchy that holds our machines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def make(self, machine_id: str) -> Group:
+        path = self._path / machine_id
+        path.mkdir(exist_ok=True)
+        return Group(path)
+
+    def find(self, machine_id: str) -> Group:
+        """Return the group of a machine, whether it is there or not."""
+        return Group(self._path / machine_id)
+
+    @property
+    def controllers(self) -> set[str]:
+        """Which limits hold."""
+        return set((self._path / "cgroup.subtree_control").read_text().split())
+
+
+def open_tree() -> Tree | None:
+    """Make a place for machines below our own group, or return None where that is not allowed."""
+    own = _own()
+    if own is None:
+        return None
+    path = own / NAME
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    for folder in (own, path):
+        for controller in _WANTED:
+            # Absent, not delegated, or held back because a process sits beside: then without it.
+            with contextlib.suppress(OSError):
+                (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+    return Tree(path)
+
+
+def describe() -> str:
+    """Say in a sentence which limits this host enforces on machines."""
+    own = _own()
+    if own is None:
+        return "no second version of control groups is mounted"
+    if not os.access(own, os.W_OK):
+        return "the daemon's control group may not be written"
+    tree = own / NAME
+    if not tree.is_dir():
+        return "no machine has been started yet"
+    held = sorted(Tree(tree).controllers)
+    return f"limits are enforced on {', '.join(held)}" if held else "no controller is delegated"
+
+
+def _own() -> Path | None:
+    """Return our own group in the second version's hierarchy."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    mounted = [line.split() for line in mounts.splitlines() if " - cgroup2 " in line]
+    groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    ours = [line.removeprefix("0::") for line in groups if line.startswith("0::")]
+    if not mounted or not ours:
+        return None
+    return Path(mounted[0][4]) / ours[0].lstrip("/")
+
+
+def _overhead_mib(limits: Limits) -> int:
+    return _OVERHEAD_MIB + limits.memory_mib // _OVERHEAD_SHARE

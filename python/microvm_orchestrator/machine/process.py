@@ -1,0 +1,183 @@
+"""A process that outlives the daemon: who it is, whether it lives, how it ended.
+
+A number alone names another process once its own has ended, so an identity is the number, the tick
+it started at, and the boot of the host. While we look after one we hold a handle of the kernel's,
+which never becomes another's. Above stand the hypervisors; `proc.launch` started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import resource
+import signal
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from microvm_orchestrator.machine.probe import boot_id
+
+# PIDFD_GET_INFO with PIDFD_INFO_EXIT; kernels before 6.15 refuse it.
+_GET_INFO = 0xC040FF0B
+_INFO_EXIT = 1 << 3
+_INFO = struct.Struct("=QQ11Ii")
+# Fields of /proc/PID/stat, counted from the one behind the name, which may hold anything.
+_STATE, _USER_TICKS, _SYSTEM_TICKS, _STARTED, _EXIT_CODE = 0, 11, 12, 19, 49
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which process of all that ever ran on this host."""
+
+    pid: int
+    # In ticks since the host booted.
+    started: int
+    boot_id: str
+
+
+class Resident:
+    """A process that is looked after: held by a handle until `close`."""
+
+    def __init__(self, identity: Identity, handle: int, *, ours: bool) -> None:
+        self.identity = identity
+        # The exit status once it is known: minus a signal's number when one ended it.
+        self.status: int | None = None
+        self.ended = False
+        self._handle = handle
+        # Whether it is a child of this very process, which alone may reap it.
+        self._ours = ours
+
+    async def wait(self) -> int | None:
+        """Wait for its end; the status is None where the kernel does not tell strangers."""
+        while not self.ended:
+            # A file of our own for each who waits: the event loop takes only one waiter for a file.
+            handle = os.dup(self._handle)
+            try:
+                await anyio.wait_readable(handle)
+            finally:
+                os.close(handle)
+            self._conclude()
+        return self.status
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; one that has ended hears nothing."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, number)
+
+    def limit(self, kind: int, most: int) -> None:
+        """Set a resource limit, soft and hard, for what it does from now on."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(self.identity.pid, kind, (most, most))
+
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of CPU it has used."""
+        fields = _stat(self.identity.pid)
+        if fields is None or self.ended:
+            return 0.0
+        return (int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])) / _TICKS_PER_S
+
+    @property
+    def rss_mib(self) -> float:
+        try:
+            pages = Path(f"/proc/{self.identity.pid}/statm").read_bytes().split()[1]
+        except (FileNotFoundError, ProcessLookupError):
+            return 0.0
+        return int(pages) * resource.getpagesize() / _MIB
+
+    @property
+    def pss_mib(self) -> float | None:
+        """Its memory, with shared pages by their share; needs the right to look into it."""
+        try:
+            rollup = Path(f"/proc/{self.identity.pid}/smaps_rollup").read_text(encoding="ascii")
+        except OSError:
+            return None
+        found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+        return int(found[1]) / 1024 if found else None
+
+    def close(self) -> None:
+        """Look after it no more; it runs on."""
+        os.close(self._handle)
+        self._handle = -1
+
+    def _conclude(self) -> None:
+        if self.ended:
+            return
+        if self._ours:
+            _, status = os.waitpid(self.identity.pid, 0)
+            self.status = os.waitstatus_to_exitcode(status)
+        else:
+            self.status = _status_of_stranger(self.identity.pid, self._handle)
+        self.ended = True
+
+
+def look_after(pid: int) -> Resident:
+    """Take charge of a child that was just launched."""
+    fields = _stat(pid)
+    if fields is None:  # not reaped by anybody but us, so it is there
+        raise ProcessLookupError(pid)
+    identity = Identity(pid, int(fields[_STARTED]), boot_id())
+    return Resident(identity, os.pidfd_open(pid), ours=True)
+
+
+def find(identity: Identity) -> Resident | None:
+    """Take charge of a process that somebody else started, if it is still that one and runs."""
+    if identity.boot_id != boot_id():
+        return None
+    try:
+        handle = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return None
+    # Looked at with the handle in hand: what it names cannot change any more.
+    fields = _stat(identity.pid)
+    if fields is None or fields[_STATE] in "ZX" or int(fields[_STARTED]) != identity.started:
+        os.close(handle)
+        return None
+    return Resident(identity, handle, ours=False)
+
+
+def find_by_words(words: tuple[str, ...], users: frozenset[int]) -> Identity | None:
+    """Find a process of one of these users with these words in a row on its command line."""
+    wanted = b"\0".join(word.encode() for word in words) + b"\0"
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            if folder.stat().st_uid in users and wanted in (folder / "cmdline").read_bytes():
+                fields = _stat(int(folder.name))
+                if fields is not None:
+                    return Identity(int(folder.name), int(fields[_STARTED]), boot_id())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return None
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def _status_of_stranger(pid: int, handle: int) -> int | None:
+    """Ask how a process ended that another one reaps."""
+    fields = _stat(pid)
+    if fields is not None and fields[_STATE] == "Z":
+        return os.waitstatus_to_exitcode(int(fields[_EXIT_CODE]))
+    info = bytearray(_INFO.size)
+    struct.pack_into("=Q", info, 0, _INFO_EXIT)
+    try:
+        fcntl.ioctl(handle, _GET_INFO, info)
+    except OSError:
+        return None
+    told, *_, status = _INFO.unpack(info)
+    return os.waitstatus_to_exitcode(status) if told & _INFO_EXIT else None

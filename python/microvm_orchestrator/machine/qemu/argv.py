@@ -1,0 +1,198 @@
+"""The command line of a QEMU: which devices a machine has, in which order, and why.
+
+What is saved from one QEMU is loaded by another only if both have the same devices in the same
+order, so everything that runs, saves or loads a machine comes through here. Only the names of files
+may differ. Flags that look odd were measured; each has its reason beside it. Nothing here touches
+the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from microvm_orchestrator.machine.base import Accel, MachineSpec
+
+# No monitor command may make QEMU start, become or slow down anything.
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+# The cache of translated code: the default takes 400 MB of memory and is no faster than this.
+_TCG = "tcg,tb-size=64"
+# The cheapest processor that runs what is compiled for x86-64-v2; "max" boots a sixth slower.
+_TCG_CPU = "Nehalem"
+# The port the agent in the guest looks for.
+AGENT_PORT = "ctl"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Boot a kernel."""
+
+    kernel: str
+    initrd: str
+    cmdline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Wait for the monitor to say where a saved machine comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where the guest's memory is: private and fresh, or a file."""
+
+    file: str | None = None
+    # Whether what the guest writes goes into the file, or into copies of its pages.
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFile:
+    """A file behind a disk, as QEMU shall open it; empty: content of a size that is never read."""
+
+    name: str | None
+    format: str = "raw"
+    size: int = 0
+    # What an overlay lies on.
+    below: BlockFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDevice:
+    file: BlockFile
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What is inherited: listening sockets, the console's log, disks, networks."""
+
+    monitor: int
+    console: int
+    console_log: str
+    agent: int
+    disks: Sequence[BlockDevice]
+    # A `-netdev` for each link, without its id.
+    links: Sequence[str]
+
+
+def command(
+    binary: str,
+    spec: MachineSpec,
+    accel: Accel,
+    how: Start | Load,
+    memory: Memory,
+    wiring: Wiring,
+) -> list[str]:
+    """Write the command line."""
+    log = f",logfile={wiring.console_log},logappend=on"
+    # fmt: off
+    words = [
+        binary,
+        # By the name a daemon that lost its record finds the process; see process.py.
+        "-name", f"guest={spec.machine_id}",
+        # ACPI stays on: kernels of Debian find virtio-mmio devices by nothing else.
+        "-machine", "microvm,memory-backend=ram",
+        *_accelerated(accel),
+        "-m", f"{spec.memory_mib}M", "-object", _backend(spec, memory),
+        "-smp", str(spec.vcpus),
+        "-nodefaults", "-no-user-config", "-display", "none",
+        # A guest that reboots has ended; so do a panic and a triple fault.
+        "-no-reboot",
+        "-sandbox", _SANDBOX,
+        # Modern virtio, as all our guests speak it.
+        "-global", "virtio-mmio.force-legacy=false",
+        # The log is QEMU's own doing, so nothing is lost while no daemon runs.
+        "-chardev", _served("console", wiring.console) + log,
+        "-serial", "chardev:console",
+        "-chardev", _served("monitor", wiring.monitor),
+        "-mon", "chardev=monitor,mode=control",
+        "-object", "rng-random,id=entropy,filename=/dev/urandom",
+        "-device", "virtio-rng-device,rng=entropy",
+        "-device", "virtio-serial-device,id=serial",
+        "-chardev", _served("agent", wiring.agent),
+        "-device", f"virtserialport,bus=serial.0,chardev=agent,name={AGENT_PORT}",
+    ]
+    # fmt: on
+    for number, disk in enumerate(wiring.disks):
+        words += _block(f"disk{number}", disk)
+    for number, (link, netdev) in enumerate(zip(spec.links, wiring.links, strict=True)):
+        words += ["-netdev", f"{netdev},id=net{number}"]
+        words += ["-device", f"virtio-net-device,netdev=net{number},mac={link.mac}"]
+    return words + _begun(how)
+
+
+def kernel_words(spec: MachineSpec, accel: Accel, tsc_khz: int | None) -> str:
+    """Write the kernel's command line: ours, and the image's."""
+    words = [
+        "console=ttyS0",
+        # A triple fault ends the machine at once, whatever state the rest is in.
+        "reboot=t",
+        "panic=-1",
+        "quiet",
+        "loglevel=3",
+        # A guest has nobody inside it to be protected from by slowing it down.
+        "mitigations=off",
+        "random.trust_cpu=on",
+    ]
+    if accel is Accel.TCG:
+        # Under emulation the guest's TSC is the host's. Without these the kernel measures it
+        # against a timer, which fails on a busy host, and boots then hang at random.
+        words += ["nokaslr", f"tsc_early_khz={tsc_khz}", "tsc=reliable"]
+    return " ".join([*words, spec.boot.cmdline]).strip()
+
+
+def _served(name: str, fd: int) -> str:
+    return f"socket,id={name},fd={fd},server=on,wait=off"
+
+
+def _accelerated(accel: Accel) -> list[str]:
+    match accel:
+        case Accel.TCG:
+            return ["-accel", _TCG, "-cpu", _TCG_CPU]
+        case Accel.KVM:
+            return ["-accel", "kvm", "-cpu", "host"]
+        case Accel.AUTO:
+            raise ValueError("auto is no way to run; choose one first")
+        case _:
+            assert_never(accel)
+
+
+def _backend(spec: MachineSpec, memory: Memory) -> str:
+    if memory.file is None:
+        return f"memory-backend-ram,id=ram,size={spec.memory_mib}M"
+    shared = "on" if memory.shared else "off"
+    return (
+        f"memory-backend-file,id=ram,size={spec.memory_mib}M,mem-path={memory.file},share={shared}"
+    )
+
+
+def _block(name: str, disk: BlockDevice) -> list[str]:
+    words: list[str] = []
+    _file(words, name, disk.file, read_only=disk.read_only)
+    return [*words, "-device", f"virtio-blk-device,drive={name},id=device-{name}"]
+
+
+def _file(words: list[str], name: str, file: BlockFile, *, read_only: bool) -> None:
+    """Write a file and what lies below it, the lowest first."""
+    only = "on" if read_only else "off"
+    if file.name is None:
+        node = f"driver=null-co,size={file.size}"
+    else:
+        # Many machines read one image; that nobody writes it is ours to see to.
+        node = f"driver={file.format},file.driver=file,file.filename={file.name},file.locking=off"
+    if file.below is not None:
+        _file(words, f"{name}-", file.below, read_only=True)
+        node += f",backing={name}-"
+    words += ["-blockdev", f"{node},node-name={name},read-only={only}"]
+
+
+def _begun(how: Start | Load) -> list[str]:
+    match how:
+        case Start():
+            return ["-kernel", how.kernel, "-initrd", how.initrd, "-append", how.cmdline]
+        case Load():
+            return ["-incoming", "defer"]
+        case _:
+            assert_never(how)

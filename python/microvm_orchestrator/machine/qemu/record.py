@@ -1,0 +1,95 @@
+"""What stands on the disk for one machine: what it is, which process, and the files beside it.
+
+Written before the fact it tells of, so that a daemon which dies at any moment leaves enough to find
+the machine by. Each file is replaced as a whole. Above stand the machine and its adoption.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from microvm_orchestrator.machine.base import Accel, MachineSpec
+from microvm_orchestrator.machine.process import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How a machine was made."""
+
+    spec: MachineSpec
+    accel: Accel
+    # Whether the guest has said that it is ready; a machine that had not is not worth adopting.
+    ready: bool = False
+
+
+_MADE = TypeAdapter(Made)
+_IDENTITY = TypeAdapter(Identity)
+
+
+class Record:
+    """The folder of one machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.console = folder / "console"
+        self.messages = folder / "messages"
+        self.monitor = folder / "qmp"
+        self.agent = folder / "ctl"
+        self.terminal = folder / "tty"
+        self._made = folder / "machine.json"
+        self._process = folder / "process.json"
+
+    @property
+    def machine_id(self) -> str:
+        return self.folder.name
+
+    def create(self) -> None:
+        """Raises: FileExistsError when there is a machine of this name."""
+        self.folder.mkdir(mode=0o700, parents=True)
+
+    def write(self, made: Made) -> None:
+        _replace(self._made, _MADE.dump_json(made))
+
+    def read(self) -> Made | None:
+        """Return how the machine was made; None when that was never written, or is damaged."""
+        try:
+            return _MADE.validate_json(self._made.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def write_process(self, identity: Identity) -> None:
+        _replace(self._process, _IDENTITY.dump_json(identity))
+
+    def read_process(self) -> Identity | None:
+        try:
+            return _IDENTITY.validate_json(self._process.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def disk(self, number: int) -> Path:
+        """Name the file for what a machine writes to one of its disks."""
+        return self.folder / f"disk{number}.qcow2"
+
+    def clear(self) -> None:
+        """Take away what only a running machine needs; its record and console stay."""
+        for path in (self.monitor, self.agent, self.terminal, self._process):
+            path.unlink(missing_ok=True)
+        for path in self.folder.glob("disk*.qcow2"):
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def disk_mib(self) -> float:
+        return sum(path.stat().st_blocks * 512 for path in self.folder.iterdir()) / (1 << 20)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(content)
+    fresh.replace(path)
