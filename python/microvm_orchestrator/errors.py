@@ -19,7 +19,8 @@
     │   ├── StateForbids
     │   ├── LeaseLost
     │   ├── HasDependents
-    │   └── VersionMoved
+    │   ├── VersionMoved
+    │   └── GuestRefused
     └── Unavailable           try again later; nothing was changed
         ├── StoreFull
         ├── StoreReadOnly
@@ -31,6 +32,7 @@
         ├── MachineFailed     a machine did not do what was asked
         │   ├── MachineBootFailed
         │   ├── MachineUnreachable
+        │   ├── ProtocolBroken
         │   ├── MachineCrashed
         │   ├── MachineLost
         │   └── SnapshotDamaged
@@ -174,6 +176,12 @@ class VersionMoved(Conflict):
     code = "version-moved"
 
 
+class GuestRefused(Conflict):
+    """The guest could not, or would not, do what was asked; it says why."""
+
+    code = "guest-refused"
+
+
 class Unavailable(OrchestratorError):
     """The service cannot do this now; nothing was changed."""
 
@@ -258,6 +266,12 @@ class MachineUnreachable(MachineFailed):
     """A machine runs, but does not answer."""
 
     code = "machine-unreachable"
+
+
+class ProtocolBroken(MachineFailed):
+    """A guest said something that its protocol does not allow; nothing it says is believed now."""
+
+    code = "protocol-broken"
 
 
 class MachineCrashed(MachineFailed):
