@@ -245,7 +245,10 @@ def _refusal(status: int, problem: Json) -> errors.OrchestratorError:
     """Give the daemon's problem back as the error it was there."""
     code = str(problem.get("code", ""))
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status, errors.OrchestratorError)
-    error = kind(str(problem.get("detail", f"HTTP {status}")), hint=problem.get("hint"))
+    # Not by the kind's own way: some want to be told more, which stays at the daemon.
+    error = kind.__new__(kind)
+    detail = str(problem.get("detail", f"HTTP {status}"))
+    errors.OrchestratorError.__init__(error, detail, hint=problem.get("hint"))
     if code:
         error.code = code  # pyright: ignore[reportAttributeAccessIssue] - a newer daemon may know more kinds
     return error

@@ -6,6 +6,13 @@ from typing import Annotated, Literal
 
 import typer
 
+# Typer offers these as options of the program, --install-completion and --show-completion, which
+# guess the shell and edit its files; by their names they are not public.
+from typer.completion import (
+    completion_init,  # pyright: ignore[reportPrivateImportUsage]
+    get_completion_script,  # pyright: ignore[reportPrivateImportUsage]
+)
+
 from microvm_orchestrator import places
 from microvm_orchestrator.cli import output
 from microvm_orchestrator.cli.command import plain_command
@@ -31,9 +38,9 @@ def completion(
     bash: save it as in the example, or source it. zsh: save it as _microvm-orchestrator in a
     directory of $fpath. fish: save it as ~/.config/fish/completions/microvm-orchestrator.fish.
     """
-    # Typer offers it by an option for the shell of the moment only, not by a public name.
-    from typer.completion import (  # noqa: PLC0415
-        get_completion_script,  # pyright: ignore[reportPrivateImportUsage]
-    )
-
     output.line(get_completion_script(prog_name=places.NAME, complete_var=VARIABLE, shell=shell))
+
+
+def be_ready() -> None:
+    """Let typer answer a shell that asks for completions."""
+    completion_init()

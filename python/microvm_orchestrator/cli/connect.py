@@ -4,12 +4,14 @@ The first line may say `{"connect": {"profile": ..., "token": ...}}`; all others
 Above sits whoever started us; below, the daemon's socket. It is started for every session of an
 agent, so it takes nothing but the standard library.
 
-It outlives a restart of the daemon. Claude Code does not start a stdio server again that has
-exited: its tools are gone until somebody types /mcp. Since 2026-07-28 a request is a whole
-exchange, so a new connection needs nothing of the old one. What the daemon had begun to receive
-and not yet answered is answered here as `unknown-outcome` and never sent again; what it had not
-received waits. A client of the older eras shook hands with the daemon that is gone; for it the
-bridge ends, and it hears so at once.
+It outlives a restart of the daemon. When a bridge ends, Claude Code 2.1.329 tells the model
+"Connection closed" and starts a new one once, at the next call; if the daemon is not back by then,
+it gives the server up until somebody types /mcp (tried: killed during a call and back 6 s later,
+its tools were gone for good). Since 2026-07-28 a request is a whole exchange, so a new connection
+needs nothing of the old one. What the daemon had begun to receive and not yet answered is answered
+here as `unknown-outcome`, which the model reads, and is never sent again; what it had not received
+waits. A client of the older eras shook hands with the daemon that is gone; for it the bridge ends,
+and it hears so at once.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def status_of(error: errors.OrchestratorError) -> int:
-    return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+def status_of(kind: type[errors.OrchestratorError]) -> int:
+    return next(STATUSES[each] for each in kind.__mro__ if each in STATUSES)
 
 
 def tell(error: errors.OrchestratorError) -> int:
@@ -54,7 +54,7 @@ def tell(error: errors.OrchestratorError) -> int:
     say(f"error: {error.message} ({error.code})")
     if error.hint:
         say(f"\nhint: {error.hint}")
-    return status_of(error)
+    return status_of(type(error))
 
 
 def say(text: str) -> None:

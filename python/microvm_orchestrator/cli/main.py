@@ -7,6 +7,13 @@ import sys
 
 def main() -> int:
     """Be the command that the words of the shell name."""
+    try:
+        return _main()
+    except KeyboardInterrupt:  # before the command itself could say what that means
+        return 130
+
+
+def _main() -> int:
     if sys.argv[1:2] == ["connect"]:
         # Before anything heavy: an agent starts the bridge with every session.
         from microvm_orchestrator.cli import connect  # noqa: PLC0415

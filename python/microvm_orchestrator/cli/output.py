@@ -45,6 +45,8 @@ STYLES = {
     "cancelled": "magenta",
 }
 _NOTHING = "-"
+# Numbers of tasks by state, most of which are zero.
+_COUNTS = {"counts", "tasks"}
 
 
 def on_terminal() -> bool:
@@ -158,6 +160,9 @@ def cell(name: str, value: object) -> str:
             return " ".join(shorthand(item) for item in cast("list[object]", value))
         case list() if all(isinstance(item, str) for item in cast("list[object]", value)):
             return ", ".join(cast("list[str]", value))
+        case dict() if name in _COUNTS:
+            counts = cast("Json", value).items()
+            return " ".join(f"{key}={item}" for key, item in counts if item) or _NOTHING
         case dict() if name == "progress":
             return _progress(cast("Json", value))
         case dict() if _is_flat(cast("Json", value)):

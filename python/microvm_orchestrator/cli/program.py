@@ -81,6 +81,7 @@ def application(*, drawn: bool) -> typer.Typer:
 
 def run(words: Sequence[str]) -> NoReturn:
     """Run the command that `words` name, and exit with its status."""
+    completion.be_ready()
     command = typer.main.get_command(application(drawn=output.on_terminal()))
     command.main(list(words), prog_name=places.NAME)
     raise AssertionError("a command of typer ends the program")

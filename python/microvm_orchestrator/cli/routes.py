@@ -62,6 +62,7 @@ ROUTES: dict[str, Route] = {
         "template_preview": "POST /v1/templates/{name}/preview",
         "template_run": "POST /v1/templates/{name}/run",
         "worker_register": "POST /v1/workers",
+        "worker_heartbeat": "POST /v1/workers/heartbeat",
         "worker_get": "GET /v1/workers/{worker}",
         "worker_list": "GET /v1/workers",
         "worker_drain": "POST /v1/workers/{worker}/drain",

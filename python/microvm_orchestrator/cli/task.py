@@ -11,6 +11,7 @@ import typer
 from microvm_orchestrator import places
 from microvm_orchestrator.cli import failure, output, spec, values, watch, work
 from microvm_orchestrator.cli.command import Session, command
+from microvm_orchestrator.cli.journal import event_line
 from microvm_orchestrator.cli.options import (
     Cascade,
     Cursor,
@@ -29,7 +30,6 @@ app = typer.Typer(help="Tasks: submit, look at, wait for and change them; claim 
 app.add_typer(work.app)
 
 BRIEF = ("task_id", "key", "group", "state", "priority", "worker", "progress", "title")
-EVENT = ("seq", "at", "kind", "subject", "group", "actor", "body")
 RUN = ("attempt", "worker", "state", "started_at", "finished_at", "error")
 # One request waits no longer, so that a broken connection is noticed and ^C is quick.
 SLICE_S = 300.0
@@ -196,16 +196,17 @@ def wait(
     waits, and waiting goes on through a restart of the daemon.
     """
     started = time.monotonic()
-    ask = here.client.call
+    ask, left = here.client.call, timeout_s
     try:
         while True:
-            left = SLICE_S if timeout_s is None else timeout_s - (time.monotonic() - started)
-            patience = max(0.0, min(left, SLICE_S))
+            patience = SLICE_S if left is None else min(left, SLICE_S)
             given = {"task_id": task_id, "group": group, "timeout_s": patience}
             answer = ask("task_wait", given)
-            ask = here.client.call_through_restarts
-            if answer.value["finished"] or (timeout_s is not None and left <= SLICE_S):
+            if timeout_s is not None:
+                left = timeout_s - (time.monotonic() - started)
+            if answer.value["finished"] or (left is not None and left <= 0):
                 break
+            ask = here.client.call_through_restarts
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(
             "nothing was cancelled; to go on waiting: "
@@ -251,7 +252,13 @@ def history(
 ) -> None:
     """Everything that happened to a task, oldest first, as far back as events are kept."""
     given = {"task_id": task_id, "group": group, "limit": limit, "cursor": cursor}
-    here.tell("task_history", given, lambda answer: output.page(answer, EVENT, "no events"))
+    here.tell("task_history", given, _show_history)
+
+
+def _show_history(answer: dict[str, Any]) -> None:
+    for event in answer["items"]:
+        output.line(event_line(event))
+    output.page({**answer, "items": ()}, (), "" if answer["items"] else "no events")
 
 
 @command(app, "runs", example="task runs build")

@@ -39,7 +39,7 @@ def register(
         ),
     ] = None,
 ) -> None:
-    """Register a worker with what it can do, or say that it is still there.
+    """Register a worker with what it can do, for as long as it says that it is still there.
 
     Its capabilities and roles are added to those of each claim it makes.
     """
@@ -51,6 +51,12 @@ def register(
         "ttl_s": ttl_s,
     }
     here.tell("worker_register", given)
+
+
+@command(app, "heartbeat", example="worker heartbeat --worker builder-1")
+def heartbeat(here: Session, worker: OwnName = None) -> None:
+    """Say that a registered worker is still there, though it holds no task."""
+    here.tell("worker_heartbeat", {"worker": worker})
 
 
 @command(app, "get", example="worker get builder-1")

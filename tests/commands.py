@@ -1,0 +1,38 @@
+"""The command line as tests see it: the tree of its commands, and a way to run one in process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer.main
+
+from microvm_orchestrator import places
+from microvm_orchestrator.cli.program import application
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# The vendored click of typer has no public name; what we use of it is what click documents.
+Command = Any
+
+
+def tree() -> Command:
+    return typer.main.get_command(application(drawn=False))
+
+
+def leaves(
+    command: Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Command]]:
+    """Yield every command with the words that lead to it."""
+    below: dict[str, Command] | None = getattr(command, "commands", None)
+    if below is None:
+        yield path, command
+        return
+    for name, child in below.items():
+        yield from leaves(child, (*path, name))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run a command in this process, and return its exit status."""
+    status = tree().main(list(words), prog_name=places.NAME, standalone_mode=False)
+    return status if isinstance(status, int) else 0
