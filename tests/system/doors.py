@@ -86,6 +86,43 @@ def said_on_stream(place: Place, data: bytes, *, network: bool = False) -> Reply
     return Reply("closed", {})
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An open stream: calling it makes a request and gives its response."""
+
+    client: socket.socket
+    lines: BufferedReader
+
+    def __call__(self, method: str, params: Json) -> Json:
+        self.send(method, params)
+        while line := self.lines.readline():
+            heard: Json = json.loads(line)
+            if "method" not in heard:
+                return heard
+        raise EOFError
+
+    def send(self, method: str, params: Json) -> None:
+        message = {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": method,
+            "params": {**params, "_meta": _META},
+        }
+        self.client.sendall(_line(message))
+
+    def rest(self) -> list[str]:
+        """Hear everything up to the end."""
+        return _to_the_end(self.lines).decode().splitlines()
+
+
+@contextmanager
+def mcp_stream(place: Place, token: str | None) -> Generator[Stream]:
+    with place.connected() as client, client.makefile("rb") as lines:
+        if token is not None:
+            client.sendall(_line({"connect": {"token": token}}))
+        yield Stream(client, lines)
+
+
 def _line(message: Json) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
@@ -144,7 +181,7 @@ def rest(place: Place, token: str | None, call: str, arguments: bytes) -> Reply:
     """Write the arguments where the route of the call has them."""
     route = BY_NAME[call]
     target, body = route.path, arguments
-    fields = _PATH_FIELD.findall(route.path)
+    fields = path_fields(call)
     in_query = route.method in {"GET", "DELETE"}
     if fields or in_query:
         given = cast("Json", json.loads(arguments))
@@ -156,6 +193,10 @@ def rest(place: Place, token: str | None, call: str, arguments: bytes) -> Reply:
             pairs = [pair for name, value in given.items() for pair in _pairs(name, value)]
             target += f"?{urlencode(pairs)}" if pairs else ""
     return asked(place, route.method, target, None if in_query else body, token=token)
+
+
+def path_fields(call: str) -> list[str]:
+    return _PATH_FIELD.findall(BY_NAME[call].path)
 
 
 def asked(

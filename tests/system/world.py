@@ -47,12 +47,12 @@ class World:
         assert reply.code == "ok", reply
         return reply.value
 
-    def every(self, call: str, **arguments: Any) -> list[dict[str, Any]]:
+    def every(self, call: str, /, by: str = "root", **arguments: Any) -> list[dict[str, Any]]:
         """Give all of a list."""
         items: list[dict[str, Any]] = []
         more: dict[str, Any] = {}
         while True:
-            page = self.ask(call, limit=200, **arguments, **more)
+            page = self.ask(call, by=by, limit=200, **arguments, **more)
             items += page["items"]
             if page["next_cursor"] is None:
                 return items
@@ -74,9 +74,9 @@ class World:
 
 
 @contextmanager
-def world_in(folder: Path) -> Generator[World]:
-    """Run a daemon and fill it."""
-    with running_daemon(folder, tcp=TCP) as daemon:
+def world_in(folder: Path, webhooks: dict[str, Any] | None = None) -> Generator[World]:
+    """Run a daemon and fill it; `webhooks` is a table of its settings."""
+    with running_daemon(folder, tcp=TCP, webhooks=webhooks or {}) as daemon:
         assert daemon.tcp is not None
         world = World(daemon, doors.Place(daemon.socket, daemon.tcp), {}, {"root": None}, {})
         _let_in(world)
