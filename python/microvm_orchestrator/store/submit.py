@@ -520,9 +520,7 @@ def _upstream(row: TaskRow) -> Upstream:
 
 
 def _add_gate(tx: Tx, row: TaskRow, gate: PlannedGate) -> None:
-    """Make an unfinished task wait for more, which is not done yet."""
-    if row.state in FINISHED:
-        return
+    """Make a task that waits, or would if it were retried, wait for more, which is not done yet."""
     first = tx.one("SELECT coalesce(max(number), -1) + 1 FROM gate WHERE task = ?", row.seq)[0]
     write_gates(tx, row.seq, [gate], first)
     row = tx.save(row, row._replace(gates_left=row.gates_left + 1))
