@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from call_pages import rest_page, tools_page
+from cli_page import cli_page
 from page import paragraph, table, type_of
 
 from microvm_orchestrator import errors, places
@@ -97,6 +98,7 @@ def default_of(key: str, field: FieldInfo) -> str:
 
 
 WRITERS: dict[str, Callable[[], Iterator[str]]] = {
+    "cli.md": cli_page,
     "config.md": config_page,
     "errors.md": errors_page,
     "mcp-tools.md": tools_page,
