@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import (
@@ -16,17 +17,19 @@ from pydantic import (
     Field,
     JsonValue,
     StrictBool,
-    TypeAdapter,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
-from pydantic_core import SchemaError
+from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from microvm_orchestrator.model.values import MAX_TEXT, Int, Json, Line, Number, Text
 
 NAME = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 ParameterName = Annotated[str, Field(pattern=f"^{NAME}$")]
 Bound = Int | Number
+# The context in which what the store kept is read.
+KEPT = MappingProxyType({"kept": True})
 
 
 class ParameterType(StrEnum):
@@ -163,7 +166,10 @@ class Parameter(BaseModel):
             raise ValueError(f"must match {self.pattern}")
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Parameter:
+    def _makes_sense(self, info: ValidationInfo) -> Parameter:
+        if info.context is KEPT:
+            # It was looked at when it was saved, and a pattern can take long to compile.
+            return self
         if self.required is not None and self.required is not self.needed:
             raise ValueError("is either required or has a default")
         if self.type not in _SIZED and (self.min is not None or self.max is not None):
@@ -184,12 +190,13 @@ class Parameter(BaseModel):
         return self
 
 
-@lru_cache(maxsize=256)
-def _compile(pattern: str) -> TypeAdapter[str]:
+# Few: compiled, a pattern may take twenty megabytes.
+@lru_cache(maxsize=8)
+def _compile(pattern: str) -> SchemaValidator:
     try:
         # Alone first: an unbalanced bracket must not undo the anchors around it.
-        TypeAdapter(Annotated[str, Field(pattern=pattern)])
-        return TypeAdapter(Annotated[str, Field(pattern=f"^(?:{pattern})$")])
+        SchemaValidator(core_schema.str_schema(pattern=pattern))
+        return SchemaValidator(core_schema.str_schema(pattern=f"^(?:{pattern})$"))
     except SchemaError as error:
         # The engine draws where the pattern breaks; the last line says why.
         raise ValueError(f"the pattern is not usable: {str(error).splitlines()[-1]}") from error

@@ -15,7 +15,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.model import template as templates
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.names import DEFAULT_GROUP
-from microvm_orchestrator.model.parameter import Parameter
+from microvm_orchestrator.model.parameter import KEPT, Parameter
 from microvm_orchestrator.model.records import Actor, Record
 from microvm_orchestrator.model.task import TaskSpec
 from microvm_orchestrator.model.template import Template
@@ -250,7 +250,7 @@ async def delete(service: Service, caller: Caller, request: DeleteTemplate) -> T
     gone: list[int] = []
     for record in await every_record(service.store, KIND, by, f"{request.name}@"):
         number = int(record.id.rpartition("@")[2])
-        kept = _Kept.model_validate(record.body)
+        kept = _Kept.model_validate(record.body, context=KEPT)
         if kept.template is not None and request.version in {None, number}:
             await service.store.save(Record(KIND, record.id, empty), by, expect=record.version)
             gone.append(number)
@@ -313,7 +313,7 @@ async def _version(store: Store, name: str, number: int, by: Actor) -> _Version 
     record = await store.query(RecordById(KIND, _id(name, number)), by)
     if record is None:
         return None
-    kept = _Kept.model_validate(record.body)
+    kept = _Kept.model_validate(record.body, context=KEPT)
     if kept.template is None:
         return None
     return _Version(name, number, kept.template, kept.saved_by, record.created_at)
