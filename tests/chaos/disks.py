@@ -7,6 +7,7 @@ mounted, and a loop device goes with its mount.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -89,7 +90,17 @@ def read_only(folder: Path) -> Generator[None]:
 def fill(folder: Path, *, leave_kib: int = 0) -> Path:
     """Fill the disk under a folder with one file; remove it to have the space back."""
     file = folder / "filler"
-    free = shutil.disk_usage(folder).free - leave_kib * 1024
+    end, chunk = 0, shutil.disk_usage(folder).free - leave_kib * 1024
     with file.open("wb") as filler:
-        os.posix_fallocate(filler.fileno(), 0, free)
+        # The daemon takes from the same disk meanwhile, so what was free may not be so any more.
+        while chunk >= 4096:
+            try:
+                os.posix_fallocate(filler.fileno(), end, chunk)
+                if leave_kib:
+                    break
+                end += chunk
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                chunk //= 2
     return file

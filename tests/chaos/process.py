@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microvm_orchestrator import places
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
@@ -22,13 +24,8 @@ READY_WITHIN_S = 60.0
 ENDS_WITHIN_S = 30.0
 _LOG_SHOWN = 3000
 
-_SERVE = """
-import os, sys
-from microvm_orchestrator import config, daemon
-state_dir, path = sys.argv[1:]
-flags = {"state_dir": state_dir, "socket.path": path}
-sys.exit(daemon.run(config.load(None, os.environ, flags).settings))
-"""
+# As a user starts it; the empty file keeps the machine's own settings out.
+_SERVE = (Path(sys.executable).with_name(places.NAME), "serve", "--config", "/dev/null")
 
 
 class DidNotStart(Exception):
@@ -74,13 +71,13 @@ class Daemon:
         self._notified.bind("")  # the kernel chooses an abstract name, so no file is left
         name: bytes = self._notified.getsockname()
         env = {
-            **os.environ,
+            **{key: value for key, value in os.environ.items() if places.PREFIX not in key},
             "NOTIFY_SOCKET": name.replace(b"\0", b"@", 1).decode(),
             **self.env,
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(self.state_dir), str(self.socket)],
+                [*_SERVE, "--state-dir", self.state_dir, "--socket", self.socket],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
