@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from microvm_orchestrator import errors, log
+from microvm_orchestrator import errors, log, places
 from microvm_orchestrator.deliveries import deliver
 from microvm_orchestrator.events import Journal
 from microvm_orchestrator.service.service import Service
@@ -91,7 +91,7 @@ async def _serve(settings: Settings, reread: Callable[[], Settings]) -> None:
             anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         )
         life.enter_context(_own(settings.state_dir))
-        store = SqliteStore(settings.state_dir / "store.db")
+        store = SqliteStore(settings.state_dir / places.STORE_FILE)
         await life.enter_async_context(store.opened())
         journal = Journal(store)
         meter = Meter()
@@ -242,7 +242,7 @@ def _own(state_dir: Path) -> Generator[None]:
     """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(state_dir / places.LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _BY_ERRNO.get(error.errno or 0, errors.ConfigInvalid)(
             f"cannot use the state directory {state_dir}: {error.strerror}",

@@ -11,7 +11,7 @@ from microvm_orchestrator.cli import output
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.failure import say
 from microvm_orchestrator.cli.journal import event_line
-from microvm_orchestrator.cli.options import complete_group
+from microvm_orchestrator.cli.options import Groups, Kinds
 
 app = typer.Typer(help="Events: the journal of everything that happened.")
 
@@ -24,21 +24,6 @@ After = Annotated[
         "--after",
         metavar="CURSOR",
         help="Go on from here: a cursor of an earlier answer, `begin` or `now`.",
-    ),
-]
-Kinds = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--kind", metavar="KIND", help="Only this kind, as task.done or task.*; may be repeated."
-    ),
-]
-Groups = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--group",
-        metavar="GROUP",
-        help="Only of tasks in this group; may be repeated.",
-        autocompletion=complete_group,
     ),
 ]
 Subjects = Annotated[

@@ -147,3 +147,18 @@ OwnName = Annotated[
     str | None,
     typer.Option("--worker", metavar="NAME", help="The name you work under; yours by default."),
 ]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind", metavar="KIND", help="Only this kind, as task.done or task.*; may be repeated."
+    ),
+]
+Groups = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--group",
+        metavar="GROUP",
+        help="Only of tasks in this group; may be repeated.",
+        autocompletion=complete_group,
+    ),
+]

@@ -57,9 +57,6 @@ Priority = Annotated[
         "--priority", metavar="LEVEL|N", help="low, normal, high, urgent, or -1000 to 1000."
     ),
 ]
-Labels = Annotated[
-    list[str] | None, typer.Option("--label", metavar="K=V", help="A label; may be repeated.")
-]
 Capabilities = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,10 +10,11 @@ from microvm_orchestrator.cli import output, values
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.options import (
     Cursor,
+    Groups,
     IdempotencyKey,
+    Kinds,
     Limit,
     complete_delivery,
-    complete_group,
     complete_webhook,
 )
 
@@ -38,21 +39,6 @@ SecretFile = Annotated[
         "--secret-file",
         metavar="FILE|-",
         help="A file with the secret that deliveries are signed with, 16 characters or more.",
-    ),
-]
-Kinds = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--kind", metavar="KIND", help="Only this kind, as task.done or task.*; may be repeated."
-    ),
-]
-Groups = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--group",
-        metavar="GROUP",
-        help="Only of tasks in this group; may be repeated.",
-        autocompletion=complete_group,
     ),
 ]
 Active = Annotated[

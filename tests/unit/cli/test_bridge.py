@@ -68,11 +68,12 @@ class Daemon:
             self._connection = None
 
     def stop(self) -> None:
-        self.hang_up()
+        # First nobody is let in: one who waits to be let in would be hung up on too.
         if self._listening is not None:
             self._listening.close()
             self._listening = None
             self.path.unlink()
+        self.hang_up()
 
 
 @dataclass(frozen=True)
