@@ -44,7 +44,7 @@ class Engine:
         self._timers: list[Timer] = []
 
     def watch(self, fd: int, events: int, act: Callable[[int], None]) -> None:
-        """Call `act(events)` whenever one of them holds, until `unwatch`; replaces the last call."""
+        """Call `act(events)` whenever one of them holds, until `unwatch` or another `watch`."""
         self._watched[fd] = act
         self._poll.register(fd, events)
 

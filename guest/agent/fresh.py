@@ -6,12 +6,12 @@ machine out only if nothing is missing.
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
 import struct
 import time
 
-import _socket
 import wire
 from job import Job
 from stream import Refused, Stream
@@ -46,9 +46,7 @@ class Fresh(Stream):
         super().__init__(link, number)
         self.done = done
         self.job = Job(link.engine, "fresh")
-        self.job.start(
-            jobs.children, {"argv": [hook], "stdin": 0, "timeout_ms": _HOOK_TIMEOUT_MS}
-        )
+        self.job.start(jobs.children, {"argv": [hook], "stdin": 0, "timeout_ms": _HOOK_TIMEOUT_MS})
         self.job.on_end = self._on_hook
 
     def on_over(self) -> None:
@@ -98,7 +96,7 @@ def _set_clock(realtime_ns: int) -> None:
 
 
 def _set_hostname(name: bytes) -> None:
-    _socket.sethostname(name)
+    _socket.sethostname(os.fsdecode(name))
     _replace(_HOSTNAME, name + b"\n")
 
 
@@ -117,7 +115,7 @@ def _replace(path: str, content: bytes) -> None:
 
 
 def _set_interfaces(interfaces: list[bytes]) -> None:
-    """Each is `name mac address/prefix gateway`; a `-` leaves the mac, the address or the gateway."""
+    """Each is `name mac address/prefix gateway`; a `-` leaves the one it stands for."""
     for line in interfaces:
         words = line.split()
         if len(words) != 4 or not 0 < len(words[0]) < 16:

@@ -119,7 +119,7 @@ class Job:
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         self._timers.append(self._engine.after(seconds, act))
 
-    def _on_exec(self, _: int) -> None:
+    def _on_exec(self, _events: int) -> None:
         """Learn that the program runs, or why it does not."""
         self._engine.unwatch(self._error)
         said = os.read(self._error, 1024)
@@ -127,7 +127,7 @@ class Job:
         self._error = -1
         self.starting = False
         if said:
-            number, _, stage = said.partition(b" ")
+            number, stage = said.split(b" ", 1)
             self.failure = refusal(OSError(int(number), ""), stage.decode(errors="replace"))
         self._go_on()
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from link import Link, Opener
 
 MAX_JOBS = 256
-_MAX_OFFSET = 2**62
 _ID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
@@ -57,7 +56,7 @@ class Jobs:
             raise Refused("not-found", f"there is no job {name}")
         if job.attached:
             raise Refused("busy", f"the job {name} is attached already")
-        offset = wire.integer(fields, "offset", 0, _MAX_OFFSET, 0)
+        offset = wire.integer(fields, "offset", 0, job.output.end, 0)
         return Attached(link, number, job, offset, keep=_keep(fields))
 
     def open_jobs(self, link: Link, number: int, _: wire.Fields) -> None:

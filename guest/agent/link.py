@@ -224,11 +224,7 @@ class Link:
             raise wire.Broken(f"stream {number} cannot be opened")
         self._highest = number
         try:
-            fields = wire.decode(payload)
-            verb = wire.blob(fields, "verb", 32).decode("ascii", "replace")
-            if sum(1 for other in self.streams if other % 2) >= wire.MAX_STREAMS:
-                raise Refused("busy", f"{wire.MAX_STREAMS} streams are open")
-            stream = self._find_opener(verb)(self, number, fields)
+            stream = self._make(number, wire.decode(payload))
         except wire.Broken as error:
             Stream(self, number).fail("invalid", str(error))
         except Refused as error:
@@ -241,11 +237,18 @@ class Link:
                 self.streams[number] = stream
                 self.enqueue(stream)
 
+    def _make(self, number: int, fields: wire.Fields) -> Stream | None:
+        verb = wire.blob(fields, "verb", 32).decode("ascii", "replace")
+        if sum(1 for other in self.streams if other % 2) >= wire.MAX_STREAMS:
+            raise Refused("busy", f"{wire.MAX_STREAMS} streams are open")
+        return self._find_opener(verb)(self, number, fields)
+
     # What goes out.
 
     def open(self, make: Callable[[Link, int], Stream], fields: wire.Fields) -> Stream | None:
         """Open a stream to the host; None when there are too many, or no host."""
-        if not self._synced or sum(1 for other in self.streams if not other % 2) >= wire.MAX_STREAMS:
+        open_now = sum(1 for other in self.streams if not other % 2)
+        if not self._synced or open_now >= wire.MAX_STREAMS:
             return None
         self._own += 2
         stream = self.streams[self._own] = make(self, self._own)

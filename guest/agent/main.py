@@ -2,8 +2,8 @@
 
     python3 -I -S main.pyc port:ctl [power=sysrq] [hook=/etc/ssh/renew] [disk=/]
 
-It must be there a moment after the kernel is, under emulation too. So what stands here at the top is
-all that is loaded before it answers; a verb brings its own module when it is first asked for.
+It must be there a moment after the kernel is, under emulation too. So what stands here at the top
+is all that is loaded before it answers; a verb brings its own module when it is first asked for.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ def main(words: list[str]) -> int:
             os.fstat(fd)
         except OSError:  # started by a kernel without a console
             os.open("/dev/null", os.O_RDWR)
-    options = dict(word.partition("=")[::2] for word in words[1:])
+    options: dict[str, str] = {}
+    for word in words[1:]:
+        name, _, value = word.partition("=")
+        options[name] = value
     return Agent(words[0], options).run()
 
 

@@ -12,7 +12,7 @@ from engine import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket as Socket
+    import _socket
 
     from engine import Engine
     from link import Link
@@ -71,7 +71,7 @@ class Device:
 class Listener:
     """A socket that hosts connect to."""
 
-    def __init__(self, engine: Engine, link: Link, socket: Socket) -> None:
+    def __init__(self, engine: Engine, link: Link, socket: _socket.socket) -> None:
         self.engine = engine
         self.link = link
         self.socket = socket
@@ -89,7 +89,7 @@ class Listener:
 
     def _accept(self, _: int) -> None:
         try:
-            fd, _address = self.socket._accept()  # noqa: SLF001 # `accept` is of the heavy module
+            fd = accept(self.socket)
         except OSError:
             return
         if self.fd >= 0:
@@ -116,6 +116,12 @@ class Inherited:
 
     def on_gone(self) -> None:
         self.engine.running = False
+
+
+def accept(socket: _socket.socket) -> int:
+    """Return the descriptor of the next connection. (`accept` itself is of the module `socket`.)"""
+    fd, _address = socket._accept()  # type: ignore  # noqa: PGH003, SLF001 # not in the stubs
+    return int(fd)  # type: ignore  # noqa: PGH003
 
 
 def open_port(engine: Engine, link: Link, kind: str, where: str) -> Device | Listener | Inherited:

@@ -6,19 +6,23 @@ is needed here.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 
-import _socket
 import wire
 from engine import READ, WRITE
+from ports import accept
 from stream import Stream, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from engine import Engine
     from link import Link
 
 _BACKLOG = 64
+# How long a program may take to read the rest of a socket that the host has closed.
+_LINGER_S = 10.0
 
 
 def _address(fields: wire.Fields) -> tuple[int, tuple[str, int] | bytes]:
@@ -33,13 +37,10 @@ def _address(fields: wire.Fields) -> tuple[int, tuple[str, int] | bytes]:
 def open_connect(link: Link, number: int, fields: wire.Fields) -> Stream:
     family, address = _address(fields)
     socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
-    try:
-        code = socket.connect_ex(address)
-        if code not in (0, errno.EINPROGRESS):
-            raise OSError(code, "")
-    except BaseException:
+    code = socket.connect_ex(address)
+    if code not in (0, errno.EINPROGRESS):
         socket.close()
-        raise
+        raise OSError(code, "")
     return Conn(link, number, socket, connecting=True)
 
 
@@ -92,7 +93,7 @@ class Listen(Stream):
 
     def _accept(self, _: int) -> None:
         try:
-            fd, _address = self.socket._accept()  # noqa: SLF001 # `accept` is of the heavy module
+            fd = accept(self.socket)
         except OSError:
             return
         socket = _socket.socket(fileno=fd)
@@ -118,6 +119,7 @@ class Conn(Stream):
         self.said_all = False  # the guest's side says no more
         self.waiting: list[bytes] = []  # for the socket
         self.written = 0
+        self.failed = False
         self.heard_all = False  # the host's END has reached the socket
         self._watch()
 
@@ -197,9 +199,13 @@ class Conn(Stream):
     # Its end.
 
     def on_over(self) -> None:
+        """Close the socket, once it has taken what was meant for it."""
         self.link.engine.unwatch(self.fd)
+        if self.waiting and not self.failed and not self.connecting:
+            Lingering(self.link.engine, self.socket, b"".join(self.waiting)[self.written :])
+        else:
+            self.socket.close()
         self.fd = -1
-        self.socket.close()
 
     def _watch(self) -> None:
         if self.fd < 0:
@@ -220,8 +226,35 @@ class Conn(Stream):
             self.result({})
 
     def _fail(self, error: OSError) -> None:
+        self.failed = True
         found = refusal(error)
         if self.number % 2:
             self.fail(found.code, found.message)
         else:
             self.link.retire(self)
+
+
+class Lingering:
+    """A socket whose stream is over, with what it has not taken yet: a window at the most."""
+
+    def __init__(self, engine: Engine, socket: _socket.socket, rest: bytes) -> None:
+        self.engine = engine
+        self.socket = socket
+        self.rest = rest
+        self.timer = engine.after(_LINGER_S, self._close)
+        engine.watch(socket.fileno(), WRITE, self._write)
+
+    def _write(self, _: int) -> None:
+        try:
+            self.rest = self.rest[self.socket.send(self.rest) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.rest = b""
+        if not self.rest:
+            self._close()
+
+    def _close(self) -> None:
+        self.engine.cancel(self.timer)
+        self.engine.unwatch(self.socket.fileno())
+        self.socket.close()

@@ -91,7 +91,7 @@ def start(
 ) -> Started:
     """Start a program. Raises Refused for a user that there is not, OSError when out of means."""
     who = find_user(user)
-    environment = _environment(who, env, terminal is not None)
+    environment = _environment(who, env, on_terminal=terminal is not None)
     ours: list[int] = []
     theirs: list[int] = []
     pid = -1
@@ -112,7 +112,9 @@ def start(
             ends, outputs = (stdin_read, out_write, err_write), {out: wire.STDOUT, err: wire.STDERR}
         pid = os.fork()
         if not pid:
-            _become(argv, environment, cwd, who, ends, error_write, terminal is not None)
+            _become(
+                argv, environment, cwd, who, ends, error_write, on_terminal=terminal is not None
+            )
         handle = os.pidfd_open(pid)
     except BaseException:
         for fd in ours:
@@ -170,7 +172,7 @@ def _stdin(ours: list[int], theirs: list[int], *, wanted: bool) -> tuple[int, in
     return read, write
 
 
-def _environment(user: User, given: list[bytes], on_terminal: bool) -> dict[bytes, bytes]:
+def _environment(user: User, given: list[bytes], *, on_terminal: bool) -> dict[bytes, bytes]:
     name, home = os.fsencode(user.name), os.fsencode(user.home)
     env = {b"PATH": _PATH, b"HOME": home, b"USER": name, b"LOGNAME": name, b"LANG": b"C.UTF-8"}
     if on_terminal:
@@ -190,16 +192,18 @@ def _become(
     user: User,
     ends: tuple[int, int, int],
     error: int,
+    *,
     on_terminal: bool,
 ) -> NoReturn:
     """Turn the forked child into the program; say on `error` why that failed."""
     stage = b"prepare"
     number = 5  # EIO
     try:
-        import _signal
+        # `signal` would load `enum` into every child.
+        from _signal import SIG_DFL, signal  # type: ignore  # noqa: PGH003 # it has no stubs
 
         for ignored in _IGNORED_BY_PYTHON:
-            _signal.signal(ignored, _signal.SIG_DFL)
+            signal(ignored, SIG_DFL)
         os.setsid()
         if on_terminal:
             import fcntl

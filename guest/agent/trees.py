@@ -15,7 +15,7 @@ from stream import Refused, Stream, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from link import Link
 
@@ -189,11 +189,12 @@ class GetTree(Stream):
         if self.entries_left < 0 or self.size_left < 0:
             raise Refused("too-large", "the folder holds more than is allowed")
 
-    def _walk(self, below: bytes, depth: int) -> Iterator[tuple[bytes, bool, int, bytes]]:
-        """Find path, whether it is a folder, and where to open it; a folder before what it holds."""
+    def _walk(self, below: bytes, depth: int) -> Generator[tuple[bytes, bool, int, bytes]]:
+        """Find path, whether it is a folder, and where to open it; a folder before its entries."""
         if depth > MAX_DEPTH:
             raise Refused("too-large", f"folders are deeper than {MAX_DEPTH}")
-        folder = os.open(below or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.root)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        folder = os.open(below or b".", flags, dir_fd=self.root)
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:

@@ -106,7 +106,7 @@ class Broken(Exception):
 
 
 def preamble(nonce: bytes, first: int, second: int) -> bytes:
-    """Begin a connection (oldest and newest version) or answer (the version taken and our newest)."""
+    """Begin a connection (oldest, newest version) or answer it (the version taken, our newest)."""
     return _PREAMBLE.pack(MARKER, nonce, first, second)
 
 
@@ -173,7 +173,8 @@ def _check_header(stream: int, length: int, channel: int, kind: int) -> None:
     if limits is None:
         raise Broken(f"there is no kind {kind} of frame")
     if not limits[0] <= length <= limits[1]:
-        raise Broken(f"a {NAMES[kind]} frame of {length} bytes; allowed are {limits[0]}-{limits[1]}")
+        allowed = f"{limits[0]} to {limits[1]}"
+        raise Broken(f"a {NAMES[kind]} frame of {length} bytes; allowed are {allowed}")
     if (stream == 0) != (kind in _OF_THE_CONNECTION):
         raise Broken(f"a {NAMES[kind]} frame on stream {stream}")
     if channel > (STDERR if kind == DATA else 0):
@@ -251,9 +252,7 @@ class _Record:
         return self.payload[self.at - length : self.at]
 
 
-def integer(
-    fields: Fields, name: str, low: int, high: int, default: int | None = None
-) -> int:
+def integer(fields: Fields, name: str, low: int, high: int, default: int | None = None) -> int:
     """Return a number of a record that must lie in a range."""
     value = fields.get(name, default)
     if not isinstance(value, int):
@@ -263,9 +262,7 @@ def integer(
     return value
 
 
-def blob(
-    fields: Fields, name: str, most: int, default: bytes | None = None
-) -> bytes:
+def blob(fields: Fields, name: str, most: int, default: bytes | None = None) -> bytes:
     """Return bytes of a record, no more than `most`."""
     value = fields.get(name, default)
     if not isinstance(value, bytes):

@@ -1,0 +1,222 @@
+"""A connection to the agent of a guest: greeted, read by one task, written by another.
+
+A link is alive until something breaks it; what did is kept, and everybody who waits is told. It is
+never repaired: whoever owns the machine connects anew, and the agent starts over with the new one.
+Above is `connection`; below are the streams and the frames.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine import wire
+from microvm_orchestrator.machine.channel.outbox import Outbox
+from microvm_orchestrator.machine.channel.stream import Stream, pack, printable, renewed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from anyio.abc import ByteStream
+
+_READ_BYTES = 128 * 1024
+# The rest of an older connection that may lie before the agent's answer: what its queue, the port
+# and the hypervisor hold is a tenth of this.
+_MAX_SKIP = 16 << 20
+# A guest that sends tiny frames must not keep the loop from everybody else.
+_FRAMES_AT_ONCE = 256
+_MAX_EVENTS = 256
+# How long a request waits for one of the others to end.
+_ROOM_S = 15.0
+_ONLY_MAIN = frozenset((wire.MAIN,))
+
+
+class Link:
+    """One connection, and what became of it."""
+
+    def __init__(self, transport: ByteStream) -> None:
+        self.outbox = Outbox()
+        # By the number of a stream that listens: who takes those that the guest opens.
+        self.listeners: dict[int, Callable[[Stream], None]] = {}
+        self.events: deque[wire.Fields] = deque(maxlen=_MAX_EVENTS)
+        self.happened = anyio.Event()
+        self.gone = anyio.Event()
+        self._transport = transport
+        self._reader = wire.FrameReader()
+        self._streams: dict[int, Stream] = {}
+        self._room = anyio.Event()
+        self._last = -1  # the last stream that we have opened
+        self._last_of_guest = 0
+        self._failure: errors.OrchestratorError | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._failure is None
+
+    def check(self) -> None:
+        """Raise what broke the link, if it is broken."""
+        if self._failure:
+            raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+
+    def fail(self, failure: errors.OrchestratorError) -> None:
+        """Break the link and tell everybody; the first reason counts."""
+        if self._failure:
+            return
+        self._failure = failure
+        self.gone.set()
+        self.happened.set()
+        self.outbox.close()
+        self._room.set()
+        for stream in self._streams.values():
+            stream.wake()
+
+    # Its life.
+
+    async def greet(self) -> wire.Fields:
+        """Begin the connection and return the agent's HELLO.
+
+        Raises: ProtocolBroken, MachineUnreachable. The caller sets the deadline.
+        """
+        nonce = secrets.token_bytes(wire.NONCE_BYTES)
+        with self._broken_by_transport(), self._broken_by_guest():
+            await self._transport.send(wire.preamble(nonce, wire.VERSION, wire.VERSION))
+            version, newest = await self._find_answer(nonce)
+            if version != wire.VERSION:
+                raise wire.Broken(f"version {newest} of the protocol; we speak {wire.VERSION}")
+            while True:
+                for kind, _, _, payload in self._reader.frames():
+                    if kind != wire.HELLO:
+                        raise wire.Broken("something before its HELLO")
+                    return wire.decode(payload)
+                self._reader.buffer += await self._transport.receive(_READ_BYTES)
+        self.check()
+        raise AssertionError
+
+    async def read(self) -> None:
+        """Take what the guest sends until the link is broken."""
+        with self._broken_by_transport(), self._broken_by_guest():
+            while self.alive:
+                for count, frame in enumerate(self._reader.frames(), 1):
+                    self._act(*frame)
+                    if count % _FRAMES_AT_ONCE == 0:
+                        await anyio.lowlevel.checkpoint()
+                self._reader.buffer += await self._transport.receive(_READ_BYTES)
+
+    async def write(self) -> None:
+        """Send what waits until the link is broken."""
+        with self._broken_by_transport():
+            await self.outbox.pump(self._transport)
+
+    # Streams.
+
+    async def open(
+        self,
+        fields: Mapping[str, int | bytes | list[bytes]],
+        channels: frozenset[int] = _ONLY_MAIN,
+    ) -> Stream:
+        """Open a stream, when one of those that a guest takes is free. The caller must leave it.
+
+        Raises: what broke the link; TooLarge or InvalidInput for a request that cannot travel.
+        """
+        payload = pack(wire.OPEN, fields)
+        try:
+            with anyio.fail_after(_ROOM_S):
+                while self.alive and sum(n % 2 for n in self._streams) >= wire.MAX_STREAMS:
+                    await self._room.wait()
+        except TimeoutError:
+            raise errors.Unavailable(
+                f"{wire.MAX_STREAMS} streams into the guest are open; none has ended"
+            ) from None
+        self.check()
+        self._last += 2
+        if self._last > wire.MAX_STREAM:
+            self.fail(errors.MachineUnreachable("the connection has used up its streams"))
+            self.check()
+        stream = self._streams[self._last] = Stream(self, self._last, channels)
+        self.outbox.push(wire.frame(wire.OPEN, stream.number, payload))
+        return stream
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream that has been answered."""
+        self._streams.pop(stream.number, None)
+        self.outbox.drop_grants(stream.number)
+        self._room = renewed(self._room)
+
+    def forget(self, exec_id: str) -> None:
+        """Let the agent let go of a command."""
+        if self.alive:
+            self.outbox.push(wire.frame(wire.FORGET, 0, exec_id.encode("ascii")))
+
+    # What the guest sends.
+
+    def _act(self, kind: int, number: int, channel: int, payload: bytes) -> None:
+        if stream := self._streams.get(number):
+            try:
+                stream.take(kind, channel, payload)
+            except wire.Broken as error:
+                raise wire.Broken(f"on stream {number}: {error}") from None
+        elif kind == wire.EVENT:
+            self._on_event(wire.decode(payload))
+        elif kind == wire.OPEN:
+            self._on_open(number, wire.decode(payload))
+        elif number % 2 or not number or number > self._last_of_guest:
+            raise wire.Broken(f"a {wire.NAMES[kind]} frame on stream {number}, which is not open")
+
+    def _on_event(self, fields: wire.Fields) -> None:
+        if fields.get("event") == b"broken":
+            text = printable(wire.blob(fields, "text", 1024, b""))
+            raise wire.Broken(f"that we broke a rule: {text}")
+        self.events.append(fields)
+        self.happened = renewed(self.happened)
+
+    def _on_open(self, number: int, fields: wire.Fields) -> None:
+        if number % 2 or number <= self._last_of_guest:
+            raise wire.Broken(f"an OPEN frame for stream {number}, which is not the next")
+        if sum(1 for other in self._streams if not other % 2) >= wire.MAX_STREAMS:
+            raise wire.Broken(f"more than {wire.MAX_STREAMS} OPEN frames for streams of its own")
+        self._last_of_guest = number
+        stream = self._streams[number] = Stream(self, number, _ONLY_MAIN)
+        serve = self.listeners.get(wire.integer(fields, "listener", 1, wire.MAX_STREAM))
+        if serve:
+            serve(stream)
+        else:  # cancelled while the guest accepted it
+            stream.finish("nobody listens any more")
+
+    # How it breaks.
+
+    @contextmanager
+    def _broken_by_guest(self) -> Generator[None]:
+        try:
+            yield
+        except wire.Broken as error:
+            if wire.MARKER in self._reader.buffer:
+                self.fail(errors.MachineUnreachable("another agent has started in the guest"))
+            else:
+                self.fail(errors.ProtocolBroken(f"the guest sent {error}"))
+
+    @contextmanager
+    def _broken_by_transport(self) -> Generator[None]:
+        try:
+            yield
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            self.fail(errors.MachineUnreachable("the connection to the guest has ended"))
+
+    async def _find_answer(self, nonce: bytes) -> tuple[int, int]:
+        """Skip what was meant for an older connection, up to the answer to this one."""
+        buffer, wanted, skipped = self._reader.buffer, wire.MARKER + nonce, 0
+        while (at := buffer.find(wanted)) < 0 or len(buffer) - at < wire.PREAMBLE_BYTES:
+            rest = max(0, len(buffer) - wire.PREAMBLE_BYTES) if at < 0 else at
+            skipped += rest
+            del buffer[:rest]
+            if skipped > _MAX_SKIP:
+                raise wire.Broken(f"{skipped} bytes that answer nothing")
+            buffer += await self._transport.receive(_READ_BYTES)
+        _, version, newest = wire.read_preamble(buffer[at : at + wire.PREAMBLE_BYTES])
+        del buffer[: at + wire.PREAMBLE_BYTES]
+        return version, newest
