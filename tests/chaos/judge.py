@@ -266,6 +266,10 @@ def report(name: str, evidence: Evidence, verdict: Verdict, **faults: object) ->
     unknown = sum(said.answer["unknown"] for said in ends)
     open_ = sum(said.got is None for said in evidence.said)
     tell(f"{name}: answers lost, then resolved", f"{unknown}, open {open_}")
+    again = sum(
+        bool(said.answer.get("replayed") or said.answer.get("repeated")) for said in evidence.said
+    )
+    tell(f"{name}: repeats recognised", str(again))
     finished = sum(TaskState(task["state"]) in FINISHED for task in evidence.tasks)
     tell(f"{name}: tasks, finished", f"{len(evidence.tasks)}, {finished}")
     tell(f"{name}: events", str(len(evidence.journal)))
