@@ -28,6 +28,7 @@
         ├── SchemaTooNew
         ├── AlreadyRunning
         ├── Stopping
+        ├── NoRoom            every place for a machine is taken
         ├── CommandFailed     a program of this host ended badly
         ├── MachineFailed     a machine did not do what was asked
         │   ├── MachineBootFailed
@@ -222,6 +223,12 @@ class Stopping(Unavailable):
     """The daemon is going down."""
 
     code = "stopping"
+
+
+class NoRoom(Unavailable):
+    """Every place for a machine on this host is taken."""
+
+    code = "no-room"
 
 
 class CommandFailed(Unavailable):
