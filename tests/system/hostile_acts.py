@@ -163,6 +163,15 @@ def states() -> Iterator[Row]:
         "growing by nothing", "invalid-input", "task_extend", task_id="held", token=1, _by="ann"
     )
     yield row(
+        "growing before a task of another group",
+        "invalid-input",
+        "task_extend",
+        task_id="held",
+        token=1,
+        _by="ann",
+        children=[{"before": ["$red"]}],
+    )
+    yield row(
         "growing before a running task",
         "state-forbids",
         "task_extend",
@@ -455,6 +464,16 @@ def _out_of_sight() -> Iterator[Row]:
         "group_prioritize",
         group="blue",
         priority="urgent",
+        _by="red",
+    )
+    yield row("red labels blue", "denied", "task_submit", labels={"team": "blue"}, _by="red")
+    yield row("red names a project", "denied", "task_submit", labels={"project": "x"}, _by="red")
+    yield row(
+        "red gives its task to blue",
+        "denied",
+        "task_update",
+        task_id="$red",
+        changes={"labels": {"team": "blue"}},
         _by="red",
     )
     for cascade in (False, True):

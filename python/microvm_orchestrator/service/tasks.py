@@ -271,6 +271,7 @@ async def submit(
     """Take tasks in, whoever asked for them. Raises: what the store's `submit` raises."""
     for spec in specs:
         checked_json(spec.input, "input")
+        _refuse_foreign_labels(service, caller, spec.labels)
     graph = Graph(
         tasks=tuple(
             NewTask(spec, spec.lease_s or service.settings.leases.default_lease_s, template)
@@ -280,6 +281,23 @@ async def submit(
         visibility_labels=frozenset(service.settings.access.visibility_labels),
     )
     return await service.store.submit(graph, actor(caller, action))
+
+
+def _refuse_foreign_labels(service: Service, caller: Caller, labels: Labels) -> None:
+    """Refuse labels that put a task before the eyes, and the workers, of others.
+
+    Raises: Denied.
+    """
+    scope = caller.principal.scope
+    if scope.everything:
+        return
+    own = dict(scope.labels)
+    for key in service.settings.access.visibility_labels:
+        if key in labels and labels[key] not in own.get(key, ()):
+            raise errors.Denied(
+                f"{caller.principal.name} does not see {key}={labels[key]}, "
+                "so it cannot give this label"
+            )
 
 
 def _idempotency(key: str | None, action: str, content: object) -> Idempotency | None:
@@ -428,6 +446,8 @@ async def task_update(service: Service, caller: Caller, request: TaskUpdate) -> 
     task = await service.store.query(OneTask(request.task_id, request.group), by)
     spec = parse(TaskSpec, {**_as_spec(task), **request.changes})
     checked_json(spec.input, "input")
+    if "labels" in request.changes:
+        _refuse_foreign_labels(service, caller, spec.labels)
     change = UpdateTask(
         spec=grouped(spec, task.group),
         fields=frozenset(request.changes),
@@ -471,6 +491,7 @@ async def task_extend(service: Service, caller: Caller, request: TaskExtend) -> 
         raise errors.InvalidInput("neither children nor successors were given")
     for spec in specs:
         checked_json(spec.input, "input")
+        _refuse_foreign_labels(service, caller, spec.labels)
     ref = request.ref(caller)
     # The same tasks under another one, or after it instead of within it, are another request.
     content = [request.task_id, request.group, request.children, request.successors]

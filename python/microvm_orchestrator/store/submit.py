@@ -530,6 +530,10 @@ def _add_gate(tx: Tx, row: TaskRow, gate: PlannedGate) -> None:
 def _put_before(tx: Tx, new: TaskRow, refs: Sequence[str]) -> None:
     for ref in refs:
         row = tx.need(Address(ref, new.grp))
+        if row.grp != new.grp:
+            raise errors.InvalidInput(
+                f"task {ref} is of group {row.grp}; one of {new.grp} cannot be put before it"
+            )
         if row.state not in {TaskState.BLOCKED, TaskState.READY}:
             raise errors.StateForbids(
                 f"task {ref} is {row.state}; only an unclaimed task can be made to wait for another"
