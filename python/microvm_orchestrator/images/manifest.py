@@ -1,0 +1,105 @@
+"""What an image is: its files, how to boot it and what it was made of. Its digest is its name.
+
+The digest is the SHA-256 of the manifest as it is written, and the manifest has that of every file;
+so two images of one digest are the same image, and a damaged one does not have its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from microvm_orchestrator import errors
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+# Far above any real one.
+MAX_MANIFEST = 4 << 20
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# A name inside the image's folder: no path.
+FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoredFile(_Part):
+    """A file of the image."""
+
+    file: FileName
+    bytes: int
+    sha256: Sha256
+
+
+class Disk(StoredFile):
+    """A file the machine has as a read-only disk; the guest knows its use by the serial."""
+
+    serial: str
+
+
+class Input(_Part):
+    """Something the image was made of, by what it was."""
+
+    version: str
+    # Of the package's file; as its registry gives it for what is no Debian package.
+    checksum: str
+
+
+class Inputs(_Part):
+    """All that decides what an image becomes. The same inputs make the same image."""
+
+    builder: int
+    guest: Sha256
+    packages: dict[str, Input]
+    tools: dict[str, Input]
+    extras: dict[str, Input]
+
+
+class Agent(_Part):
+    """Who answers in the guest, and where."""
+
+    protocol: int
+    port: str
+
+
+class Manifest(_Part):
+    """The document in an image's folder."""
+
+    format: Literal[1] = FORMAT
+    kind: Literal["embedded"] = "embedded"
+    architecture: str
+    kernel_release: str
+    kernel: StoredFile
+    initrd: StoredFile
+    disks: tuple[Disk, ...]
+    # What the image wants beyond what every machine says to its kernel.
+    cmdline: str
+    agent: Agent
+    inputs: Inputs
+
+    def files(self) -> list[StoredFile]:
+        return [self.kernel, self.initrd, *self.disks]
+
+    def size(self) -> int:
+        return sum(file.bytes for file in self.files())
+
+    def written(self) -> bytes:
+        """Write it in the one form that has its digest."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+
+
+def digest_of(written: bytes) -> str:
+    return hashlib.sha256(written).hexdigest()
+
+
+def read_manifest(written: bytes) -> Manifest:
+    """Raises: PackageRefused."""
+    try:
+        return Manifest.model_validate_json(written)
+    except ValidationError as error:
+        raise errors.PackageRefused(f"a manifest cannot be read: {error}") from error

@@ -1,0 +1,195 @@
+"""The images of this host: folders named by their digest, and names that point at them.
+
+    <folder>/<digest>/manifest.json, kernel, initrd, disks     never changed, mode 0444
+    <folder>/names/<name> -> ../<digest>                       moved when a name is built anew
+    <folder>/.new-*                                            a build under way
+
+An image appears and goes at once, by a rename; a build that was killed leaves only its own folder,
+which goes after a day. Who still uses an image is the caller's to know before it removes one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import re
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import TYPE_CHECKING
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.images.files import remove_abandoned, sync
+from microvm_orchestrator.images.manifest import (
+    MANIFEST,
+    MAX_MANIFEST,
+    Inputs,
+    Manifest,
+    StoredFile,
+    digest_of,
+    read_manifest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_NEW = ".new-"
+_GONE = ".gone-"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that is complete, and the names that point at it."""
+
+    digest: str
+    folder: Path
+    manifest: Manifest
+    names: tuple[str, ...]
+
+    def path(self, file: StoredFile) -> Path:
+        return self.folder / file.file
+
+
+def check_name(name: str) -> str:
+    """Raises: InvalidInput when it is no name for an image, or could be taken for a digest."""
+    if not _NAME.fullmatch(name) or _DIGEST.fullmatch(name):
+        raise errors.InvalidInput(
+            f"{name!r} is no name for an image",
+            hint="at most 63 of a-z, 0-9, '.', '_' and '-', the first a letter or digit",
+        )
+    return name
+
+
+class ImageStore:
+    """Every image below one folder. Its methods read and write files: not for the event loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names = folder / "names"
+
+    def list(self) -> list[Image]:
+        """Give every image, those with a name first, in the order of the names."""
+        digests = [path.name for path in self.folder.glob("*") if _DIGEST.fullmatch(path.name)]
+        names = self._read_names()
+        found: list[Image] = []
+        for digest in sorted(digests):
+            with contextlib.suppress(errors.NotFound):  # it went while we looked
+                found.append(self._open(digest, names))
+        return sorted(found, key=lambda image: (not image.names, image.names, image.digest))
+
+    def get(self, reference: str) -> Image:
+        """Find an image by a name or its whole digest.
+
+        Raises: NotFound.
+        """
+        names = self._read_names()
+        digest = reference if _DIGEST.fullmatch(reference) else names.get(reference)
+        if digest is None:
+            raise errors.NotFound(f"there is no image {reference}", hint="see: image list")
+        return self._open(digest, names)
+
+    def find_made_of(self, inputs: Inputs) -> Image | None:
+        """Find an image that was made of just these things."""
+        return next((image for image in self.list() if image.manifest.inputs == inputs), None)
+
+    def verify(self, image: Image) -> list[str]:
+        """Name the files that are not what they were when the image was made."""
+        return [
+            file.file
+            for file in image.manifest.files()
+            if _digest_of_file(image.path(file)) != file.sha256
+        ]
+
+    def name(self, image: Image, name: str) -> Image:
+        """Let a name point at an image, and no longer at another.
+
+        Raises: InvalidInput.
+        """
+        self._names.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.folder, prefix=_NEW) as scratch:
+            link = Path(scratch) / "link"
+            link.symlink_to(f"../{image.digest}")
+            link.replace(self._names / check_name(name))
+        sync(self._names)
+        return self._open(image.digest, self._read_names())
+
+    def remove(self, reference: str) -> Image:
+        """Remove an image and its names.
+
+        Raises: NotFound.
+        """
+        image = self.get(reference)
+        # Names first: none ever points at nothing.
+        for name in image.names:
+            (self._names / name).unlink(missing_ok=True)
+        gone = Path(mkdtemp(dir=self.folder, prefix=_GONE))
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it just now
+            image.folder.rename(gone / image.digest)
+        shutil.rmtree(gone)
+        return image
+
+    @contextmanager
+    def new_folder(self) -> Generator[Path]:
+        """Hold a folder to build in, on the same disk; what `publish` does not take is removed."""
+        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for leftover in (_NEW, _GONE):
+            remove_abandoned(self.folder, leftover + "*")
+        with TemporaryDirectory(dir=self.folder, prefix=_NEW) as folder:
+            yield Path(folder)
+
+    def publish(self, folder: Path, manifest: Manifest) -> Image:
+        """Make an image of a folder that holds the manifest's files and nothing else."""
+        written = manifest.written()
+        (folder / MANIFEST).write_bytes(written)
+        for path in folder.iterdir():
+            path.chmod(0o444)
+            sync(path)
+        folder.chmod(0o755)
+        sync(folder)
+        digest = digest_of(written)
+        try:
+            folder.rename(self.folder / digest)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another build was quicker; what it made is the same to the last byte.
+        sync(self.folder)
+        return self._open(digest, self._read_names())
+
+    def _read_names(self) -> dict[str, str]:
+        names: dict[str, str] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._names.iterdir():
+                with contextlib.suppress(OSError):  # it was moved just now, or is no link
+                    names[path.name] = path.readlink().name
+        return names
+
+    def _open(self, digest: str, names: dict[str, str]) -> Image:
+        folder = self.folder / digest
+        try:
+            with (folder / MANIFEST).open("rb") as file:
+                written = file.read(MAX_MANIFEST)
+        except FileNotFoundError as error:
+            raise errors.NotFound(f"there is no image {digest}", hint="see: image list") from error
+        if digest_of(written) != digest:
+            raise errors.PackageRefused(f"the manifest of image {digest} has been changed")
+        pointing = tuple(sorted(name for name, target in names.items() if target == digest))
+        return Image(digest, folder, read_manifest(written), pointing)
+
+
+def stored(path: Path) -> StoredFile:
+    """Describe a file of an image that is being made."""
+    return StoredFile(file=path.name, bytes=path.stat().st_size, sha256=_digest_of_file(path))
+
+
+def _digest_of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,38 @@
+"""Several steps of a build at once, with one plain error if one of them fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+
+from microvm_orchestrator import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+T = TypeVar("T")
+
+
+async def together(jobs: Sequence[Callable[[], Awaitable[T]]], *, at_once: int = 8) -> list[T]:
+    """Run every job and give their results in the order of the jobs.
+
+    The first that fails stops the others. Raises: what that one raised, alone.
+    """
+    results: dict[int, T] = {}
+    places = anyio.CapacityLimiter(at_once)
+
+    async def work(number: int, job: Callable[[], Awaitable[T]]) -> None:
+        async with places:
+            results[number] = await job()
+
+    try:
+        async with anyio.create_task_group() as group:
+            for number, job in enumerate(jobs):
+                group.start_soon(work, number, job)
+    except BaseExceptionGroup as failed:
+        known = failed.subgroup(errors.OrchestratorError)
+        if known is None or failed.split(errors.OrchestratorError)[1] is not None:
+            raise
+        raise known.exceptions[0] from None
+    return [results[number] for number in range(len(jobs))]
