@@ -38,6 +38,23 @@ class DiskFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk of a machine, an image's or a further one.
+
+    Of a read-only one the file itself is attached. A writable one begins with the content of the
+    file, or empty, and what is written goes elsewhere and ends with the machine.
+    """
+
+    # By which the guest knows what the disk is for.
+    serial: str
+    path: Path | None = None
+    format: DiskFormat = DiskFormat.RAW
+    read_only: bool = True
+    # Of a writable one; that of its file where nothing is said.
+    size_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Boot:
     """What a machine starts from: files of an image, which nobody writes."""
 
@@ -45,32 +62,19 @@ class Boot:
     digest: str
     kernel: Path
     initrd: Path
-    # A file system without a partition table, given to the guest as its first disk.
-    root: Path
-    # The image's own words for its kernel; those of the machine are added.
-    cmdline: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """A further disk of a machine.
-
-    Of a read-only one the file itself is attached. A writable one begins with the content of the
-    file, or empty, and what is written goes elsewhere and ends with the machine.
-    """
-
-    path: Path | None
-    format: DiskFormat = DiskFormat.RAW
-    read_only: bool = True
-    size_mib: int | None = None
+    # Words for its kernel; what depends on this host is added.
+    cmdline: str
+    disks: tuple[Disk, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface, and the unix socket of the switch behind it."""
+    """A network interface: the unix socket of the switch behind it, and what the guest sets up."""
 
     mac: str
     socket: Path
+    address: str | None = None  # with its prefix: 10.0.0.2/24
+    gateway: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +83,19 @@ class MachineSpec:
 
     machine_id: str
     boot: Boot
+    # Beside those of what it boots.
+    disks: tuple[Disk, ...] = ()
     memory_mib: int = 256
     vcpus: int = 1
-    disks: tuple[Disk, ...] = ()
     links: tuple[Link, ...] = ()
     accel: Accel = Accel.AUTO
     # What the guest calls itself.
     hostname: str = "guest"
     boot_timeout_s: float = BOOT_TIMEOUT_S
+
+    @property
+    def all_disks(self) -> tuple[Disk, ...]:
+        return self.boot.disks + self.disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +202,8 @@ class Hypervisor(Protocol):
     async def start(self, spec: MachineSpec) -> Machine:
         """Boot a machine and return it once its guest has said that it is ready.
 
-        Raises: MachineBootFailed, with the end of its console; nothing of the machine is left then.
+        A machine that has ended may be started again; it begins anew. Raises: MachineBootFailed,
+            with the end of its console. Only its record and console are left then.
         """
         ...
 
@@ -205,6 +215,10 @@ class Hypervisor(Protocol):
         ...
 
     async def find_snapshot(self, snapshot_id: str) -> Snapshot | None: ...
+
+    async def verify(self, snapshot_id: str) -> None:
+        """Read all of a snapshot, and compare. Raises: NotFound, SnapshotDamaged."""
+        ...
 
     async def forget(self, snapshot_id: str) -> None:
         """Remove a snapshot; clones that run are not touched."""

@@ -47,17 +47,17 @@ class Group:
             ("cpu.max", f"{(limits.vcpus + 1) * _PERIOD_US} {_PERIOD_US}"),
             ("pids.max", str(_THREADS)),
         ):
-            with contextlib.suppress(FileNotFoundError):
-                (self._path / name).write_text(value)
+            with contextlib.suppress(FileNotFoundError):  # that controller is not ours
+                _tell(self._path / name, value)
 
     def add(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended already
-            (self._path / "cgroup.procs").write_text(str(pid))
+            _tell(self._path / "cgroup.procs", str(pid))
 
     def kill(self) -> None:
         """End everything in the group."""
         with contextlib.suppress(FileNotFoundError):
-            (self._path / "cgroup.kill").write_text("1")
+            _tell(self._path / "cgroup.kill", "1")
 
     def remove(self) -> None:
         """Take the group away once nothing is in it any more."""
@@ -106,7 +106,7 @@ def open_tree() -> Tree | None:
         for controller in _WANTED:
             # Absent, not delegated, or held back because a process sits beside: then without it.
             with contextlib.suppress(OSError):
-                (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+                _tell(folder / "cgroup.subtree_control", f"+{controller}")
     return Tree(path)
 
 
@@ -122,6 +122,11 @@ def describe() -> str:
         return "no machine has been started yet"
     held = sorted(Tree(tree).controllers)
     return f"limits are enforced on {', '.join(held)}" if held else "no controller is delegated"
+
+
+def _tell(file: Path, value: str) -> None:
+    with file.open("r+", encoding="ascii") as control:  # "w" would try to create it
+        control.write(value)
 
 
 def _own() -> Path | None:

@@ -38,13 +38,14 @@ def read(path: Path, offset: int, most: int) -> tuple[int, bytes]:
         return offset, b""
 
 
-def tail(path: Path, most: int = TAIL) -> str:
+def size(path: Path) -> int:
+    """Return the offset behind the last byte."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def tail(path: Path, since: int = 0, most: int = TAIL) -> str:
     """Return the last lines, for a person: without what a terminal would obey."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        return ""
-    _, data = read(path, max(0, size - most), most)
+    _, data = read(path, max(since, size(path) - most), most)
     text = data.decode(errors="replace").replace("\r\n", "\n")
     return "".join(char for char in text if char == "\n" or char.isprintable()).strip()
 
@@ -53,11 +54,10 @@ def let_go(path: Path) -> int:
     """Give back the blocks of the older part when there are too many, and return the size."""
     try:
         with path.open("r+b") as file:
-            size = os.fstat(file.fileno()).st_size
-            begin = _beginning(file)
-            if size - begin > KEPT + _SLACK:
-                _punch(file, size - KEPT)
-            return size
+            end = os.fstat(file.fileno()).st_size
+            if end - _beginning(file) > KEPT + _SLACK:
+                _punch(file, end - KEPT)
+            return end
     except FileNotFoundError:
         return 0
 

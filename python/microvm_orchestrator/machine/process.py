@@ -29,6 +29,8 @@ _INFO = struct.Struct("=QQ11Ii")
 _STATE, _USER_TICKS, _SYSTEM_TICKS, _STARTED, _EXIT_CODE = 0, 11, 12, 19, 49
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _MIB = 1 << 20
+# The kernel ends a killed process at once, unless it sleeps in a driver that does not answer.
+_KILL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,19 @@ class Resident:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, number)
 
+    async def end(self) -> bool:
+        """Kill it and wait, also when cancelled; False if even that does not end it."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_KILL_S):
+            self.signal(signal.SIGKILL)
+            await self.wait()
+        return self.ended
+
     def limit(self, kind: int, most: int) -> None:
-        """Set a resource limit, soft and hard, for what it does from now on."""
+        """Set a resource limit for what it does from now on; it can be raised again."""
         if not self.ended:
             with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(self.identity.pid, kind, (most, most))
+                _, hard = resource.prlimit(self.identity.pid, kind)
+                resource.prlimit(self.identity.pid, kind, (most, hard))
 
     @property
     def cpu_s(self) -> float:
@@ -102,6 +112,12 @@ class Resident:
             return None
         found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
         return int(found[1]) / 1024 if found else None
+
+    def abandon(self) -> None:
+        """Kill a child that nothing has come of yet, reap it and let go of it."""
+        self.signal(signal.SIGKILL)
+        self._conclude()
+        self.close()
 
     def close(self) -> None:
         """Look after it no more; it runs on."""

@@ -22,9 +22,10 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
+from microvm_orchestrator.machine.channel.together import beside
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup, UNIXSocketStream
+    from anyio.abc import UNIXSocketStream
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 # The monitor answers within milliseconds, unless the host is out of memory or the disk hangs.
@@ -90,7 +91,9 @@ class Qmp:
         self._asked: dict[int, _Asked] = {}
         self._writing = anyio.Lock()
         self._listeners: set[MemoryObjectSendStream[Event]] = set()
-        self._over: str | None = None
+        # Set once nothing will come any more.
+        self.over = anyio.Event()
+        self._why_over: str | None = None
 
     async def execute(
         self,
@@ -114,7 +117,7 @@ class Qmp:
         finally:
             del self._asked[number]
         if asked.message is None:
-            why = self._over or f"no answer within {within_s:g} s"
+            why = self._why_over or f"no answer within {within_s:g} s"
             raise errors.MachineUnreachable(f"{self._name} did not answer {command}: {why}")
         if asked.message.error is not None:
             raise Refused(f"{self._name} refused {command}: {asked.message.error.desc}")
@@ -124,7 +127,7 @@ class Qmp:
     def listen(self) -> Generator[MemoryObjectReceiveStream[Event]]:
         """Collect the events from now on; the stream ends with the connection."""
         sender, receiver = anyio.create_memory_object_stream[Event](_MAX_EVENTS)
-        if self._over is None:
+        if not self.over.is_set():
             self._listeners.add(sender)
         else:
             sender.close()
@@ -154,7 +157,7 @@ class Qmp:
             self._end("its monitor was let go of")
 
     async def _send(self, data: bytes, fds: Sequence[int]) -> None:
-        if self._over is not None:
+        if self.over.is_set():
             return
         async with self._writing:
             try:
@@ -177,8 +180,9 @@ class Qmp:
             asked.done.set()
 
     def _end(self, why: str) -> None:
-        if self._over is None:
-            self._over = why
+        if self._why_over is None:
+            self._why_over = why
+        self.over.set()
         for asked in self._asked.values():
             asked.done.set()
         for listener in self._listeners:
@@ -187,10 +191,8 @@ class Qmp:
 
 
 @asynccontextmanager
-async def open_qmp(name: str, path: Path, group: TaskGroup) -> AsyncGenerator[Qmp]:
+async def open_qmp(name: str, path: Path) -> AsyncGenerator[Qmp]:
     """Hold the monitor at a socket, which somebody is listening on, for as long as the block.
-
-    Its reader runs in `group` and raises nothing.
 
     Raises: MachineUnreachable when it does not greet.
     """
@@ -206,5 +208,5 @@ async def open_qmp(name: str, path: Path, group: TaskGroup) -> AsyncGenerator[Qm
                 await qmp.greet()
         except (TimeoutError, *_GONE, *_NONSENSE) as error:
             raise errors.MachineUnreachable(f"{name} did not greet at its monitor") from error
-        group.start_soon(qmp.attend)
-        yield qmp
+        async with beside(qmp.attend):
+            yield qmp

@@ -22,6 +22,8 @@ class Made:
 
     spec: MachineSpec
     accel: Accel
+    # Where in the console its time begins; before that is what an earlier start of it wrote.
+    console_from: int = 0
     # Whether the guest has said that it is ready; a machine that had not is not worth adopting.
     ready: bool = False
 
@@ -42,14 +44,15 @@ class Record:
         self.terminal = folder / "tty"
         self._made = folder / "machine.json"
         self._process = folder / "process.json"
+        self._paused = folder / "paused"
 
     @property
     def machine_id(self) -> str:
         return self.folder.name
 
     def create(self) -> None:
-        """Raises: FileExistsError when there is a machine of this name."""
-        self.folder.mkdir(mode=0o700, parents=True)
+        """Make the folder; that of a machine which has ended is used again."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, made: Made) -> None:
         _replace(self._made, _MADE.dump_json(made))
@@ -70,13 +73,25 @@ class Record:
         except (FileNotFoundError, ValidationError):
             return None
 
+    @property
+    def paused(self) -> bool:
+        """Whether somebody wants it to stand still; a machine does so for other reasons too."""
+        return self._paused.exists()
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        if paused:
+            self._paused.touch()
+        else:
+            self._paused.unlink(missing_ok=True)
+
     def disk(self, number: int) -> Path:
         """Name the file for what a machine writes to one of its disks."""
         return self.folder / f"disk{number}.qcow2"
 
     def clear(self) -> None:
         """Take away what only a running machine needs; its record and console stay."""
-        for path in (self.monitor, self.agent, self.terminal, self._process):
+        for path in (self.monitor, self.agent, self.terminal, self._process, self._paused):
             path.unlink(missing_ok=True)
         for path in self.folder.glob("disk*.qcow2"):
             path.unlink(missing_ok=True)

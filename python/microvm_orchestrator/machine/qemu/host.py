@@ -1,0 +1,134 @@
+"""What every QEMU of this host is started with: where its files are, which program, which user.
+
+Owns the start of the process itself: files opened and handed over, limits set, control group
+joined, identity written down. Above stand the machine and the saving of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from microvm_orchestrator import errors, proc
+from microvm_orchestrator.machine import cgroup, console, process
+from microvm_orchestrator.machine.base import Accel, MachineSpec, OnChange
+from microvm_orchestrator.machine.probe import Acceleration
+from microvm_orchestrator.machine.qemu import argv
+from microvm_orchestrator.machine.qemu.handover import Handover
+from microvm_orchestrator.machine.qemu.record import Record
+
+QEMU = "qemu-system-x86_64"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The surroundings of all machines."""
+
+    state_dir: Path
+    acceleration: Acceleration
+    on_change: OnChange
+    # A digest of the program, because a saved machine belongs to the one that saved it.
+    engine: str
+    binary: str = QEMU
+    # Who QEMU runs as when the daemon is root: user and group.
+    user: tuple[int, int] | None = None
+    groups: cgroup.Tree | None = None
+
+    def record(self, machine_id: str) -> Record:
+        return Record(self.state_dir / "machines" / machine_id)
+
+    @property
+    def snapshots(self) -> Path:
+        return self.state_dir / "snapshots"
+
+    @property
+    def users(self) -> frozenset[int]:
+        """Who a process of ours may belong to."""
+        return frozenset({os.geteuid(), *(self.user or ())[:1]})
+
+
+def launch(
+    host: Host,
+    record: Record,
+    spec: MachineSpec,
+    accel: Accel,
+    how: argv.Start | argv.Load,
+    memory: argv.Memory,
+    disks: Sequence[argv.BlockDevice],
+    links: Sequence[str],
+    given: Handover,
+) -> process.Resident:
+    """Start a QEMU in its folder. The identity is on the disk before this returns.
+
+    Raises: CommandFailed.
+    """
+    wiring = argv.Wiring(
+        monitor=given.listen(record.monitor),
+        console=given.listen(record.terminal),
+        console_log=given.open(record.console, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+        agent=given.listen(record.agent),
+        disks=disks,
+        links=links,
+    )
+    words = argv.command(host.binary, spec, accel, how, memory, wiring)
+    with record.messages.open("ab") as messages:
+        pid = proc.launch(
+            [*words, *given.words], stderr=messages, pass_fds=given.fds, user=host.user
+        )
+    resident = process.look_after(pid)
+    try:
+        record.write_process(resident.identity)
+        _bound(host, spec, resident)
+    except BaseException:
+        resident.abandon()
+        raise
+    return resident
+
+
+def _bound(host: Host, spec: MachineSpec, resident: process.Resident) -> None:
+    # A core would be the guest's memory, secrets and all.
+    resident.limit(resource.RLIMIT_CORE, 0)
+    resident.limit(resource.RLIMIT_FSIZE, console.ROOM)
+    if host.groups is not None:
+        group = host.groups.make(spec.machine_id)
+        group.limit(cgroup.Limits(spec.memory_mib, spec.vcpus))
+        group.add(resident.identity.pid)
+
+
+def cold(host: Host, spec: MachineSpec, accel: Accel, given: Handover) -> argv.Start:
+    """Open what a machine boots from."""
+    khz = host.acceleration.tsc_khz
+    if accel is Accel.TCG and khz is None:
+        raise errors.Unavailable(
+            "the speed of this host's TSC could not be measured, and without it guests hang under"
+            " emulation",
+            hint="allow the daemon memory that is writable and executable while it measures",
+        )
+    return argv.Start(
+        kernel=given.open_again(spec.boot.kernel),
+        initrd=given.open_again(spec.boot.initrd),
+        cmdline=argv.kernel_words(spec, accel, khz),
+    )
+
+
+def leave_group(host: Host, machine_id: str) -> None:
+    """End what is left in a machine's control group and take the group away."""
+    if host.groups is not None:
+        group = host.groups.find(machine_id)
+        group.kill()
+        group.remove()
+
+
+def engine_digest(binary: str) -> str:
+    """Tell one QEMU from another: only the one that saved a machine surely loads it."""
+    for folder in os.get_exec_path():
+        path = Path(folder) / binary
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), binary)

@@ -1,0 +1,187 @@
+"""Snapshots on the disk: what belongs to one, when it is complete, whether it is still the same.
+
+    <snapshots>/<id>/ram              the guest's memory, mapped by clones as their own copy
+    <snapshots>/<id>/state            the devices and processors
+    <snapshots>/<id>/manifest.json    written last: without it there is no snapshot
+
+A digest of each file is taken once. A clone looks only whether the files have been touched since,
+which the kernel's change time tells of whatever somebody sets the others to; `verify` reads it all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine.base import Accel, MachineSpec, Snapshot
+from microvm_orchestrator.machine.digest import sparse_sha256
+
+RAM = "ram"
+STATE = "state"
+_MANIFEST = "manifest.json"
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """How a file looks from outside. Whoever changes the file changes this."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a snapshot is."""
+
+    spec: MachineSpec
+    accel: Accel
+    # Which QEMU saved it; no other is sure to load it.
+    engine: str
+    pause_s: float
+    sha256: dict[str, str]
+    stamps: dict[str, Stamp]
+
+
+_MANIFESTS = TypeAdapter(Manifest)
+
+
+class SavedMachine:
+    """The folder of one snapshot."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ram = folder / RAM
+        self.state = folder / STATE
+        # Where the QEMU that writes it has its sockets and messages.
+        self.scribe = folder / "scribe"
+
+    @property
+    def snapshot_id(self) -> str:
+        return self.folder.name
+
+    def create(self, memory_mib: int, owner: tuple[int, int] | None) -> None:
+        """Make its folder and empty files. Raises: AlreadyExists."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            raise errors.AlreadyExists(f"there is a snapshot {self.snapshot_id}") from None
+        self.scribe.mkdir(mode=0o700)
+        with self.ram.open("xb") as file:
+            file.truncate(memory_mib * _MIB)
+        self.state.touch(exist_ok=False)
+        for path in (self.ram, self.state):
+            path.chmod(0o600)
+            if owner is not None:
+                os.chown(path, *owner)
+
+    def seal(self, spec: MachineSpec, accel: Accel, engine: str, pause_s: float) -> Snapshot:
+        """Complete it: everything is on the disk when this returns. Not for the event loop."""
+        shutil.rmtree(self.scribe)
+        for path in (self.ram, self.state):
+            _sync(path)
+        sha256 = {path.name: sparse_sha256(path) for path in (self.ram, self.state)}
+        manifest = Manifest(spec, accel, engine, pause_s, sha256, self._stamps())
+        self._write(manifest)
+        return self._snapshot(manifest)
+
+    def find(self) -> Snapshot | None:
+        manifest = self.read()
+        return None if manifest is None else self._snapshot(manifest)
+
+    def read(self) -> Manifest | None:
+        """Return what it is; None when it is not complete."""
+        try:
+            return _MANIFESTS.validate_json((self.folder / _MANIFEST).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValidationError as error:
+            raise errors.SnapshotDamaged(
+                f"the manifest of snapshot {self.snapshot_id} cannot be read"
+            ) from error
+
+    def check(self, engine: str) -> Manifest:
+        """Return the manifest of untouched files. Raises: NotFound, SnapshotDamaged."""
+        manifest = self.read()
+        if manifest is None:
+            raise errors.NotFound(f"there is no snapshot {self.snapshot_id}")
+        if manifest.engine != engine:
+            raise errors.SnapshotDamaged(
+                f"snapshot {self.snapshot_id} was saved by another QEMU than this one",
+                hint="save the machine anew",
+            )
+        if manifest.stamps != self._stamps():
+            self.verify(manifest)
+        return manifest
+
+    def verify(self, manifest: Manifest) -> None:
+        """Read all of it; good files that look touched are known again by their new looks.
+
+        Not for the event loop. Raises: SnapshotDamaged.
+        """
+        for name, wanted in manifest.sha256.items():
+            path = self.folder / name
+            if not path.is_file() or sparse_sha256(path) != wanted:
+                raise errors.SnapshotDamaged(
+                    f"the file {name} of snapshot {self.snapshot_id} is not what was saved"
+                )
+        self._write(
+            Manifest(
+                manifest.spec,
+                manifest.accel,
+                manifest.engine,
+                manifest.pause_s,
+                manifest.sha256,
+                self._stamps(),
+            )
+        )
+
+    def remove(self) -> None:
+        """Take it away; who has mapped its memory keeps it until the end."""
+        (self.folder / _MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _stamps(self) -> dict[str, Stamp]:
+        stamps: dict[str, Stamp] = {}
+        for path in (self.ram, self.state):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            stamps[path.name] = Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        return stamps
+
+    def _write(self, manifest: Manifest) -> None:
+        fresh = self.folder / (_MANIFEST + ".new")
+        with fresh.open("wb") as file:
+            file.write(_MANIFESTS.dump_json(manifest))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.folder / _MANIFEST)
+        _sync(self.folder)
+
+    def _snapshot(self, manifest: Manifest) -> Snapshot:
+        blocks = sum(path.stat().st_blocks for path in (self.ram, self.state))
+        return Snapshot(
+            snapshot_id=self.snapshot_id,
+            path=self.folder,
+            spec=manifest.spec,
+            pause_s=manifest.pause_s,
+            unique_mib=blocks * 512 / _MIB,
+            sha256=manifest.sha256,
+        )
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
