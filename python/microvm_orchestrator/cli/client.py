@@ -148,10 +148,10 @@ class Client:
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         try:
             parts = urlsplit(self.url)
-            kind, host, port = kinds[parts.scheme], parts.hostname, parts.port
-        except (ValueError, KeyError):
-            kind, host, port = None, None, None
-        if kind is None or not host:
+            kind, host, port = kinds.get(parts.scheme), parts.hostname, parts.port
+        except ValueError:
+            parts, kind, host, port = urlsplit(""), None, None, None
+        if kind is None or not host or parts.path not in {"", "/"} or parts.query:
             raise errors.InvalidInput(
                 f"{self.url} is no address of a daemon", hint="as in http://127.0.0.1:7070"
             )

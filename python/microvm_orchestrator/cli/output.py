@@ -137,7 +137,8 @@ def table(columns: Sequence[str], rows: Sequence[Json]) -> None:
 
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        drawn.add_column(name, overflow="fold")
+        # An id is there to be copied, so it stays in one piece.
+        drawn.add_column(name, overflow="fold", no_wrap=name.endswith("_id"))
     for row in cells:
         drawn.add_row(*(Text(text, style=STYLES.get(text, "")) for text in row))
     console().print(drawn)

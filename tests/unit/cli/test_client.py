@@ -239,7 +239,18 @@ def test_what_cannot_be_asked_is_invalid_and_asks_nothing(tmp_path: Path, words:
         assert here.asked == []
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:70", "ftp://x", "http://", "http://x:y", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:70",
+        "ftp://x",
+        "http://",
+        "http://x:y",
+        "http://x/v1",
+        "http://x?a=b",
+        "http://[::1",
+    ],
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     assert run(["whoami", "--address", url]) == failure.INVALID
 
