@@ -41,7 +41,10 @@ class Output:
         """Go on to the next chunk, and let go of what no host can miss."""
         self._unsent -= wire.cost(self.chunks[self._next][1])
         self._next += 1
-        while self._next and self._cost - wire.cost(self.chunks[0][1]) >= wire.WINDOW:
+        # Only what was sent counts: all of a window of it may still be on its way.
+        while (
+            self._next and self._cost - self._unsent - wire.cost(self.chunks[0][1]) >= wire.WINDOW
+        ):
             _, first = self.chunks.pop(0)
             self.start += len(first)
             self._cost -= wire.cost(first)

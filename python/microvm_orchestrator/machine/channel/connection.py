@@ -61,22 +61,14 @@ async def open_shell(
     Raises: MachineUnreachable when it does not answer in time, ProtocolBroken.
     """
     link = Link(transport)
-    async with transport:
+    async with beside(link.run):
         try:
-            with anyio.fail_after(greeting_s):
-                guest = _guest(link, await link.greet())
-        except TimeoutError:
-            raise errors.MachineUnreachable(
-                f"the agent in the guest did not answer within {greeting_s:g} s"
-            ) from None
-        async with beside(link.read, link.write):
-            try:
-                yield _AgentShell(link, guest)
-            finally:
-                # What was cancelled or forgotten last has to reach the agent.
-                with anyio.move_on_after(_LAST_WORDS_S, shield=True):
-                    await link.outbox.drained()
-                link.fail(errors.MachineUnreachable("the connection to the guest was closed"))
+            yield _AgentShell(link, await _greeted(link, greeting_s))
+        finally:
+            # What was cancelled or forgotten last has to reach the agent.
+            with anyio.move_on_after(_LAST_WORDS_S if link.greeted else 0, shield=True):
+                await link.outbox.drained()
+            link.fail(errors.MachineUnreachable("the connection to the guest was closed"))
 
 
 class _AgentShell:
@@ -179,8 +171,15 @@ class _AgentShell:
             raise errors.UnknownOutcome(f"the guest may be going down: {failed}") from failed
 
 
-def _guest(link: Link, hello: wire.Fields) -> Guest:
-    """Read the agent's HELLO. Raises: ProtocolBroken."""
+async def _greeted(link: Link, within_s: float) -> Guest:
+    """Wait for the agent to say who it is. Raises: MachineUnreachable, ProtocolBroken."""
+    try:
+        with anyio.fail_after(within_s):
+            hello = await link.greeting()
+    except TimeoutError:
+        raise errors.MachineUnreachable(
+            f"the agent in the guest did not answer within {within_s:g} s"
+        ) from None
     try:
         return Guest(
             agent=printable(wire.blob(hello, "agent", 128)),

@@ -1,4 +1,4 @@
-"""A connection to the agent of a guest: greeted, read by one task, written by another.
+"""A connection to the agent of a guest: one task reads, another writes.
 
 A link is alive until something breaks it; what did is kept, and everybody who waits is told. It is
 never repaired: whoever owns the machine connects anew, and the agent starts over with the new one.
@@ -48,6 +48,9 @@ class Link:
         self.happened = anyio.Event()
         self.gone = anyio.Event()
         self._transport = transport
+        self._nonce = secrets.token_bytes(wire.NONCE_BYTES)
+        self._hello: wire.Fields = {}
+        self._greeted = anyio.Event()
         self._reader = wire.FrameReader()
         self._streams: dict[int, Stream] = {}
         self._room = anyio.Event()
@@ -58,6 +61,10 @@ class Link:
     @property
     def alive(self) -> bool:
         return self._failure is None
+
+    @property
+    def greeted(self) -> bool:
+        return bool(self._hello)
 
     def check(self) -> None:
         """Raise what broke the link, if it is broken."""
@@ -70,6 +77,7 @@ class Link:
             return
         self._failure = failure
         self.gone.set()
+        self._greeted.set()
         self.happened.set()
         self.outbox.close()
         self._room.set()
@@ -78,40 +86,44 @@ class Link:
 
     # Its life.
 
-    async def greet(self) -> wire.Fields:
-        """Begin the connection and return the agent's HELLO.
+    async def run(self) -> None:
+        """Read and write until the link is broken, and close the transport then.
 
-        Raises: ProtocolBroken, MachineUnreachable. The caller sets the deadline.
+        Both are ended by that only: cancelling a read of anyio's loses a race with what arrives, and
+        half a frame that was written cannot be taken back.
         """
-        nonce = secrets.token_bytes(wire.NONCE_BYTES)
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read)
+                tasks.start_soon(self._write)
+                await self.gone.wait()
+                await self._transport.aclose()
+
+    async def greeting(self) -> wire.Fields:
+        """Wait for the agent's HELLO. Raises: ProtocolBroken, MachineUnreachable."""
+        await self._greeted.wait()
+        self.check()
+        return self._hello
+
+    async def _read(self) -> None:
         with self._broken_by_transport(), self._broken_by_guest():
-            await self._transport.send(wire.preamble(nonce, wire.VERSION, wire.VERSION))
-            version, newest = await self._find_answer(nonce)
+            version, newest = await self._find_answer()
             if version != wire.VERSION:
                 raise wire.Broken(f"version {newest} of the protocol; we speak {wire.VERSION}")
-            while True:
-                for kind, _, _, payload in self._reader.frames():
-                    if kind != wire.HELLO:
-                        raise wire.Broken("something before its HELLO")
-                    return wire.decode(payload)
-                self._reader.buffer += await self._transport.receive(_READ_BYTES)
-        self.check()
-        raise AssertionError
-
-    async def read(self) -> None:
-        """Take what the guest sends until the link is broken."""
-        with self._broken_by_transport(), self._broken_by_guest():
             while self.alive:
                 for count, frame in enumerate(self._reader.frames(), 1):
                     self._act(*frame)
                     if count % _FRAMES_AT_ONCE == 0:
                         await anyio.lowlevel.checkpoint()
-                self._reader.buffer += await self._transport.receive(_READ_BYTES)
+                await self._receive()
 
-    async def write(self) -> None:
-        """Send what waits until the link is broken."""
+    async def _write(self) -> None:
         with self._broken_by_transport():
+            await self._transport.send(wire.preamble(self._nonce, wire.VERSION, wire.VERSION))
             await self.outbox.pump(self._transport)
+
+    async def _receive(self) -> None:
+        self._reader.buffer += await self._transport.receive(_READ_BYTES)
 
     # Streams.
 
@@ -156,7 +168,12 @@ class Link:
     # What the guest sends.
 
     def _act(self, kind: int, number: int, channel: int, payload: bytes) -> None:
-        if stream := self._streams.get(number):
+        if not self._greeted.is_set():
+            if kind != wire.HELLO:
+                raise wire.Broken("something before its HELLO")
+            self._hello = wire.decode(payload)
+            self._greeted.set()
+        elif stream := self._streams.get(number):
             try:
                 stream.take(kind, channel, payload)
             except wire.Broken as error:
@@ -207,16 +224,16 @@ class Link:
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             self.fail(errors.MachineUnreachable("the connection to the guest has ended"))
 
-    async def _find_answer(self, nonce: bytes) -> tuple[int, int]:
+    async def _find_answer(self) -> tuple[int, int]:
         """Skip what was meant for an older connection, up to the answer to this one."""
-        buffer, wanted, skipped = self._reader.buffer, wire.MARKER + nonce, 0
+        buffer, wanted, skipped = self._reader.buffer, wire.MARKER + self._nonce, 0
         while (at := buffer.find(wanted)) < 0 or len(buffer) - at < wire.PREAMBLE_BYTES:
             rest = max(0, len(buffer) - wire.PREAMBLE_BYTES) if at < 0 else at
             skipped += rest
             del buffer[:rest]
             if skipped > _MAX_SKIP:
                 raise wire.Broken(f"{skipped} bytes that answer nothing")
-            buffer += await self._transport.receive(_READ_BYTES)
+            await self._receive()
         _, version, newest = wire.read_preamble(buffer[at : at + wire.PREAMBLE_BYTES])
         del buffer[: at + wire.PREAMBLE_BYTES]
         return version, newest

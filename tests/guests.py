@@ -1,0 +1,167 @@
+"""Guests to talk to: the real agent, as a process of this host, behind each kind of transport.
+
+A transport that can carry the contract of `Shell` adds itself to `GUESTS`; a booted machine does so
+where it can be booted. `connect` may be called again at any time: that is a daemon that was
+restarted. What the agent's commands see is this host, so a test leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tty
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from anyio.abc import ByteStream
+
+from microvm_orchestrator.machine.channel import open_shell
+from microvm_orchestrator.machine.shell import Shell
+
+AGENT = Path(__file__).parents[1] / "guest" / "agent" / "main.py"
+# Generous: they only decide how long a broken test takes to say so.
+START_S = 10.0
+STOP_S = 5.0
+
+
+class DescriptorStream(ByteStream):
+    """A descriptor that is no socket; leaving it leaves what it still holds to the next."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = os.dup(fd)
+        os.set_blocking(self._fd, False)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        while True:
+            await anyio.wait_readable(self._fd)
+            with contextlib.suppress(BlockingIOError):
+                return os.read(self._fd, max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        view = memoryview(item)
+        while view:
+            await anyio.wait_writable(self._fd)
+            with contextlib.suppress(BlockingIOError):
+                view = view[os.write(self._fd, view) :]
+
+    async def send_eof(self) -> None:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        if self._fd >= 0:
+            anyio.notify_closing(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest that runs, and how to reach it."""
+
+    process: subprocess.Popen[bytes]
+    connect: Callable[[], AbstractAsyncContextManager[ByteStream]]
+    # For a test to write to, on the guest's side.
+    folder: Path
+
+    @asynccontextmanager
+    async def shell(self) -> AsyncGenerator[Shell]:
+        async with self.connect() as transport, open_shell(transport, greeting_s=START_S) as shell:
+            yield shell
+
+    def resident_kib(self) -> int:
+        """Return the most memory that the agent ever had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
+
+
+@asynccontextmanager
+async def behind_socket(folder: Path, *options: str) -> AsyncGenerator[Guest]:
+    """Run an agent that listens, as on vsock; each host is a connection of its own."""
+    path = folder / "agent.socket"
+    process = _start(f"unix:{path}", *options)
+
+    @asynccontextmanager
+    async def connect() -> AsyncGenerator[ByteStream]:
+        with anyio.fail_after(START_S):
+            while True:
+                try:
+                    stream = await anyio.connect_unix(path)
+                    break
+                except OSError:  # it has only just started
+                    await anyio.sleep(0.005)
+        async with stream:
+            yield stream
+
+    async with _ended(process):
+        yield Guest(process, connect, _inside(folder))
+
+
+@asynccontextmanager
+async def behind_device(folder: Path, *options: str) -> AsyncGenerator[Guest]:
+    """Run an agent on a character device, as on a virtio port.
+
+    Hosts come and go unseen by it, and the next one gets what was meant for the one before.
+    """
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    process = _start(f"port:{os.ttyname(slave)}", *options)
+
+    @asynccontextmanager
+    async def connect() -> AsyncGenerator[ByteStream]:
+        async with DescriptorStream(master) as stream:
+            yield stream
+
+    try:
+        async with _ended(process):
+            yield Guest(process, connect, _inside(folder))
+    finally:
+        os.close(slave)
+        os.close(master)
+
+
+@asynccontextmanager
+async def on_socketpair(*options: str) -> AsyncGenerator[tuple[Shell, subprocess.Popen[bytes]]]:
+    """Run an agent that ends with its one connection, and talk to it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = _start(f"fd:{theirs.fileno()}", *options, pass_fds=(theirs.fileno(),))
+    async with _ended(process):
+        stream = await anyio.abc.UNIXSocketStream.from_socket(ours)
+        async with open_shell(stream, greeting_s=START_S) as shell:
+            yield shell, process
+
+
+GUESTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Guest]]] = {
+    "socket": behind_socket,
+    "device": behind_device,
+}
+
+
+def _start(*words: str, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", AGENT, *words],
+        stdin=subprocess.DEVNULL,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+
+
+@asynccontextmanager
+async def _ended(process: subprocess.Popen[bytes]) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(STOP_S)
+
+
+def _inside(folder: Path) -> Path:
+    inside = folder / "guest"
+    inside.mkdir()
+    return inside
