@@ -46,6 +46,9 @@ _KERNEL_PACKAGE = re.compile(r"linux-image-[0-9].*")
 _MKSQUASHFS_WORDS = (
     *("-tar", "-noappend", "-quiet", "-no-progress", "-no-xattrs"),
     *("-all-time", str(EPOCH), "-mkfs-time", str(EPOCH)),
+    # A tar says nothing of the root itself, which then is its builder's: mksquashfs 4.5 forgets
+    # -root-uid when it reads a tar. The guest's init gives its user what shall be its own.
+    *("-all-root", "-root-mode", "755", "-root-time", str(EPOCH)),
     # Of the first levels the smallest for its time. With lz4 a guest boots no faster, and its root
     # is a third larger.
     *("-comp", "zstd", "-Xcompression-level", "3"),

@@ -53,8 +53,10 @@ _MODULES = ("virtio_net", "vmw_vsock_virtio_transport", "tun", "loop", "fuse")
 
 _CERTIFICATES = "usr/share/ca-certificates/"
 _BUNDLE = "etc/ssl/certs/ca-certificates.crt"
-_FOLDERS = ("dev", "etc", "mnt", "opt", "proc", "root", "run", "srv", "sys", "usr/local/bin", "var")
-AGENT_USER = 1000
+_FOLDERS = (
+    *("dev", "etc", "home/agent", "mnt", "opt", "proc", "run", "srv", "sys", "usr/local/bin"),
+    *("var", "workspace"),
+)
 
 
 def is_wanted(path: str) -> bool:
@@ -73,8 +75,6 @@ def furnish(tree: Tree, kernel: Kernel, applets: Iterable[str]) -> None:
     for name in ("tmp", "var/tmp"):
         tree.put(name, Directory(0o1777))
     tree.put("var/run", Link("/run"))
-    for name in ("home/agent", "workspace"):
-        tree.put(name, Directory(0o755, AGENT_USER, AGENT_USER))
     _name_applets(tree, applets)
     _bundle_certificates(tree)
     _add_modules(tree, kernel)
