@@ -38,6 +38,7 @@
         │   ├── MachineLost
         │   └── SnapshotDamaged
         ├── PackageRefused    what was fetched is not what it should be
+        ├── ImageDamaged      an image is no longer what it was built as
         └── UnknownOutcome    the one exception: it may have happened
 
 A class has a stable `code`; a raised error names the object and the limit in its sentence and
@@ -303,6 +304,12 @@ class PackageRefused(Unavailable):
     """A fetched package is damaged, is not the one announced, or reaches outside its tree."""
 
     code = "package-refused"
+
+
+class ImageDamaged(Unavailable):
+    """An image on this host is not, or no longer, what its digest says."""
+
+    code = "image-damaged"
 
 
 class UnknownOutcome(Unavailable):

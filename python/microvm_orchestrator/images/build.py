@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from microvm_orchestrator.images.packages import Index
     from microvm_orchestrator.images.tree import File, Tree
 
-# Raised when the code begins to make other bytes of the same inputs; an image that was made before
-# is then no longer taken for the one that is asked for.
-BUILDER = 1
 KERNEL = "linux-image-cloud-amd64"
 TOOLS = ("squashfs-tools",)
 _KERNEL_PACKAGE = re.compile(r"linux-image-[0-9].*")
@@ -88,8 +85,8 @@ class _Plan:
         if self.claude:
             extras["claude-code"] = Input(version=self.claude.version, checksum=self.claude.sha512)
         return Inputs(
-            builder=BUILDER,
-            guest=guest_files.digest(),
+            builder=guest_files.builder_digest(),
+            guest=guest_files.guest_digest(),
             packages=_named([*self.guest, *self.kernel]),
             tools=_named(self.tools),
             extras=extras,

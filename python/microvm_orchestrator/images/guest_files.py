@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FOLDER = Path(__file__).parents[1] / "guest"
 AGENT = "agent"
@@ -37,10 +41,23 @@ def protocol() -> int:
     return int(found[1])
 
 
-def digest() -> str:
+def guest_digest() -> str:
     """Tell one set of these files from another."""
+    return _digest(
+        (f"{name}/{path}\0{mode:o}", data)
+        for name in (AGENT, ROOT, INITRD)
+        for path, (data, mode) in read_folder(name).items()
+    )
+
+
+def builder_digest() -> str:
+    """Tell one state of the code that builds from another: it too decides what comes out."""
+    modules = sorted(Path(__file__).parent.glob("*.py"))
+    return _digest((path.name, path.read_bytes()) for path in modules)
+
+
+def _digest(files: Iterable[tuple[str, bytes]]) -> str:
     total = hashlib.sha256()
-    for name in (AGENT, ROOT, INITRD):
-        for path, (data, mode) in read_folder(name).items():
-            total.update(f"{name}/{path}\0{mode:o}\0{len(data)}\0".encode() + data)
+    for label, data in files:
+        total.update(f"{label}\0{len(data)}\0".encode() + data)
     return total.hexdigest()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Loaded at every start, so the list is short: each costs up to ten milliseconds under emulation.
 MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "virtio_rng", "squashfs", "overlay")
-# Loaded before those where the machine has a PCI bus.
+# Loaded after those where the machine has a PCI bus.
 PCI_MODULES = ("virtio_pci",)
 
 
@@ -28,7 +28,6 @@ def make_initrd(kernel: Kernel, busybox: File) -> bytes:
         tree.put(path, File(Text(data), mode))
     always = kernel.modules(MODULES)
     names = {module.name for module in always}
-    # The bus is found first, but without the modules that come with the rest anyway.
     bus = [module for module in kernel.modules(PCI_MODULES) if module.name not in names]
     for folder, modules in (("modules", always), ("modules-pci", bus)):
         tree.put(folder, Directory())

@@ -36,8 +36,6 @@ class Module:
     # Below /usr/lib/modules/<release>.
     path: str
     data: bytes
-    # What has to be loaded before it, by name.
-    needs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class Kernel:
         needs += tuple(wish for wish in wishes if wish in self._modules)
         for other in needs:
             self._gather(other, ordered, (*above, name))
-        ordered[name] = Module(name, path, data, tuple(n for n in needs if n in ordered))
+        ordered[name] = Module(name, path, data)
 
 
 def canonical(name: str) -> str:

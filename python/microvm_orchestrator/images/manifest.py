@@ -53,7 +53,8 @@ class Input(_Part):
 class Inputs(_Part):
     """All that decides what an image becomes. The same inputs make the same image."""
 
-    builder: int
+    # Of the modules that build, and of our own files in the guest.
+    builder: Sha256
     guest: Sha256
     packages: dict[str, Input]
     tools: dict[str, Input]
@@ -98,8 +99,8 @@ def digest_of(written: bytes) -> str:
 
 
 def read_manifest(written: bytes) -> Manifest:
-    """Raises: PackageRefused."""
+    """Raises: ImageDamaged when it is none, or one of another release that we cannot read."""
     try:
         return Manifest.model_validate_json(written)
     except ValidationError as error:
-        raise errors.PackageRefused(f"a manifest cannot be read: {error}") from error
+        raise errors.ImageDamaged(f"the manifest of an image cannot be read: {error}") from error

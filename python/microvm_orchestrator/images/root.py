@@ -111,9 +111,10 @@ def _bundle_certificates(tree: Tree) -> None:
 
 def _add_modules(tree: Tree, kernel: Kernel) -> None:
     base = f"usr/lib/modules/{kernel.release}"
-    modules = kernel.modules(_MODULES)
-    paths = {module.name: module.path for module in modules}
-    for module in modules:
+    lines: list[str] = []
+    for module in kernel.modules(_MODULES):
         tree.write(f"{base}/{module.path}", module.data)
-    lines = [f"{m.path}: {' '.join(paths[name] for name in m.needs)}\n" for m in modules]
+        # What modprobe loads first stands last.
+        *first, _ = kernel.modules([module.name])
+        lines.append(f"{module.path}: {' '.join(other.path for other in reversed(first))}\n")
     tree.write(f"{base}/modules.dep", "".join(lines))

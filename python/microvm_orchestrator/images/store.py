@@ -14,11 +14,10 @@ import contextlib
 import errno
 import hashlib
 import re
-import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
@@ -40,6 +39,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _NEW = ".new-"
 _GONE = ".gone-"
+_LIST = "image list shows those there are"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +73,34 @@ class ImageStore:
         self._names = folder / "names"
 
     def list(self) -> list[Image]:
-        """Give every image, those with a name first, in the order of the names."""
-        digests = [path.name for path in self.folder.glob("*") if _DIGEST.fullmatch(path.name)]
+        """Give every whole image, those with a name first, in the order of the names."""
         names = self._read_names()
         found: list[Image] = []
-        for digest in sorted(digests):
-            with contextlib.suppress(errors.NotFound):  # it went while we looked
+        for digest in self._digests():
+            # It went while we looked, or `damaged` tells.
+            with contextlib.suppress(errors.NotFound, errors.ImageDamaged):
                 found.append(self._open(digest, names))
         return sorted(found, key=lambda image: (not image.names, image.names, image.digest))
+
+    def damaged(self) -> dict[str, str]:
+        """Give the digests of the images that cannot be used, and why."""
+        found: dict[str, str] = {}
+        for digest in self._digests():
+            try:
+                self._open(digest, {})
+            except errors.ImageDamaged as error:
+                found[digest] = error.message
+            except errors.NotFound:  # it went while we looked
+                continue
+        return found
 
     def get(self, reference: str) -> Image:
         """Find an image by a name or its whole digest.
 
-        Raises: NotFound.
+        Raises: NotFound, ImageDamaged.
         """
         names = self._read_names()
-        digest = reference if _DIGEST.fullmatch(reference) else names.get(reference)
-        if digest is None:
-            raise errors.NotFound(f"there is no image {reference}", hint="see: image list")
-        return self._open(digest, names)
+        return self._open(_digest_in(names, reference), names)
 
     def find_made_of(self, inputs: Inputs) -> Image | None:
         """Find an image that was made of just these things."""
@@ -118,20 +127,20 @@ class ImageStore:
         sync(self._names)
         return self._open(image.digest, self._read_names())
 
-    def remove(self, reference: str) -> Image:
-        """Remove an image and its names.
+    def remove(self, reference: str) -> str:
+        """Remove an image, a damaged one too, with its names; return its digest.
 
         Raises: NotFound.
         """
-        image = self.get(reference)
+        names = self._read_names()
+        digest = _digest_in(names, reference)
         # Names first: none ever points at nothing.
-        for name in image.names:
-            (self._names / name).unlink(missing_ok=True)
-        gone = Path(mkdtemp(dir=self.folder, prefix=_GONE))
-        with contextlib.suppress(FileNotFoundError):  # somebody else removes it just now
-            image.folder.rename(gone / image.digest)
-        shutil.rmtree(gone)
-        return image
+        for name, target in names.items():
+            if target == digest:
+                (self._names / name).unlink(missing_ok=True)
+        if not self._put_away(digest):
+            raise errors.NotFound(f"there is no image {digest}", hint=_LIST)
+        return digest
 
     @contextmanager
     def new_folder(self) -> Generator[Path]:
@@ -157,9 +166,30 @@ class ImageStore:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # Another build was quicker; what it made is the same to the last byte.
+            if not self._is_whole(digest):
+                self._put_away(digest)
+                folder.rename(self.folder / digest)
+            # Else another build was quicker; what it made is the same to the last byte.
         sync(self.folder)
         return self._open(digest, self._read_names())
+
+    def _digests(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("*") if _DIGEST.fullmatch(path.name))
+
+    def _is_whole(self, digest: str) -> bool:
+        try:
+            return not self.verify(self._open(digest, {}))
+        except (errors.NotFound, errors.ImageDamaged):
+            return False
+
+    def _put_away(self, digest: str) -> bool:
+        """Remove a folder at once; tell whether it was there."""
+        with TemporaryDirectory(dir=self.folder, prefix=_GONE) as gone:
+            try:
+                (self.folder / digest).rename(Path(gone) / digest)
+            except FileNotFoundError:
+                return False
+        return True
 
     def _read_names(self) -> dict[str, str]:
         names: dict[str, str] = {}
@@ -175,11 +205,18 @@ class ImageStore:
             with (folder / MANIFEST).open("rb") as file:
                 written = file.read(MAX_MANIFEST)
         except FileNotFoundError as error:
-            raise errors.NotFound(f"there is no image {digest}", hint="see: image list") from error
+            raise errors.NotFound(f"there is no image {digest}", hint=_LIST) from error
         if digest_of(written) != digest:
-            raise errors.PackageRefused(f"the manifest of image {digest} has been changed")
+            raise errors.ImageDamaged(f"the manifest of image {digest} has been changed")
         pointing = tuple(sorted(name for name, target in names.items() if target == digest))
         return Image(digest, folder, read_manifest(written), pointing)
+
+
+def _digest_in(names: dict[str, str], reference: str) -> str:
+    digest = reference if _DIGEST.fullmatch(reference) else names.get(reference)
+    if digest is None:
+        raise errors.NotFound(f"there is no image {reference}", hint=_LIST)
+    return digest
 
 
 def stored(path: Path) -> StoredFile:
