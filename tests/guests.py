@@ -7,7 +7,6 @@ restarted. What the agent's commands see is this host, so a test leaves nothing 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -19,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, UNIXSocketStream
 
+from descriptor_stream import DescriptorStream
 from microvm_orchestrator.machine.channel import open_shell
 from microvm_orchestrator.machine.shell import Shell
 
@@ -28,36 +28,6 @@ AGENT = Path(__file__).parents[1] / "guest" / "agent" / "main.py"
 # Generous: they only decide how long a broken test takes to say so.
 START_S = 10.0
 STOP_S = 5.0
-
-
-class DescriptorStream(ByteStream):
-    """A descriptor that is no socket; leaving it leaves what it still holds to the next."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = os.dup(fd)
-        os.set_blocking(self._fd, False)
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        while True:
-            await anyio.wait_readable(self._fd)
-            with contextlib.suppress(BlockingIOError):
-                return os.read(self._fd, max_bytes)
-
-    async def send(self, item: bytes) -> None:
-        view = memoryview(item)
-        while view:
-            await anyio.wait_writable(self._fd)
-            with contextlib.suppress(BlockingIOError):
-                view = view[os.write(self._fd, view) :]
-
-    async def send_eof(self) -> None:
-        raise NotImplementedError
-
-    async def aclose(self) -> None:
-        if self._fd >= 0:
-            anyio.notify_closing(self._fd)
-            os.close(self._fd)
-            self._fd = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +84,7 @@ async def behind_device(folder: Path, *options: str) -> AsyncGenerator[Guest]:
 
     @asynccontextmanager
     async def connect() -> AsyncGenerator[ByteStream]:
-        async with DescriptorStream(master) as stream:
+        async with DescriptorStream(os.dup(master)) as stream:
             yield stream
 
     try:
@@ -132,7 +102,7 @@ async def on_socketpair(*options: str) -> AsyncGenerator[tuple[Shell, subprocess
     with theirs:
         process = _start(f"fd:{theirs.fileno()}", *options, pass_fds=(theirs.fileno(),))
     async with _ended(process):
-        stream = await anyio.abc.UNIXSocketStream.from_socket(ours)
+        stream = await UNIXSocketStream.from_socket(ours)
         async with open_shell(stream, greeting_s=START_S) as shell:
             yield shell, process
 

@@ -8,11 +8,13 @@ Above is `connection`; below are the streams and the frames.
 from __future__ import annotations
 
 import secrets
+import socket
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
 
 from microvm_orchestrator import errors
@@ -89,15 +91,15 @@ class Link:
     async def run(self) -> None:
         """Read and write until the link is broken, and close the transport then.
 
-        Both are ended by that only: cancelling a read of anyio's loses a race with what arrives, and
-        half a frame that was written cannot be taken back.
+        Neither is ever cancelled: half a frame that was written cannot be taken back, and a cancelled
+        read of anyio's loses a race with what arrives.
         """
         with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as tasks:
+            async with self._transport, anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read)
                 tasks.start_soon(self._write)
                 await self.gone.wait()
-                await self._transport.aclose()
+                await self._hang_up()
 
     async def greeting(self) -> wire.Fields:
         """Wait for the agent's HELLO. Raises: ProtocolBroken, MachineUnreachable."""
@@ -121,6 +123,15 @@ class Link:
         with self._broken_by_transport():
             await self._transport.send(wire.preamble(self._nonce, wire.VERSION, wire.VERSION))
             await self.outbox.pump(self._transport)
+
+    async def _hang_up(self) -> None:
+        """Let whoever waits for the transport go on, and find it ended."""
+        connection = self._transport.extra(anyio.abc.SocketAttribute.raw_socket, None)
+        if connection is None:
+            await self._transport.aclose()
+        else:  # which anyio does not like to be closed while it is waited for
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     async def _receive(self) -> None:
         self._reader.buffer += await self._transport.receive(_READ_BYTES)
@@ -212,7 +223,7 @@ class Link:
         try:
             yield
         except wire.Broken as error:
-            if wire.MARKER in self._reader.buffer:
+            if self.greeted and wire.MARKER in self._reader.buffer:
                 self.fail(errors.MachineUnreachable("another agent has started in the guest"))
             else:
                 self.fail(errors.ProtocolBroken(f"the guest sent {error}"))
