@@ -101,7 +101,7 @@ class TargetRefused(InvalidInput):
 
 
 class PackageUnknown(InvalidInput):
-    """No configured source has a package of that name."""
+    """No configured source has a package of that name, or not all that it depends on."""
 
     code = "package-unknown"
 
@@ -243,6 +243,7 @@ class CommandFailed(Unavailable):
         *,
         argv: tuple[str, ...],
         status: int | None = None,
+        stdout: str = "",
         stderr: str = "",
         hint: str | None = None,
     ) -> None:
@@ -250,6 +251,7 @@ class CommandFailed(Unavailable):
         self.argv = argv
         # None when there is none: it did not start, or was stopped.
         self.status = status
+        self.stdout = stdout
         self.stderr = stderr
 
 

@@ -300,6 +300,7 @@ async def run(
         f"{PurePath(argv[0]).name} {why}{_last_lines(said)}",
         argv=_words(argv),
         status=ended,
+        stdout=bytes(head.kept).decode(errors="replace"),
         stderr=said,
     )
 

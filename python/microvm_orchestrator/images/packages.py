@@ -59,9 +59,10 @@ Debug::NoLocking "1";
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 """
-_INST = re.compile(r"Inst (?P<name>[^ :]+)\S* (?:\[[^\]]*\] )?\((?P<version>\S+) ")
+_INST = re.compile(r"^Inst (?P<name>[^ :]+)\S* (?:\[[^\]]*\] )?\((?P<version>\S+) ", re.MULTILINE)
 _URI = re.compile(r"'[^']*' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})")
 _SHARE = re.compile(rb"dlstatus:\d+:([\d.]+):")
+_UNMET = re.compile(r"\S+ : (?:Pre-)?Depends: .*\S")
 _UNKNOWN = re.compile(r"Unable to locate package (\S+)|Package '?([^' ]+)'? has no installation")
 
 
@@ -102,6 +103,10 @@ class Index:
                 raise errors.PackageUnknown(
                     f"no source of this host has a package {name}",
                     hint=f"look for it with: apt-cache search {name}",
+                ) from error
+            if unmet := _UNMET.findall(error.stdout):
+                raise errors.PackageUnknown(
+                    f"the sources of this host lack what is depended on: {'; '.join(unmet)}"
                 ) from error
             raise
         return read_plan(plan)
@@ -166,7 +171,8 @@ class Index:
         return answer.read_text()
 
     def _command(self, *words: str) -> list[str]:
-        return ["apt-get", "-c", str(self._folder / "apt.conf"), "-qq", *words]
+        # Any quieter, and it does not say what is lacking.
+        return ["apt-get", "-c", str(self._folder / "apt.conf"), "-q", *words]
 
 
 async def open_index(cache: Path, progress: Progress, *, fresh_s: float = FRESH_S) -> Index:
@@ -205,7 +211,7 @@ def _new_folder(cache: Path, known: Path | None) -> str:
     folder.chmod(0o755)  # as root, apt fetches as a user of its own where that one may enter
     if known is not None:
         # apt then asks only for what has changed.
-        shutil.copytree(known / "lists", folder / "lists", ignore=_only_lists)
+        shutil.copytree(known / "lists", folder / "lists", symlinks=True, ignore=_only_lists)
     for name in ("lists/partial", "archives/partial", "answers"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "status").touch()
