@@ -128,8 +128,8 @@ async def _npm(words: Sequence[str], timeout_s: float, folder: Path) -> proc.Fin
         raise errors.CommandFailed(
             "npm is not installed", argv=("npm", *words), hint="install npm, or a wheel that has it"
         )
-    # Sources and keys are the host's; what npm keeps for itself is not wanted twice.
-    env = {**os.environ, "npm_config_cache": str(folder / "cache")}
+    # Sources and keys are the host's; what npm and node keep for themselves goes with the folder.
+    env = {**os.environ, "npm_config_cache": str(folder / "cache"), "TMPDIR": str(folder)}
     return await proc.run([found, *words], timeout_s=timeout_s, cwd=folder, env=env)
 
 
