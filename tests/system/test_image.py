@@ -8,6 +8,7 @@ import site
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,12 @@ import pytest
 from bare_qemu import Drive, booting
 from machines import CACHE
 from microvm_orchestrator.images.build import ImageSpec, build
+from microvm_orchestrator.images.progress import Stage
 from microvm_orchestrator.images.store import Image, ImageStore
+from microvm_orchestrator.images.together import together
 from microvm_orchestrator.machine.shell import Command
 
 if TYPE_CHECKING:
-    from microvm_orchestrator.images.progress import Stage
     from microvm_orchestrator.machine.shell import Shell
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +177,46 @@ async def test_an_image_that_is_there_already_is_not_built_again(image: Image) -
     assert again == image
     assert (image.folder / "manifest.json").stat().st_mtime_ns == before
     assert set(told) == {"resolve"}
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, image: Image) -> Path:
+    """Give a cache that nobody else builds in, with all that `image` needed."""
+    cache = tmp_path / "cache"
+    shutil.copytree(FETCHED / "packages", cache / "packages", copy_function=os.link)
+    (cache / "apt").symlink_to(FETCHED / "apt")
+    return cache
+
+
+async def test_two_builds_at_once_make_one_image(tmp_path: Path, own_cache: Path) -> None:
+    store = ImageStore(tmp_path / "images")
+    specs = [ImageSpec("a"), ImageSpec("b")]
+    found = await together([partial(build, spec, store, own_cache) for spec in specs])
+    assert len({image.digest for image in found}) == 1
+    assert store.get("b").names == ("a", "b")
+    assert leftovers(store.folder, own_cache) == []
+
+
+@pytest.mark.parametrize("at", [Stage.UNPACK, Stage.COMPILE, Stage.PACK])
+async def test_a_build_that_is_cancelled_leaves_nothing(
+    tmp_path: Path, own_cache: Path, at: Stage
+) -> None:
+    store = ImageStore(tmp_path / "images")
+
+    def cancel(stage: Stage, _done: int, _total: int) -> None:
+        if stage is at:
+            scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        await build(ImageSpec(), store, own_cache, cancel)
+    assert scope.cancelled_caught
+    assert store.list() == []
+    assert leftovers(store.folder, own_cache) == []
+
+
+def leftovers(*folders: Path) -> list[str]:
+    """Name what only a build that is under way may have."""
+    return [path.name for folder in folders for path in folder.rglob(".*") if path.exists()]
 
 
 def test_the_same_packages_make_the_same_image_whoever_builds_it_and_wherever(
