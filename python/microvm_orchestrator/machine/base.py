@@ -62,7 +62,7 @@ class Boot:
     digest: str
     kernel: Path
     initrd: Path
-    # Words for its kernel; what depends on this host is added.
+    # What its kernel is told beyond what every machine says to its own.
     cmdline: str
     disks: tuple[Disk, ...]
 
@@ -113,6 +113,10 @@ class Change:
 OnChange = Callable[[Change], Awaitable[None]]
 
 
+async def untold(_: Change) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a machine costs this host now."""
@@ -160,6 +164,13 @@ class Machine(Protocol):
         """The way into the guest.
 
         Raises: StateForbids once the machine has ended.
+        """
+        ...
+
+    async def reached(self) -> Shell:
+        """Wait for the way into the guest; one that was just adopted may take a moment.
+
+        Raises: StateForbids when the machine has ended, or ends first.
         """
         ...
 

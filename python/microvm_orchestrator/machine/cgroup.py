@@ -13,7 +13,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from microvm_orchestrator import log
 from microvm_orchestrator.places import NAME
 
 # Beside the guest's memory: QEMU's code, its tables for that memory, and translated guest code.
@@ -60,15 +59,13 @@ class Group:
             _tell(self._path / "cgroup.kill", "1")
 
     def remove(self) -> None:
-        """Take the group away once nothing is in it any more."""
-        try:
-            self._path.rmdir()
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            log.get(__name__).warning("cgroup_still_used", path=str(self._path))
+        """Take the group away; while a killed process is on its way out, `Tree.sweep` does it."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self._path.rmdir()
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
 
 
 class Tree:
@@ -85,6 +82,12 @@ class Tree:
     def find(self, machine_id: str) -> Group:
         """Return the group of a machine, whether it is there or not."""
         return Group(self._path / machine_id)
+
+    def sweep(self) -> None:
+        """Take away every group that nothing is in."""
+        for path in self._path.iterdir():
+            if path.is_dir():
+                Group(path).remove()
 
     @property
     def controllers(self) -> set[str]:

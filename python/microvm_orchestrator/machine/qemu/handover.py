@@ -50,4 +50,8 @@ class Handover:
 
     def open_again(self, path: Path, flags: int = os.O_RDONLY) -> str:
         """Open a file for what knows no sets of files: QEMU opens it again by its number."""
-        return f"/proc/self/fd/{self.inherit(os.open(path, flags | os.O_CLOEXEC))}"
+        return self.again(os.open(path, flags | os.O_CLOEXEC))
+
+    def again(self, fd: int) -> str:
+        """Give away an open file that QEMU opens again by its number."""
+        return f"/proc/self/fd/{self.inherit(fd)}"

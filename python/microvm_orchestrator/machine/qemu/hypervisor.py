@@ -19,7 +19,7 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine import cgroup, console, process
-from microvm_orchestrator.machine.base import Accel, Change, MachineSpec, OnChange, Snapshot
+from microvm_orchestrator.machine.base import Accel, MachineSpec, OnChange, Snapshot, untold
 from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.probe import choose, probe
 from microvm_orchestrator.machine.process import Resident
@@ -79,7 +79,7 @@ class Qemu:
         def begin(given: Handover, record: Record) -> Resident:
             inherited.append(given.inherit(os.open(saved.state, os.O_RDONLY | os.O_CLOEXEC)))
             memory = argv.Memory(given.open_again(saved.ram, os.O_RDWR), shared=False)
-            return self._launch(record, spec, manifest.accel, argv.Load(), memory, given)
+            return self._launch(record, spec, manifest.origin.accel, argv.Load(), memory, given)
 
         async def prepare(machine: QemuMachine) -> None:
             await machine.enter(MachineState.BOOTING)
@@ -89,7 +89,7 @@ class Qemu:
             shell = await machine.reach(GREETING_S)
             await shell.fresh(identity(spec))
 
-        return await self._make(spec, manifest.accel, begin, prepare)
+        return await self._make(spec, manifest.origin.accel, begin, prepare)
 
     async def adopt(self, machine_id: str) -> QemuMachine:
         """Take over a machine that an earlier daemon started. Raises: MachineLost."""
@@ -136,13 +136,15 @@ class Qemu:
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     async def tend(self) -> None:
-        """Keep what consoles take on the disk bounded; needs a task of its own."""
+        """Keep what consoles take on the disk bounded, and no control group of what has ended."""
         while True:
             for machine_id, machine in list(self._live.items()):
                 if machine.state.ended:
                     del self._live[machine_id]
                 else:
                     machine.bound_console()
+            if self._host.groups is not None:
+                self._host.groups.sweep()
             await anyio.sleep(_TEND_S)
 
     async def sweep(self) -> None:
@@ -248,14 +250,14 @@ def identity(spec: MachineSpec) -> Identity:
 def _check_fits(manifest: Manifest, spec: MachineSpec) -> None:
     """Raises: InvalidInput when a clone would have other parts than what was saved."""
     own = replace(
-        manifest.spec,
+        manifest.origin.spec,
         machine_id=spec.machine_id,
         hostname=spec.hostname,
         links=spec.links,
         accel=spec.accel,
         boot_timeout_s=spec.boot_timeout_s,
     )
-    if own != spec or len(spec.links) != len(manifest.spec.links):
+    if own != spec or len(spec.links) != len(manifest.origin.spec.links):
         raise errors.InvalidInput(
             f"machine {spec.machine_id} has other parts than the machine that was saved",
             hint="a clone may differ in its name, its links' addresses and its time to boot",
@@ -269,10 +271,6 @@ def _why_lost(record: Record, made: Made | None, resident: Resident | None) -> s
         return "it had not finished booting when the daemon ended"
     said = console.tail(record.messages, most=300)
     return "its process is gone" + (f", after saying: {said}" if said else "")
-
-
-async def untold(_: Change) -> None:
-    """Tell nobody of changes."""
 
 
 @asynccontextmanager

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from anyio.abc import TaskGroup, TaskStatus
-    from anyio.streams.memory import MemoryObjectReceiveStream
 
     from microvm_orchestrator.machine.process import Resident
     from microvm_orchestrator.machine.qemu.host import Host
@@ -47,6 +46,8 @@ if TYPE_CHECKING:
 _LAST_WORDS_S = 1.0
 # Between two tries to reach an agent that hung up; an agent that restarts needs as long.
 _AGAIN_S = 1.0
+# Behind the words of a panic come registers and a call trace.
+_PANIC_BYTES = 32 << 10
 # How long a monitor's event may come after the answer to what caused it.
 _EVENT_S = 5.0
 
@@ -70,6 +71,7 @@ class QemuMachine:
         self._group: TaskGroup | None = None
         self._qmp: Qmp | None = None
         self._shell: Shell | None = None
+        self._reached = anyio.Event()
         self._changed = anyio.Event()
         self._over = anyio.Event()
         self._ready = False
@@ -80,7 +82,7 @@ class QemuMachine:
         # Why it is about to stand still.
         self._pausing: str | None = None
         # While it is saved it stands still for a moment, which is no change of its state.
-        self._saving = False
+        self._still = False
 
     @property
     def machine_id(self) -> str:
@@ -109,6 +111,13 @@ class QemuMachine:
         if self._qmp is None:
             raise errors.MachineUnreachable(f"machine {self.machine_id} has no monitor yet")
         return self._qmp
+
+    async def reached(self) -> Shell:
+        """Wait for the way into the guest. Raises: StateForbids when the machine ends first."""
+        while self._shell is None:
+            self._check()
+            await self._reached.wait()
+        return self._shell
 
     # What callers do with it.
 
@@ -156,11 +165,11 @@ class QemuMachine:
     @contextmanager
     def standing_still(self) -> Generator[None]:
         """Let it stand still without anybody being told."""
-        self._saving = True
+        self._still = True
         try:
             yield
         finally:
-            self._saving = False
+            self._still = False
 
     async def name(self) -> str:
         """Return what the QEMU behind the monitor takes itself for."""
@@ -179,13 +188,13 @@ class QemuMachine:
         """
         if self._group is None:
             raise errors.StateForbids(f"machine {self.machine_id} is {self.state}")
-        await self._group.start(self._keep_shell, greeting_s)
+        await self._group.start(self._begin_shell, greeting_s)
         return self.shell
 
     def reach_later(self) -> None:
         """Begin to keep a connection to the agent, whenever it answers."""
         if self._group is not None:
-            self._group.start_soon(self._keep_shell, GREETING_S)
+            self._group.start_soon(self._keep_shell)
 
     async def live(
         self, prepare: Prepare, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -227,59 +236,86 @@ class QemuMachine:
         try:
             async with open_qmp(f"machine {self.machine_id}", self.record.monitor) as qmp:
                 self._qmp = qmp
-                with qmp.listen() as events:
-                    group.start_soon(self._follow, events)
-                    with anyio.fail_after(limit_s):
-                        await migration.prepare(qmp)
-                        await prepare(self)
-                    self._ready = True
-                    if self.state is MachineState.BOOTING:
-                        await self.enter(MachineState.RUNNING)
-                    task_status.started()
-                    await anyio.sleep_forever()
+                await group.start(self._follow, qmp)
+                with anyio.fail_after(limit_s):
+                    await migration.prepare(qmp)
+                    await prepare(self)
+                self._ready = True
+                if self.state is MachineState.BOOTING:
+                    await self.enter(MachineState.RUNNING)
+                task_status.started()
+                await anyio.sleep_forever()
         except TimeoutError:
             self._failure = errors.MachineUnreachable(f"it was not ready within {limit_s:g} s")
         except errors.OrchestratorError as error:
             self._failure = error
+            # A QEMU that ends lets go of us first. How it ends says more than that it did.
+            await anyio.sleep(_LAST_WORDS_S)
         self._resident.signal(signal.SIGKILL)
         await anyio.sleep_forever()
 
-    async def _follow(self, events: MemoryObjectReceiveStream[Event]) -> None:
+    async def _follow(
+        self, qmp: Qmp, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
         """Let the machine's state follow what its monitor tells."""
-        async for event in events:
-            if event.name == "SHUTDOWN":
-                self._shutdown = str(event.data.get("reason"))
-            elif event.name == "GUEST_PANICKED":
-                self._shutdown = "guest-panic"
-            elif event.name == "STOP" and self._ready and not self._saving:
-                reason = self._pausing or "its hypervisor stopped it"
-                await self.enter(MachineState.PAUSED, reason)
-            elif event.name == "RESUME" and self._ready and not self._saving:
-                await self.enter(MachineState.RUNNING)
+        with qmp.listen() as events:
+            task_status.started()
+            async for event in events:
+                await self._on_event(event)
 
-    async def _keep_shell(
+    async def _on_event(self, event: Event) -> None:
+        told = self._ready and not self._still
+        if event.name == "SHUTDOWN":
+            self._shutdown = str(event.data.get("reason"))
+        elif event.name == "GUEST_PANICKED":
+            self._shutdown = "guest-panic"
+        elif event.name == "STOP" and told:
+            await self.enter(MachineState.PAUSED, self._pausing or "its hypervisor stopped it")
+        elif event.name == "RESUME" and told:
+            await self.enter(MachineState.RUNNING)
+
+    async def _begin_shell(
         self, greeting_s: float, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        """Be connected to the agent whenever it lets us. Failing counts only the first time."""
-        await self._talk(greeting_s, task_status.started)
+        """Be connected to the agent, and stay so; has started when it answers the first time."""
+        answered = anyio.Event()
+
+        def on_answer() -> None:
+            answered.set()
+            task_status.started()
+
+        try:
+            await self._talk(greeting_s, on_answer)
+        except errors.OrchestratorError:
+            if not answered.is_set():
+                raise
+        await self._keep_shell()
+
+    async def _keep_shell(self) -> None:
+        """Be connected to the agent whenever it lets us."""
         while True:
-            await anyio.sleep(_AGAIN_S)
             try:
                 await self._talk(GREETING_S, lambda: None)
             except errors.OrchestratorError as error:
                 self._log.info("agent_not_there", why=error.message)
+            await anyio.sleep(_AGAIN_S)
 
     async def _talk(self, greeting_s: float, on_answer: Callable[[], None]) -> None:
         """Hold one connection to the agent until it breaks."""
-        stream = await sockets.connect(self.record.agent)
+        try:
+            stream = await sockets.connect(self.record.agent)
+        except OSError as error:
+            raise errors.MachineUnreachable(f"its port is closed: {error.strerror}") from error
         async with open_shell(stream, greeting_s=greeting_s) as shell:
             self._shell = shell
+            self._reached.set()
             try:
                 on_answer()
                 async for event in shell.events():
                     self._log.info("guest_event", kind=event.kind, text=event.text)
             finally:
                 self._shell = None
+                self._reached = anyio.Event()
 
     # Steps.
 
@@ -333,16 +369,18 @@ class QemuMachine:
                 asked=self._asked,
                 shutdown=self._shutdown,
                 status=self._resident.status,
-                console=console.tail(self.record.console, self._console_from),
+                console=console.tail(self.record.console, self._console_from, _PANIC_BYTES),
                 messages=console.tail(self.record.messages),
             )
         )
-        if not self._ready and self._failure is not None:
+        # A failure that ended the process; one that came of the process's own end says less.
+        if self._failure is not None and self._resident.status == -signal.SIGKILL:
             state, reason = MachineState.CRASHED, self._failure.message
         self.record.clear()
         leave_group(self.host, self.machine_id)
         self._shell = self._qmp = None
         await self.enter(state, reason)
+        self._reached.set()
         self._over.set()
 
     def _why_not_ready(self) -> errors.MachineBootFailed:

@@ -14,14 +14,15 @@ from anyio.abc import ObjectReceiveStream
 from pydantic import JsonValue
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine.qemu.qmp import Event, Qmp
+from microvm_orchestrator.machine.qemu.qmp import Event, Qmp, Refused
 
 # 256 MiB move in a fifth of a second; the deadline is for a disk that hangs.
 _MOVE_S = 60.0
 # How long the machine may go on changing its memory while that is sent. Then it is held still.
-_LIVE_S = 3.0
+LIVE_S = 3.0
 # For how long it may stand still at the end, if it can be helped.
 _DOWNTIME_MS = 30
+_MOMENT_S = 0.001
 # No limit at all: both ends are on this host.
 _BANDWIDTH = 1 << 40
 # The name of the file that was handed over for it.
@@ -33,8 +34,8 @@ async def prepare(qmp: Qmp) -> None:
     await _set(qmp, "events", on=True)
 
 
-async def send(qmp: Qmp, fd: int, *, without_shared: bool = False) -> None:
-    """Write the machine into an open file.
+async def send(qmp: Qmp, fd: int, *, live_s: float = LIVE_S, without_shared: bool = False) -> None:
+    """Write the machine into an open file, for up to `live_s` while it runs.
 
     With `without_shared`, memory that is in a shared file stays there and is not written again. The
     machine stands still afterwards. Raises: MachineFailed, and it goes on as before.
@@ -46,9 +47,11 @@ async def send(qmp: Qmp, fd: int, *, without_shared: bool = False) -> None:
     await qmp.execute("getfd", {"fdname": _FILE}, fds=[fd])
     seen: list[Event] = []
     with qmp.listen() as events:
+        if not live_s:
+            await qmp.execute("stop")
         await qmp.execute("migrate", {"uri": f"fd:{_FILE}"})
         with anyio.move_on_after(_MOVE_S):
-            with anyio.move_on_after(_LIVE_S):
+            with anyio.move_on_after(live_s or _MOVE_S):
                 await _until_moved(events, seen)
             if not _moved(seen):
                 await qmp.execute("stop")
@@ -56,6 +59,20 @@ async def send(qmp: Qmp, fd: int, *, without_shared: bool = False) -> None:
     if _moved(seen) != "completed":
         await qmp.execute("migrate_cancel")
         raise errors.MachineFailed("the machine's state could not be written")
+
+
+async def go_on(qmp: Qmp) -> None:
+    """Let a machine that was sent run again."""
+    with anyio.fail_after(_MOVE_S):
+        while True:
+            try:
+                await qmp.execute("cont")
+            except Refused:
+                # Between telling that the machine has been sent and letting it run lies a moment in
+                # which QEMU puts things away, and there is no event at its end.
+                await anyio.sleep(_MOMENT_S)
+            else:
+                return
 
 
 @asynccontextmanager

@@ -1,28 +1,29 @@
-"""Saving a machine that runs on: its memory goes, while it runs, into a second QEMU, the scribe.
+"""Saving a machine that goes on: its memory is sent into a second QEMU, the scribe.
 
-The scribe's memory is a shared file, so that writing down its devices completes the snapshot. The
-machine stands still for the last moment only, milliseconds whatever it has of memory, and it does
-not matter whether it was booted or is itself a clone: each snapshot is complete in itself, and a
-chain of them no slower and no larger than one. Decision 7 has the measurements.
+The scribe keeps it in a file of ours, so that writing down its devices is all that is left to
+do. With KVM the machine stands still for the last moment only, whatever it has of memory; under
+emulation for as long as that is sent. It does not matter whether it was booted or is itself a
+clone: each snapshot is complete in itself, and a chain of them no slower and no larger than one.
+Decision 8 has the measurements.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
 
-from microvm_orchestrator.machine.base import Snapshot
+from microvm_orchestrator.machine.base import Accel, Snapshot
 from microvm_orchestrator.machine.qemu import argv, disks, host, migration
 from microvm_orchestrator.machine.qemu.handover import Handover
 from microvm_orchestrator.machine.qemu.qmp import Event, Qmp, open_qmp
 from microvm_orchestrator.machine.qemu.record import Record
-from microvm_orchestrator.machine.qemu.snapshots import SavedMachine
+from microvm_orchestrator.machine.qemu.snapshots import Origin, SavedMachine
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
@@ -41,20 +42,31 @@ async def save(machine: QemuMachine, snapshot_id: str) -> Snapshot:
     """
     qmp = machine.qmp  # raises for one that has ended
     saved = SavedMachine(machine.host.snapshots / snapshot_id)
-    saved.create(machine.spec.memory_mib, machine.host.user)
+    saved.create()
     try:
-        sink, source = socket.socketpair()
-        with source:
-            async with _scribe(machine, saved, sink.detach()) as (scribe, fd):
-                async with migration.loading(scribe, fd):
-                    pause_s = await _hand_over(machine, qmp, source.fileno())
-                await _write_down(scribe, saved)
-        return await anyio.to_thread.run_sync(
-            saved.seal, machine.spec, machine.accel, machine.host.engine, pause_s
-        )
+        with _memory(machine.spec.memory_mib) as memory:
+            sink, source = socket.socketpair()
+            with source:
+                async with _scribe(machine, saved, memory, sink.detach()) as (scribe, fd):
+                    async with migration.loading(scribe, fd):
+                        pause_s = await _hand_over(machine, qmp, source.fileno())
+                    await _write_down(scribe, saved)
+            origin = Origin(machine.spec, machine.accel, machine.host.engine, pause_s)
+            return await anyio.to_thread.run_sync(saved.seal, memory, origin, machine.host.user)
     except BaseException:
         saved.remove()
         raise
+
+
+@contextmanager
+def _memory(mib: int) -> Generator[int]:
+    """Hold a file in this host's memory: the machine stands still until all of its own is there."""
+    fd = os.memfd_create("scribe")
+    try:
+        os.truncate(fd, mib << 20)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 async def _hand_over(machine: QemuMachine, qmp: Qmp, fd: int) -> float:
@@ -64,16 +76,25 @@ async def _hand_over(machine: QemuMachine, qmp: Qmp, fd: int) -> float:
         return 0.0
     with machine.standing_still(), qmp.listen() as events:
         try:
-            await migration.send(qmp, fd)
+            await migration.send(qmp, fd, live_s=_live_s(machine.accel))
         finally:
             # The scribe has it, or never will: either way the machine is to go on.
             with anyio.CancelScope(shield=True):
-                await qmp.execute("cont")
+                await migration.go_on(qmp)
         return await _pause_s(events)
 
 
+def _live_s(accel: Accel) -> float:
+    """Return for how long a machine may run while its memory is sent.
+
+    Before QEMU 9.0 the emulator forgets now and then that a page was written after it was sent (the
+    bits are cleared and its caches not told), and what is loaded then crashes.
+    """
+    return migration.LIVE_S if accel is Accel.KVM else 0.0
+
+
 async def _write_down(scribe: Qmp, saved: SavedMachine) -> None:
-    fd = os.open(saved.state, os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(saved.state, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         await migration.send(scribe, fd, without_shared=True)
     finally:
@@ -82,7 +103,7 @@ async def _write_down(scribe: Qmp, saved: SavedMachine) -> None:
 
 @asynccontextmanager
 async def _scribe(
-    machine: QemuMachine, saved: SavedMachine, fd: int
+    machine: QemuMachine, saved: SavedMachine, memory: int, fd: int
 ) -> AsyncGenerator[tuple[Qmp, int]]:
     """Hold a QEMU that can take the machine in and never runs it."""
     surroundings = machine.host
@@ -91,14 +112,14 @@ async def _scribe(
     spec = replace(machine.spec, machine_id=saved.snapshot_id)
     with Handover() as given:
         given.inherit(fd)
-        memory = argv.Memory(given.open_again(saved.ram, os.O_RDWR), shared=True)
+        its_own = argv.Memory(given.again(os.dup(memory)), shared=True)
         resident = host.launch(
             surroundings,
             record,
             spec,
             machine.accel,
             argv.Load(),
-            memory,
+            its_own,
             disks.stand_ins(spec),
             ["hubport,hubid=0"] * len(spec.links),
             given,

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Accel, MachineSpec, Snapshot
-from microvm_orchestrator.machine.digest import sparse_sha256
+from microvm_orchestrator.machine.digest import copy_sparse, sparse_sha256
 
 RAM = "ram"
 STATE = "state"
@@ -38,14 +38,21 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a snapshot is."""
+class Origin:
+    """The machine that was saved."""
 
     spec: MachineSpec
     accel: Accel
     # Which QEMU saved it; no other is sure to load it.
     engine: str
     pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a snapshot is."""
+
+    origin: Origin
     sha256: dict[str, str]
     stamps: dict[str, Stamp]
 
@@ -67,28 +74,28 @@ class SavedMachine:
     def snapshot_id(self) -> str:
         return self.folder.name
 
-    def create(self, memory_mib: int, owner: tuple[int, int] | None) -> None:
-        """Make its folder and empty files. Raises: AlreadyExists."""
+    def create(self) -> None:
+        """Make its folder. Raises: AlreadyExists."""
         try:
             self.folder.mkdir(mode=0o700, parents=True)
         except FileExistsError:
             raise errors.AlreadyExists(f"there is a snapshot {self.snapshot_id}") from None
         self.scribe.mkdir(mode=0o700)
-        with self.ram.open("xb") as file:
-            file.truncate(memory_mib * _MIB)
-        self.state.touch(exist_ok=False)
+
+    def seal(self, memory: int, origin: Origin, owner: tuple[int, int] | None) -> Snapshot:
+        """Complete it with the memory from an open file. Not for the event loop.
+
+        Everything is on the disk when this returns. The files belong to who QEMU runs as.
+        """
+        shutil.rmtree(self.scribe)
+        sha256 = {RAM: copy_sparse(memory, self.ram), STATE: sparse_sha256(self.state)}
         for path in (self.ram, self.state):
+            # A QEMU before 8.2 wants to open for writing what it maps as its own copy.
             path.chmod(0o600)
             if owner is not None:
                 os.chown(path, *owner)
-
-    def seal(self, spec: MachineSpec, accel: Accel, engine: str, pause_s: float) -> Snapshot:
-        """Complete it: everything is on the disk when this returns. Not for the event loop."""
-        shutil.rmtree(self.scribe)
-        for path in (self.ram, self.state):
             _sync(path)
-        sha256 = {path.name: sparse_sha256(path) for path in (self.ram, self.state)}
-        manifest = Manifest(spec, accel, engine, pause_s, sha256, self._stamps())
+        manifest = Manifest(origin, sha256, self._stamps())
         self._write(manifest)
         return self._snapshot(manifest)
 
@@ -112,7 +119,7 @@ class SavedMachine:
         manifest = self.read()
         if manifest is None:
             raise errors.NotFound(f"there is no snapshot {self.snapshot_id}")
-        if manifest.engine != engine:
+        if manifest.origin.engine != engine:
             raise errors.SnapshotDamaged(
                 f"snapshot {self.snapshot_id} was saved by another QEMU than this one",
                 hint="save the machine anew",
@@ -132,16 +139,7 @@ class SavedMachine:
                 raise errors.SnapshotDamaged(
                     f"the file {name} of snapshot {self.snapshot_id} is not what was saved"
                 )
-        self._write(
-            Manifest(
-                manifest.spec,
-                manifest.accel,
-                manifest.engine,
-                manifest.pause_s,
-                manifest.sha256,
-                self._stamps(),
-            )
-        )
+        self._write(replace(manifest, stamps=self._stamps()))
 
     def remove(self) -> None:
         """Take it away; who has mapped its memory keeps it until the end."""
@@ -172,8 +170,8 @@ class SavedMachine:
         return Snapshot(
             snapshot_id=self.snapshot_id,
             path=self.folder,
-            spec=manifest.spec,
-            pause_s=manifest.pause_s,
+            spec=manifest.origin.spec,
+            pause_s=manifest.origin.pause_s,
             unique_mib=blocks * 512 / _MIB,
             sha256=manifest.sha256,
         )

@@ -1,0 +1,412 @@
+"""What every way to run machines does: on a real QEMU, and on the one that only looks so."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from machines import (
+    LONG_S,
+    Rig,
+    built_image,
+    fake_rig,
+    kill_process,
+    qemu_rig,
+    removed_in_the_end,
+)
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine.base import Boot, Change, MachineSpec, Snapshot
+from microvm_orchestrator.machine.qemu.hypervisor import Qemu
+from microvm_orchestrator.machine.qemu.machine import QemuMachine
+from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.model.machine import MachineState
+
+RUNNING, PAUSED = MachineState.RUNNING, MachineState.PAUSED
+STOPPED, CRASHED = MachineState.STOPPED, MachineState.CRASHED
+# A guest that stands still does not answer, however long one waits; this is how long we do.
+STILL_S = 0.5
+
+
+@pytest.fixture(scope="session")
+async def image() -> Boot:
+    return await built_image()
+
+
+@pytest.fixture(scope="session", params=["fake", "qemu"])
+def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "fake":
+        return fake_rig(folder)
+    return qemu_rig(folder, request.getfixturevalue("image"))
+
+
+@pytest.fixture(scope="session")
+async def saved(rig: Rig) -> Snapshot:
+    """A machine that was booted and saved, from which tests start theirs."""
+    async with rig.open() as qemu, removed_in_the_end(qemu):
+        machine = await qemu.start(rig.spec())
+        return await machine.save("template")
+
+
+@pytest.fixture
+def told() -> list[Change]:
+    return []
+
+
+@pytest.fixture
+async def qemu(rig: Rig, told: list[Change]) -> AsyncGenerator[Qemu]:
+    async def on_change(change: Change) -> None:
+        told.append(change)
+
+    with anyio.fail_after(LONG_S):
+        async with rig.open(on_change) as qemu, removed_in_the_end(qemu):
+            yield qemu
+
+
+@pytest.fixture
+async def machine(rig: Rig, qemu: Qemu, saved: Snapshot, told: list[Change]) -> QemuMachine:
+    machine = await qemu.clone(saved, like(saved, rig))
+    told.clear()
+    return machine
+
+
+def like(saved: Snapshot, rig: Rig) -> MachineSpec:
+    """A machine of its own with the parts of a saved one."""
+    fresh = rig.spec()
+    return replace(saved.spec, machine_id=fresh.machine_id, hostname=fresh.hostname)
+
+
+async def sh(machine: QemuMachine, script: str) -> str:
+    ran = await machine.shell.exec(Command(["/bin/sh", "-c", script]))
+    assert ran.exit.code == 0, ran
+    return ran.stdout.decode()
+
+
+def runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def states(told: list[Change]) -> list[MachineState]:
+    return [change.state for change in told]
+
+
+async def test_a_machine_boots_and_runs_commands(rig: Rig, qemu: Qemu, told: list[Change]) -> None:
+    machine = await qemu.start(rig.spec())
+    assert await sh(machine, "echo it runs") == "it runs\n"
+    assert states(told) == [MachineState.BOOTING, RUNNING]
+    usage = await machine.usage()
+    assert usage.cpu_s > 0
+    assert usage.rss_mib > 1
+
+
+async def test_a_stopped_machine_has_powered_off_and_leaves_only_its_record(
+    machine: QemuMachine, told: list[Change]
+) -> None:
+    await machine.stop(LONG_S)
+    assert not runs(machine.pid)
+    assert states(told) == [STOPPED]
+    assert machine.reason == "it was stopped, as asked"
+    left = {path.name for path in machine.record.folder.iterdir() if path.is_file()}
+    assert left == {"machine.json", "console", "messages"}
+    with pytest.raises(errors.StateForbids, match="is stopped"):
+        machine.shell.guest  # noqa: B018 # asking is what is refused
+
+
+async def test_a_killed_machine_is_stopped_by_force(machine: QemuMachine) -> None:
+    await machine.kill()
+    assert not runs(machine.pid)
+    assert (machine.state, machine.reason) == (STOPPED, "it was ended by force, as asked")
+
+
+async def test_a_hypervisor_that_is_killed_is_a_crash_with_its_signal(
+    machine: QemuMachine, told: list[Change]
+) -> None:
+    kill_process(machine, signal.SIGKILL)
+    change = await machine.wait()
+    assert (change.state, states(told)) == (CRASHED, [CRASHED])
+    assert change.reason == "its hypervisor was ended by SIGKILL"
+
+
+async def test_a_panic_in_the_guest_is_a_crash_with_its_words(
+    rig: Rig, machine: QemuMachine
+) -> None:
+    await rig.panic(machine)
+    change = await machine.wait()
+    assert change.state is CRASHED
+    assert change.reason == "the guest's kernel panicked: sysrq triggered crash"
+
+
+async def test_a_guest_that_never_answers_is_ended_and_its_console_told(
+    rig: Rig, qemu: Qemu, told: list[Change]
+) -> None:
+    spec = rig.spec(words=rig.silent, boot_timeout_s=4.0)
+    with pytest.raises(errors.MachineBootFailed, match="within 4 s") as failed:
+        await qemu.start(spec)
+    assert failed.value.console
+    assert states(told) == [MachineState.BOOTING, CRASHED]
+    assert qemu.found() == [spec.machine_id]
+    with pytest.raises(errors.MachineLost):
+        await qemu.adopt(spec.machine_id)
+
+
+async def test_a_kernel_that_panics_in_the_boot_is_told_by_its_words(rig: Rig, qemu: Qemu) -> None:
+    with pytest.raises(errors.MachineBootFailed, match="the guest's kernel panicked") as failed:
+        await qemu.start(rig.spec(words=rig.panicking))
+    assert "Kernel panic" in failed.value.console
+
+
+async def test_a_paused_machine_stands_still_until_it_is_resumed(
+    machine: QemuMachine, told: list[Change]
+) -> None:
+    await machine.pause()
+    with anyio.move_on_after(STILL_S) as waited:
+        await machine.shell.ping()
+    assert waited.cancelled_caught
+    await machine.resume()
+    assert await sh(machine, "echo goes on") == "goes on\n"
+    assert states(told) == [PAUSED, RUNNING]
+
+
+async def test_a_paused_machine_can_be_stopped(machine: QemuMachine) -> None:
+    await machine.pause()
+    await machine.stop(LONG_S)
+    assert machine.reason == "it was stopped, as asked"
+
+
+async def test_a_clone_begins_where_the_saved_machine_stood_and_both_go_their_ways(
+    rig: Rig, qemu: Qemu, machine: QemuMachine, told: list[Change]
+) -> None:
+    await sh(machine, f"echo one >{rig.home(machine)}/notes")
+    snapshot = await machine.save(f"{machine.machine_id}-a")
+    assert states(told) == []
+    assert await sh(machine, f"echo two >>{rig.home(machine)}/notes; echo on") == "on\n"
+    clone = await qemu.clone(snapshot, like(snapshot, rig))
+    assert await sh(clone, f"cat {rig.home(clone)}/notes") == "one\n"
+    await sh(clone, f"echo three >>{rig.home(clone)}/notes")
+    assert await sh(machine, f"cat {rig.home(machine)}/notes") == "one\ntwo\n"
+    await qemu.forget(snapshot.snapshot_id)
+    assert await sh(clone, f"cat {rig.home(clone)}/notes") == "one\nthree\n"
+    assert await qemu.find_snapshot(snapshot.snapshot_id) is None
+
+
+async def test_a_clone_can_be_saved_and_cloned_again(
+    rig: Rig, qemu: Qemu, machine: QemuMachine
+) -> None:
+    for generation in range(3):
+        await sh(machine, f"echo {generation} >>{rig.home(machine)}/notes")
+        snapshot = await machine.save(f"{machine.machine_id}-{generation}")
+        await machine.kill()
+        machine = await qemu.clone(snapshot, like(snapshot, rig))
+        await qemu.forget(snapshot.snapshot_id)
+    assert await sh(machine, f"cat {rig.home(machine)}/notes") == "0\n1\n2\n"
+
+
+async def test_a_paused_machine_is_saved_and_stays_paused(
+    rig: Rig, qemu: Qemu, machine: QemuMachine
+) -> None:
+    await machine.pause()
+    snapshot = await machine.save(f"{machine.machine_id}-p")
+    assert (machine.state, snapshot.pause_s) == (PAUSED, 0)
+    clone = await qemu.clone(snapshot, like(snapshot, rig))
+    assert await sh(clone, "echo runs") == "runs\n"
+    await machine.resume()
+    assert await sh(machine, "echo runs too") == "runs too\n"
+    await qemu.forget(snapshot.snapshot_id)
+
+
+async def test_clones_of_one_snapshot_are_random_each_in_its_own_way(
+    rig: Rig, qemu: Qemu, saved: Snapshot
+) -> None:
+    seen: list[str] = []
+
+    async def one() -> None:
+        clone = await qemu.clone(saved, like(saved, rig))
+        seen.append(await sh(clone, "cat /proc/sys/kernel/random/uuid"))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(one)
+    assert len(set(seen)) == 4
+
+
+async def test_a_snapshot_that_was_changed_is_refused(
+    rig: Rig, qemu: Qemu, machine: QemuMachine
+) -> None:
+    snapshot = await machine.save(f"{machine.machine_id}-d")
+    times = (snapshot.path / "ram").stat()
+    with (snapshot.path / "ram").open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"poison")
+    # As somebody would who wants it to go unseen.
+    os.utime(snapshot.path / "ram", ns=(times.st_atime_ns, times.st_mtime_ns))
+    spec = like(snapshot, rig)
+    with pytest.raises(errors.SnapshotDamaged, match="the file ram"):
+        await qemu.clone(snapshot, spec)
+    with pytest.raises(errors.SnapshotDamaged):
+        await qemu.verify(snapshot.snapshot_id)
+    assert spec.machine_id not in qemu.found()
+    await qemu.forget(snapshot.snapshot_id)
+
+
+async def test_a_snapshot_that_was_only_touched_is_read_and_taken(
+    rig: Rig, qemu: Qemu, machine: QemuMachine
+) -> None:
+    snapshot = await machine.save(f"{machine.machine_id}-t")
+    os.utime(snapshot.path / "state")
+    clone = await qemu.clone(snapshot, like(snapshot, rig))
+    assert await sh(clone, "echo fine") == "fine\n"
+    await qemu.forget(snapshot.snapshot_id)
+
+
+async def test_a_clone_cannot_have_other_parts_than_what_was_saved(
+    rig: Rig, qemu: Qemu, saved: Snapshot
+) -> None:
+    with pytest.raises(errors.InvalidInput, match="other parts"):
+        await qemu.clone(saved, replace(like(saved, rig), memory_mib=512))
+
+
+async def test_a_name_of_a_snapshot_is_used_once(machine: QemuMachine, saved: Snapshot) -> None:
+    with pytest.raises(errors.AlreadyExists):
+        await machine.save(saved.snapshot_id)
+
+
+async def test_a_machine_that_has_ended_cannot_be_saved(machine: QemuMachine) -> None:
+    await machine.kill()
+    with pytest.raises(errors.StateForbids):
+        await machine.save("never")
+
+
+async def test_machines_go_on_without_a_daemon_and_are_adopted_by_the_next(
+    rig: Rig, saved: Snapshot
+) -> None:
+    async with rig.open() as first:
+        machine = await first.clone(saved, like(saved, rig))
+        script = f"echo before >{rig.home(machine)}/notes; exec sleep 60"
+        command = Command(["/bin/sh", "-c", script])
+        async with machine.shell.stream(command, exec_id="long", keep=True):
+            pass
+    assert runs(machine.pid)
+    async with rig.open() as second, removed_in_the_end(second):
+        adopted = await second.adopt(machine.machine_id)
+        assert (adopted.pid, adopted.state) == (machine.pid, RUNNING)
+        shell = await adopted.reached()
+        assert await sh(adopted, f"cat {rig.home(adopted)}/notes") == "before\n"
+        assert [job.exec_id for job in await shell.jobs() if job.running] == ["long"]
+        await adopted.stop(LONG_S)
+        assert adopted.reason == "it was stopped, as asked"
+
+
+async def test_a_paused_machine_is_adopted_paused(rig: Rig, saved: Snapshot) -> None:
+    async with rig.open() as first:
+        machine = await first.clone(saved, like(saved, rig))
+        await machine.pause()
+    async with rig.open() as second, removed_in_the_end(second):
+        adopted = await second.adopt(machine.machine_id)
+        assert adopted.state is PAUSED
+        await adopted.resume()
+        await adopted.reached()
+        assert await sh(adopted, "echo on") == "on\n"
+
+
+async def test_an_adopted_machine_that_is_killed_is_a_crash(rig: Rig, saved: Snapshot) -> None:
+    async with rig.open() as first:
+        machine = await first.clone(saved, like(saved, rig))
+    async with rig.open() as second, removed_in_the_end(second):
+        adopted = await second.adopt(machine.machine_id)
+        kill_process(adopted)
+        assert (await adopted.wait()).state is CRASHED
+
+
+async def test_a_machine_is_found_by_its_name_when_its_process_was_not_written_down(
+    rig: Rig, saved: Snapshot
+) -> None:
+    async with rig.open() as first:
+        machine = await first.clone(saved, like(saved, rig))
+    (machine.record.folder / "process.json").unlink()
+    async with rig.open() as second, removed_in_the_end(second):
+        assert (await second.adopt(machine.machine_id)).pid == machine.pid
+
+
+async def test_a_machine_that_ended_without_a_daemon_is_lost(rig: Rig, saved: Snapshot) -> None:
+    async with rig.open() as first:
+        machine = await first.clone(saved, like(saved, rig))
+    kill_process(machine)
+    handle = os.pidfd_open(machine.pid)
+    await anyio.wait_readable(handle)
+    os.close(handle)
+    async with rig.open() as second, removed_in_the_end(second):
+        with pytest.raises(errors.MachineLost, match="its process is gone"):
+            await second.adopt(machine.machine_id)
+
+
+async def test_a_machine_that_was_still_booting_is_ended_by_the_next_daemon(
+    rig: Rig, saved: Snapshot
+) -> None:
+    async with rig.open() as first:
+        machine = await first.clone(saved, like(saved, rig))
+    made = machine.record.read()
+    assert made
+    machine.record.write(replace(made, ready=False))
+    async with rig.open() as second, removed_in_the_end(second):
+        with pytest.raises(errors.MachineLost, match="had not finished booting"):
+            await second.adopt(machine.machine_id)
+        assert not runs(machine.pid)
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process(rig: Rig, qemu: Qemu) -> None:
+    spec = rig.spec(words=rig.silent)
+    record = rig.state_dir / "machines" / spec.machine_id / "process.json"
+    async with anyio.create_task_group() as group:
+        group.start_soon(qemu.start, spec)
+        with anyio.fail_after(LONG_S):
+            while not record.exists():
+                await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    assert not record.exists()
+
+
+async def test_a_machine_that_runs_is_not_started_again(qemu: Qemu, machine: QemuMachine) -> None:
+    with pytest.raises(errors.AlreadyExists):
+        await qemu.start(machine.spec)
+
+
+async def test_a_machine_that_has_ended_starts_anew_with_its_old_console(
+    rig: Rig, qemu: Qemu, saved: Snapshot
+) -> None:
+    machine = await qemu.clone(saved, like(saved, rig))
+    await sh(machine, f"echo old >{rig.home(machine)}/notes")
+    await rig.panic(machine)
+    await machine.wait()
+    again = await qemu.clone(saved, machine.spec)
+    assert await sh(again, f"ls {rig.home(again)}") == ""
+    await again.stop(LONG_S)
+    # The panic stands in the console still, and is not taken for one of this time.
+    assert (again.state, again.reason) == (STOPPED, "it was stopped, as asked")
+    assert b"Kernel panic" in again.console.read_bytes()
+
+
+async def test_what_a_dead_daemon_did_not_finish_saving_is_taken_away(rig: Rig) -> None:
+    left = rig.state_dir / "snapshots" / "half"
+    (left / "scribe").mkdir(parents=True)
+    (left / "ram").touch()
+    async with rig.open():
+        assert not left.exists()
+
+
+async def test_nothing_is_left_of_a_machine_that_was_removed(
+    qemu: Qemu, machine: QemuMachine
+) -> None:
+    await qemu.remove(machine.machine_id)
+    assert not runs(machine.pid)
+    assert machine.machine_id not in qemu.found()
+    assert not machine.record.folder.exists()

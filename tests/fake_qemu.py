@@ -1,0 +1,251 @@
+"""A QEMU that is none: it takes the same command line and speaks the same protocols, in no time.
+
+    fake_qemu.py -name guest=NAME ... (as machine/qemu/argv.py writes it)
+
+Its guest is the real agent as a process of this host, so commands run here, and who they run on is
+never changed. What the guest keeps is a folder, which is what is saved and loaded. The contract
+suite of machines runs on this and on the real one; what passes there may be tested on this alone.
+Words on the guest's kernel command line make its boot go wrong: `fake.silent`, `fake.panic`.
+"""
+
+# pyright: basic
+# The agent's modules are imported by their place in the guest, where no checker looks.
+
+from __future__ import annotations
+
+import array
+import ctypes
+import importlib
+import io
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import sys
+import tarfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+AGENT = Path(__file__).resolve().parents[1] / "guest" / "agent"
+VERSION = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}
+PANIC = b"\r\n[    1.0] Kernel panic - not syncing: sysrq triggered crash\r\n"
+PDEATHSIG = 1
+
+
+class Words:
+    """The command line, by option."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+
+    def find(self, option: str, having: str = "") -> str:
+        pairs = zip(self._words, self._words[1:], strict=False)
+        return next((value for name, value in pairs if name == option and having in value), "")
+
+    def descriptor(self, chardev: str) -> int:
+        found = re.search(r"\bfd=(\d+)", self.find("-chardev", f"id={chardev},"))
+        assert found
+        return int(found[1])
+
+    def in_set(self, name: str) -> int:
+        """The descriptor behind /dev/fdset/N."""
+        found = re.search(r"fd=(\d+)", self.find("-add-fd", f",set={name.rpartition('/')[2]}"))
+        assert found
+        return int(found[1])
+
+
+class Guest:
+    """The agent, in a process that ends with us."""
+
+    def __init__(self, words: Words, console: int) -> None:
+        self.console = console
+        self.kernel = words.find("-append")
+        self.ctl = words.descriptor("agent")
+        # Whoever started us has opened the console in the machine's folder.
+        self.folder = Path(f"/proc/self/fd/{console}").resolve().parent / "guest"
+        self.pid = 0
+        self.handle = -1
+
+    def boot(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        self.run()
+
+    def run(self) -> None:
+        us = os.getpid()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
+                if os.getppid() == us:
+                    os._exit(self.serve())
+            finally:
+                os._exit(1)
+        self.handle = os.pidfd_open(self.pid)
+
+    def serve(self) -> int:
+        os.setsid()
+        os.dup2(self.console, 2)
+        if "fake.panic" in self.kernel:
+            os.write(self.console, PANIC)
+            return 3
+        if "fake.silent" in self.kernel:
+            os.write(self.console, b"the guest has nothing to say\r\n")
+            signal.pause()
+        sys.path.insert(0, str(AGENT))
+        main, ports, stream = map(importlib.import_module, ("main", "ports", "stream"))
+        agent = main.Agent("fd:0", {})
+
+        def fresh(link: Any, number: int, fields: dict[str, Any]) -> None:
+            done = [name.encode() for name in fields if name != "verb"]
+            stream.Stream(link, number).result({"done": done})
+
+        agent.openers["fresh"] = fresh
+        agent.port = ports.Listener(agent.engine, agent.link, socket.socket(fileno=self.ctl))
+        return agent.run()
+
+    def signal(self, number: int) -> None:
+        if self.pid:
+            os.kill(self.pid, number)
+
+    def pack(self) -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as tar:
+            if self.folder.exists():
+                tar.add(self.folder, arcname=".")
+        return len(out.getvalue()).to_bytes(8, "big") + out.getvalue()
+
+    def unpack(self, state: bytes) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with tarfile.open(fileobj=io.BytesIO(state)) as tar:
+            tar.extractall(self.folder, filter="data")
+
+
+class Qemu:
+    """The monitor, and what it commands."""
+
+    def __init__(self, words: Words) -> None:
+        log = re.search(r"logfile=([^,]+)", words.find("-chardev", "id=console,"))
+        assert log
+        self.name = words.find("-name").partition("=")[2]
+        self.guest = Guest(words, words.in_set(log[1]))
+        self.listener = socket.socket(fileno=words.descriptor("monitor"))
+        self.waits = words.find("-incoming") == "defer"
+        self.monitor: socket.socket | None = None
+        self.files: dict[str, int] = {}
+        self.handed: list[int] = []
+        self.runs = False
+        # What comes in: its length, then a tar of the guest's folder.
+        self.source = -1
+        self.state = b""
+        self.buffer = b""
+
+    def run(self) -> int:
+        if not self.waits:
+            self.guest.boot()
+            self.runs = True
+        while True:
+            watched: list[int | socket.socket] = [self.monitor or self.listener]
+            watched += [fd for fd in (self.guest.handle, self.source) if fd >= 0]
+            for ready in select.select(watched, [], [])[0]:
+                if ready is self.listener:
+                    self.monitor, _ = self.listener.accept()
+                    self.say(VERSION)
+                elif ready is self.monitor:
+                    self.hear()
+                elif ready == self.source:
+                    self.load()
+                else:
+                    return self.over()
+
+    def hear(self) -> None:
+        assert self.monitor
+        size = socket.CMSG_SPACE(array.array("i").itemsize)
+        data, controls, _, _ = self.monitor.recvmsg(65536, size)
+        for _, _, handed in controls:
+            self.handed += array.array("i", handed[:4])
+        if not data:
+            self.monitor.close()
+            self.monitor, self.buffer = None, b""
+            return
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        for line in lines:
+            asked = json.loads(line)
+            command = asked["execute"].replace("-", "_")
+            answer = getattr(self, "do_" + command)(**asked.get("arguments", {}))
+            self.say({"return": answer if answer is not None else {}, "id": asked.get("id")})
+
+    def say(self, message: Mapping[str, object]) -> None:
+        if self.monitor:
+            self.monitor.sendall(json.dumps(message).encode() + b"\r\n")
+
+    def tell(self, event: str, **data: object) -> None:
+        now = time.time_ns() // 1000
+        at = {"seconds": now // 1_000_000, "microseconds": now % 1_000_000}
+        self.say({"event": event, "data": data, "timestamp": at})
+
+    def over(self) -> int:
+        """The guest has ended: by itself, or it was killed."""
+        _, status = os.waitpid(self.guest.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self.tell("SHUTDOWN", guest=True, reason="guest-reset" if code else "guest-shutdown")
+        return 0
+
+    def do_qmp_capabilities(self) -> None:
+        pass
+
+    def do_query_name(self) -> dict[str, str]:
+        return {"name": self.name}
+
+    def do_stop(self) -> None:
+        if self.runs:
+            self.runs = False
+            self.guest.signal(signal.SIGSTOP)
+            self.tell("STOP")
+
+    def do_cont(self) -> None:
+        if not self.runs:
+            self.runs = True
+            if self.guest.pid:
+                self.guest.signal(signal.SIGCONT)
+            else:
+                self.guest.run()
+            self.tell("RESUME")
+
+    def do_system_powerdown(self) -> None:
+        self.tell("POWERDOWN")
+
+    def do_getfd(self, fdname: str) -> None:
+        self.files[fdname] = self.handed.pop(0)
+
+    def do_migrate_set_capabilities(self, **_: object) -> None:
+        pass
+
+    def do_migrate_set_parameters(self, **_: object) -> None:
+        pass
+
+    def do_migrate(self, uri: str) -> None:
+        self.do_stop()
+        state = self.state if self.waits and not self.guest.pid else self.guest.pack()
+        with os.fdopen(self.files.pop(uri.partition(":")[2]), "wb") as out:
+            out.write(state)
+        self.tell("MIGRATION", status="completed")
+
+    def do_migrate_incoming(self, uri: str) -> None:
+        self.source = int(uri.partition(":")[2])
+
+    def load(self) -> None:
+        self.state += os.read(self.source, 1 << 20)
+        if len(self.state) >= 8 + int.from_bytes(self.state[:8], "big"):
+            self.source = -1
+            self.guest.unpack(self.state[8:])
+            self.tell("MIGRATION", status="completed")
+
+
+if __name__ == "__main__":
+    sys.exit(Qemu(Words(sys.argv)).run())

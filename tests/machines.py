@@ -1,0 +1,146 @@
+"""Machines for tests: the image they boot, and what runs them: a QEMU, or one that only looks so.
+
+The image is built once and kept in `.cache` of the repository; later runs only look whether it is
+still what would be built. A rig knows how to make go wrong what goes wrong differently on each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.images.build import ImageSpec, build
+from microvm_orchestrator.images.store import ImageStore
+from microvm_orchestrator.machine.base import Accel, Boot, Disk, MachineSpec, OnChange, untold
+from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
+from microvm_orchestrator.machine.qemu.machine import QemuMachine
+from microvm_orchestrator.machine.shell import Command
+
+ROOT = Path(__file__).parents[1]
+CACHE = ROOT / ".cache"
+FAKE = Path(__file__).with_name("fake_qemu.py")
+# Longer than anything takes on a busy machine without KVM.
+LONG_S = 120.0
+
+_numbers = itertools.count(1)
+
+
+def new_machine_id() -> str:
+    """A name no other test of this machine uses."""
+    return f"m-{os.getpid()}-{next(_numbers)}"
+
+
+async def built_image() -> Boot:
+    """The embedded guest."""
+    CACHE.mkdir(exist_ok=True)
+    image = await build(ImageSpec(), ImageStore(CACHE / "images"), CACHE / "build")
+    manifest = image.manifest
+    return Boot(
+        digest=image.digest,
+        kernel=image.path(manifest.kernel),
+        initrd=image.path(manifest.initrd),
+        cmdline=manifest.cmdline,
+        disks=tuple(Disk(disk.serial, image.path(disk)) for disk in manifest.disks),
+    )
+
+
+def no_image(folder: Path) -> Boot:
+    """Something to boot for a QEMU that does not look at it."""
+    folder.mkdir(exist_ok=True)
+    for name in ("kernel", "initrd", "root"):
+        (folder / name).touch()
+    root = Disk("root", folder / "root")
+    return Boot("none", folder / "kernel", folder / "initrd", "console=ttyS0", (root,))
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """One way to run machines, below one folder."""
+
+    state_dir: Path
+    boot: Boot
+    binary: str
+    # The folder in a guest that belongs to that machine alone.
+    home: Callable[[QemuMachine], str]
+    # Kernel words that let a boot hang, and end in a panic.
+    silent: str
+    panicking: str
+    # Lets the kernel of a guest that runs panic.
+    panic: Callable[[QemuMachine], Awaitable[None]]
+
+    def open(self, on_change: OnChange = untold) -> AbstractAsyncContextManager[Qemu]:
+        """As a daemon does when it starts."""
+        return open_qemu(self.state_dir, on_change=on_change, binary=self.binary)
+
+    def spec(self, *, words: str = "", **more: object) -> MachineSpec:
+        machine_id = new_machine_id()
+        boot = replace(self.boot, cmdline=f"{self.boot.cmdline} {words}".strip())
+        spec = MachineSpec(
+            machine_id, boot, hostname=machine_id, accel=Accel.TCG, boot_timeout_s=LONG_S
+        )
+        return replace(spec, **more)  # type: ignore[arg-type]
+
+
+def fake_rig(state_dir: Path) -> Rig:
+    program = state_dir / "fake-qemu"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {FAKE} "$@"\n')
+    program.chmod(0o755)
+
+    async def panic(machine: QemuMachine) -> None:
+        with machine.console.open("ab") as console:
+            console.write(b"[    1.0] Kernel panic - not syncing: sysrq triggered crash\n")
+        await _last_words(machine, 'kill -KILL "$PPID"')
+
+    return Rig(
+        state_dir,
+        no_image(state_dir / "image"),
+        str(program),
+        home=lambda machine: str(machine.record.folder / "guest"),
+        silent="fake.silent",
+        panicking="fake.panic",
+        panic=panic,
+    )
+
+
+def qemu_rig(state_dir: Path, boot: Boot) -> Rig:
+    async def panic(machine: QemuMachine) -> None:
+        await _last_words(machine, "echo c >/proc/sysrq-trigger")
+
+    return Rig(
+        state_dir,
+        boot,
+        "qemu-system-x86_64",
+        home=lambda _: "/root",
+        silent="loglevel=7 rdinit=/bin/busybox -- sleep 1000",
+        panicking="rdinit=/nothing",
+        panic=panic,
+    )
+
+
+async def _last_words(machine: QemuMachine, script: str) -> None:
+    """Run what ends the guest, and so never answers."""
+    with contextlib.suppress(errors.OrchestratorError):
+        await machine.shell.exec(Command(["/bin/sh", "-c", script]))
+
+
+def kill_process(machine: QemuMachine, number: signal.Signals = signal.SIGKILL) -> None:
+    """End what runs a machine, from outside."""
+    os.kill(machine.pid, number)
+
+
+@asynccontextmanager
+async def removed_in_the_end(qemu: Qemu) -> AsyncGenerator[None]:
+    """Remove every machine there is when the block is left."""
+    try:
+        yield
+    finally:
+        for machine_id in qemu.found():
+            await qemu.remove(machine_id)
