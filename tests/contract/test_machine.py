@@ -17,11 +17,13 @@ from machines import (
     built_image,
     fake_rig,
     kill_process,
+    new_machine_id,
     qemu_rig,
     removed_in_the_end,
 )
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine.base import Boot, Change, MachineSpec, Snapshot
+from microvm_orchestrator.machine.base import Boot, Change, Machine, MachineSpec, Snapshot
+from microvm_orchestrator.machine.pool import find_or_make_template, open_pool
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.shell import Command
@@ -82,7 +84,7 @@ def like(saved: Snapshot, rig: Rig) -> MachineSpec:
     return replace(saved.spec, machine_id=fresh.machine_id, hostname=fresh.hostname)
 
 
-async def sh(machine: QemuMachine, script: str) -> str:
+async def sh(machine: Machine, script: str) -> str:
     ran = await machine.shell.exec(Command(["/bin/sh", "-c", script]))
     assert ran.exit.code == 0, ran
     return ran.stdout.decode()
@@ -401,6 +403,66 @@ async def test_what_a_dead_daemon_did_not_finish_saving_is_taken_away(rig: Rig) 
     (left / "ram").touch()
     async with rig.open():
         assert not left.exists()
+
+
+async def test_a_machine_that_stood_by_is_claimed_as_somebody_and_outlives_the_daemon(
+    rig: Rig, saved: Snapshot
+) -> None:
+    async with rig.open() as first:
+        machine = await first.stand_by(saved, like(saved, rig))
+        assert machine.state is PAUSED
+        await machine.claim("somebody")
+        assert await sh(machine, "echo here") == "here\n"
+    async with rig.open() as second, removed_in_the_end(second):
+        assert (await second.adopt(machine.machine_id)).pid == machine.pid
+
+
+async def test_a_machine_that_nobody_has_claimed_is_gone_with_the_next_daemon(
+    rig: Rig, saved: Snapshot
+) -> None:
+    async with rig.open() as first:
+        machine = await first.stand_by(saved, like(saved, rig))
+    assert runs(machine.pid)
+    async with rig.open() as second:
+        assert not runs(machine.pid)
+        assert second.found() == []
+
+
+async def test_a_pool_is_filled_again_behind_who_claims(qemu: Qemu, saved: Snapshot) -> None:
+    async with open_pool(qemu, saved, new_machine_id, size=2) as pool:
+        await pool.filled()
+        standing = set(qemu.found())
+        first, second = await pool.claim("first"), await pool.claim("second")
+        assert {first.spec.machine_id, second.spec.machine_id} == standing
+        await pool.filled()
+        assert pool.ready == 2
+        assert await sh(first, "echo one") == "one\n"
+    assert set(qemu.found()) == standing
+
+
+async def test_a_pool_passes_over_a_machine_that_has_died_in_it(
+    qemu: Qemu, saved: Snapshot
+) -> None:
+    async with open_pool(qemu, saved, new_machine_id, size=1) as pool:
+        await pool.filled()
+        (standing,) = qemu.found()
+        died = qemu.live(standing)
+        kill_process(died)
+        await died.wait()
+        claimed = await pool.claim("somebody")
+        assert claimed.spec.machine_id != standing
+        assert await sh(claimed, "echo alive") == "alive\n"
+
+
+async def test_a_template_is_made_once_and_anew_when_it_is_damaged(rig: Rig, qemu: Qemu) -> None:
+    spec = rig.spec(memory_mib=288)
+    template = await find_or_make_template(qemu, spec, Command(["true"]))
+    assert qemu.found() == []
+    assert await find_or_make_template(qemu, rig.spec(memory_mib=288)) == template
+    (template.path / "state").write_bytes(b"")
+    again = await find_or_make_template(qemu, rig.spec(memory_mib=288))
+    assert again.sha256 != template.sha256
+    await qemu.forget(again.snapshot_id)
 
 
 async def test_nothing_is_left_of_a_machine_that_was_removed(

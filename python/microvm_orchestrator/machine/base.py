@@ -189,6 +189,13 @@ class Machine(Protocol):
 
     async def resume(self) -> None: ...
 
+    async def claim(self, hostname: str) -> None:
+        """Let a machine that stood by go on, as somebody: from now on it is like any other.
+
+        Raises: StateForbids, GuestRefused, MachineFailed; it is of no use then.
+        """
+        ...
+
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Let the guest power off; end the machine by force when it has not within `grace_s`."""
         ...
@@ -225,7 +232,18 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> Machine:
+        """Clone a machine that stands still until it is claimed. It does not outlive the daemon.
+
+        Raises: as `clone`.
+        """
+        ...
+
     async def find_snapshot(self, snapshot_id: str) -> Snapshot | None: ...
+
+    async def check(self, snapshot_id: str) -> None:
+        """Look whether a snapshot can be used. Raises: NotFound, SnapshotDamaged."""
+        ...
 
     async def verify(self, snapshot_id: str) -> None:
         """Read all of a snapshot, and compare. Raises: NotFound, SnapshotDamaged."""

@@ -7,7 +7,6 @@ reconcile and the service.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -33,10 +32,9 @@ from microvm_orchestrator.machine.qemu.host import (
     launch,
     leave_group,
 )
-from microvm_orchestrator.machine.qemu.machine import Prepare, QemuMachine
+from microvm_orchestrator.machine.qemu.machine import Prepare, QemuMachine, identity
 from microvm_orchestrator.machine.qemu.record import Made, Record
 from microvm_orchestrator.machine.qemu.snapshots import Manifest, SavedMachine
-from microvm_orchestrator.machine.shell import Identity, Interface
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
@@ -71,6 +69,21 @@ class Qemu:
 
     async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> QemuMachine:
         """Start where a saved machine stood. Raises: as `start`, NotFound, SnapshotDamaged."""
+        return await self._clone(snapshot, spec, unclaimed=False)
+
+    async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> QemuMachine:
+        """Clone a machine that stands still until it is claimed. Raises: as `clone`."""
+        machine = await self._clone(snapshot, spec, unclaimed=True)
+        try:
+            await machine.pause()
+        except BaseException:
+            await self.remove(spec.machine_id)
+            raise
+        return machine
+
+    async def _clone(
+        self, snapshot: Snapshot, spec: MachineSpec, *, unclaimed: bool
+    ) -> QemuMachine:
         saved = SavedMachine(self._host.snapshots / snapshot.snapshot_id)
         manifest = await anyio.to_thread.run_sync(saved.check, self._host.engine)
         _check_fits(manifest, spec)
@@ -89,7 +102,7 @@ class Qemu:
             shell = await machine.reach(GREETING_S)
             await shell.fresh(identity(spec))
 
-        return await self._make(spec, manifest.origin.accel, begin, prepare)
+        return await self._make(spec, manifest.origin.accel, begin, prepare, unclaimed=unclaimed)
 
     async def adopt(self, machine_id: str) -> QemuMachine:
         """Take over a machine that an earlier daemon started. Raises: MachineLost."""
@@ -111,6 +124,11 @@ class Qemu:
     async def find_snapshot(self, snapshot_id: str) -> Snapshot | None:
         return SavedMachine(self._host.snapshots / snapshot_id).find()
 
+    async def check(self, snapshot_id: str) -> None:
+        """Look whether nobody has touched it. Raises: NotFound, SnapshotDamaged."""
+        saved = SavedMachine(self._host.snapshots / snapshot_id)
+        await anyio.to_thread.run_sync(saved.check, self._host.engine)
+
     async def verify(self, snapshot_id: str) -> None:
         """Read all of a snapshot. Raises: NotFound, SnapshotDamaged."""
         saved = SavedMachine(self._host.snapshots / snapshot_id)
@@ -131,6 +149,13 @@ class Qemu:
             await self._end(self._find(record), record)
         await anyio.to_thread.run_sync(record.remove)
 
+    def live(self, machine_id: str) -> QemuMachine:
+        """Return a machine that is looked after. Raises: NotFound."""
+        machine = self._live.get(machine_id)
+        if machine is None:
+            raise errors.NotFound(f"machine {machine_id} does not run here")
+        return machine
+
     def found(self) -> list[str]:
         folder = self._host.state_dir / "machines"
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -148,7 +173,13 @@ class Qemu:
             await anyio.sleep(_TEND_S)
 
     async def sweep(self) -> None:
-        """Take away snapshots that an earlier daemon did not complete, and who was writing them."""
+        """Take away what an earlier daemon left that is nobody's.
+
+        Snapshots it did not complete, who was writing them, and machines that nobody has claimed.
+        """
+        for machine_id in self.found():
+            if self._host.record(machine_id).unclaimed:
+                await self.remove(machine_id)
         folder = self._host.snapshots
         for path in folder.iterdir() if folder.is_dir() else ():
             saved = SavedMachine(path)
@@ -166,12 +197,15 @@ class Qemu:
         accel: Accel,
         begin: Callable[[Handover, Record], Resident],
         prepare: Prepare,
+        *,
+        unclaimed: bool = False,
     ) -> QemuMachine:
         """Start a process and see it through until its guest is ready."""
         record = self._host.record(spec.machine_id)
         self._check_free(record)
         record.create()
         try:
+            record.unclaimed = unclaimed
             made = Made(spec, accel, console_from=console.size(record.console))
             record.write(made)
             with Handover() as given:
@@ -233,18 +267,6 @@ async def _take_over(machine: QemuMachine) -> None:
         await machine.qmp.execute("cont")
         await machine.enter(MachineState.RUNNING)
     machine.reach_later()
-
-
-def identity(spec: MachineSpec) -> Identity:
-    """Return who the guest of a machine is."""
-    return Identity(
-        hostname=spec.hostname,
-        machine_id=hashlib.sha256(spec.machine_id.encode()).hexdigest()[:32],
-        interfaces=[
-            Interface(f"eth{number}", link.mac, link.address, link.gateway)
-            for number, link in enumerate(spec.links)
-        ],
-    )
 
 
 def _check_fits(manifest: Manifest, spec: MachineSpec) -> None:

@@ -7,10 +7,12 @@ else; each change is told before the next one happens. Above stands the hypervis
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from microvm_orchestrator.machine import console, ending, sockets
 from microvm_orchestrator.machine.base import (
     STOP_GRACE_S,
     Change,
+    MachineSpec,
     Snapshot,
     Usage,
 )
@@ -30,6 +33,7 @@ from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.qemu import migration, saving
 from microvm_orchestrator.machine.qemu.host import leave_group
 from microvm_orchestrator.machine.qemu.qmp import Event, Qmp, open_qmp
+from microvm_orchestrator.machine.shell import Identity, Interface
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
@@ -50,6 +54,19 @@ _AGAIN_S = 1.0
 _PANIC_BYTES = 32 << 10
 # How long a monitor's event may come after the answer to what caused it.
 _EVENT_S = 5.0
+
+
+def identity(spec: MachineSpec) -> Identity:
+    """Return who the guest of a machine is."""
+    return Identity(
+        hostname=spec.hostname,
+        machine_id=hashlib.sha256(spec.machine_id.encode()).hexdigest()[:32],
+        interfaces=[
+            Interface(f"eth{number}", link.mac, link.address, link.gateway)
+            for number, link in enumerate(spec.links)
+        ],
+    )
+
 
 # What is done between the start of a process and its guest being ready.
 Prepare = Callable[["QemuMachine"], Awaitable[None]]
@@ -132,6 +149,11 @@ class QemuMachine:
     async def resume(self) -> None:
         self.record.paused = False
         await self._command("cont", MachineState.RUNNING)
+
+    async def claim(self, hostname: str) -> None:
+        await self.resume()
+        await self.shell.fresh(identity(replace(self.spec, hostname=hostname)))
+        self.record.unclaimed = False
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         if self.state.ended:

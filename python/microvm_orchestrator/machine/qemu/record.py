@@ -45,6 +45,7 @@ class Record:
         self._made = folder / "machine.json"
         self._process = folder / "process.json"
         self._paused = folder / "paused"
+        self._unclaimed = folder / "unclaimed"
 
     @property
     def machine_id(self) -> str:
@@ -80,10 +81,16 @@ class Record:
 
     @paused.setter
     def paused(self, paused: bool) -> None:
-        if paused:
-            self._paused.touch()
-        else:
-            self._paused.unlink(missing_ok=True)
+        _mark(self._paused, here=paused)
+
+    @property
+    def unclaimed(self) -> bool:
+        """Whether it belongs to nobody yet, and so is not worth keeping."""
+        return self._unclaimed.exists()
+
+    @unclaimed.setter
+    def unclaimed(self, unclaimed: bool) -> None:
+        _mark(self._unclaimed, here=unclaimed)
 
     def disk(self, number: int) -> Path:
         """Name the file for what a machine writes to one of its disks."""
@@ -102,6 +109,13 @@ class Record:
     @property
     def disk_mib(self) -> float:
         return sum(path.stat().st_blocks * 512 for path in self.folder.iterdir()) / (1 << 20)
+
+
+def _mark(path: Path, *, here: bool) -> None:
+    if here:
+        path.touch()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _replace(path: Path, content: bytes) -> None:
