@@ -44,7 +44,7 @@ bench: setup ## the whole benchmarks, one line per figure
 	@$(PY) -m pytest tests/bench -s --whole
 
 chaos: setup ## the whole fault campaigns, one line per figure
-	@$(PY) -m pytest tests/chaos -s --whole
+	@$(PY) -m pytest tests/chaos tests/unit/store/test_graph_properties.py -s --whole
 
 lock: ## resolve the newest allowed versions into the lock files
 	@.ci/lock
