@@ -25,14 +25,14 @@ class Stopwatch:
     timed: Timed
 
     def __enter__(self) -> Self:
-        self._wall, self._cpu = time.perf_counter(), _cpu()
+        self._wall, self._cpu = time.perf_counter(), own_cpu_s()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.timed = Timed(time.perf_counter() - self._wall, _cpu() - self._cpu)
+        self.timed = Timed(time.perf_counter() - self._wall, own_cpu_s() - self._cpu)
 
 
-def _cpu() -> float:
+def own_cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

@@ -22,6 +22,8 @@ from microvm_orchestrator.machine.shell import Command
 
 # After a machine could not be made ready: what is wrong with the host will not mend faster.
 _AGAIN_S = 5.0
+# Whoever has just claimed a machine has the host's processors first.
+_AFTER_CLAIM_S = 0.5
 _log = log.get(__name__)
 
 
@@ -87,7 +89,6 @@ class Pool:
         """
         while self._ready:
             machine = self._ready.popleft()
-            self._wanted.set()
             try:
                 await machine.claim(hostname)
                 return machine
@@ -98,6 +99,8 @@ class Pool:
                 with anyio.CancelScope(shield=True):
                     await self._hypervisor.remove(machine.spec.machine_id)
                 raise
+            finally:
+                self._wanted.set()
         return await self._hypervisor.clone(self._template, self._spec(hostname))
 
     async def filled(self) -> None:
@@ -116,9 +119,9 @@ class Pool:
                     _log.warning("pool_not_filled", why=error.message)
                     await anyio.sleep(_AGAIN_S)
             self._filled.set()
-            self._filled = anyio.Event()
-            self._wanted = anyio.Event()
+            self._filled, self._wanted = anyio.Event(), anyio.Event()
             await self._wanted.wait()
+            await anyio.sleep(_AFTER_CLAIM_S)
 
     async def end(self) -> None:
         """Take away what nobody has claimed."""
