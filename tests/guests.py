@@ -12,8 +12,8 @@ import socket
 import subprocess
 import sys
 import tty
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,21 +51,20 @@ class Guest:
 
 
 @asynccontextmanager
-async def behind_socket(folder: Path, *options: str) -> AsyncGenerator[Guest]:
-    """Run an agent that listens, as on vsock; each host is a connection of its own."""
+async def behind_socket(
+    folder: Path, *options: str, within: Sequence[str] = ()
+) -> AsyncGenerator[Guest]:
+    """Run an agent that listens, as on vsock; each host is a connection of its own.
+
+    `within` are words of a command that runs the agent somewhere else.
+    """
     path = folder / "agent.socket"
-    process = _start(f"unix:{path}", *options)
+    with listening(path) as fd:
+        process = _start(*within, *agent_words(f"listener:{fd}", *options), pass_fds=(fd,))
 
     @asynccontextmanager
     async def connect() -> AsyncGenerator[ByteStream]:
-        with anyio.fail_after(START_S):
-            while True:
-                try:
-                    stream = await anyio.connect_unix(path)
-                    break
-                except OSError:  # it has only just started
-                    await anyio.sleep(0.005)
-        async with stream:
+        async with await anyio.connect_unix(path) as stream:
             yield stream
 
     async with _ended(process):
@@ -80,7 +79,7 @@ async def behind_device(folder: Path, *options: str) -> AsyncGenerator[Guest]:
     """
     master, slave = os.openpty()
     tty.setraw(slave)
-    process = _start(f"port:{os.ttyname(slave)}", *options)
+    process = _start(*agent_words(f"port:{os.ttyname(slave)}", *options))
 
     @asynccontextmanager
     async def connect() -> AsyncGenerator[ByteStream]:
@@ -100,11 +99,13 @@ async def on_socketpair(*options: str) -> AsyncGenerator[tuple[Shell, subprocess
     """Run an agent that ends with its one connection, and talk to it."""
     ours, theirs = socket.socketpair()
     with theirs:
-        process = _start(f"fd:{theirs.fileno()}", *options, pass_fds=(theirs.fileno(),))
+        words = agent_words(f"fd:{theirs.fileno()}", *options)
+        process = _start(*words, pass_fds=(theirs.fileno(),))
     async with _ended(process):
         stream = await UNIXSocketStream.from_socket(ours)
         async with open_shell(stream, greeting_s=START_S) as shell:
             yield shell, process
+        process.wait(STOP_S)
 
 
 GUESTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Guest]]] = {
@@ -113,9 +114,22 @@ GUESTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Guest]]] = {
 }
 
 
+def agent_words(*words: str) -> list[str]:
+    return [sys.executable, "-I", "-S", str(AGENT), *words]
+
+
+@contextmanager
+def listening(path: Path) -> Generator[int]:
+    """Listen before the agent is there, so that nobody ever comes too early."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+        yield listener.fileno()
+
+
 def _start(*words: str, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", AGENT, *words],
+        words,
         stdin=subprocess.DEVNULL,
         pass_fds=pass_fds,
         start_new_session=True,
@@ -127,7 +141,7 @@ async def _ended(process: subprocess.Popen[bytes]) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        process.terminate()
+        process.kill()  # `unshare` takes no other signal while it has a child
         process.wait(STOP_S)
 
 

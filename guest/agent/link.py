@@ -50,7 +50,8 @@ class Link:
         self._find_opener = find_opener
         self._hello = hello
         self._fd = -1
-        self._synced = False
+        self._synced = False  # a host has begun this connection
+        self._unheard = False  # it has closed its end for what we write
         self._reader = wire.FrameReader()
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -91,8 +92,9 @@ class Link:
             except BlockingIOError:
                 self._blocked = True
                 self._watch()
-            except OSError:
-                self._gone()
+            except OSError:  # the host hears no more, but its last words may still be unread
+                self._drop_out()
+                self._unheard = True
             else:
                 self._written(written)
 
@@ -105,7 +107,7 @@ class Link:
             self._blocked = False
             self._watch()
         if events & READ:
-            self._receive()
+            self.receive()
         elif events & GONE:
             self._gone()
 
@@ -125,7 +127,8 @@ class Link:
 
     # What comes in.
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
+        """Take in what the transport has, as far as a burst goes."""
         buffer, before = self._reader.buffer, len(self._reader.buffer)
         ended = False
         while len(buffer) - before < _BURST_BYTES:
@@ -144,13 +147,22 @@ class Link:
             self._gone()
 
     def _read(self, before: int) -> None:
+        buffer = self._reader.buffer
         begin = max(0, before - len(wire.MARKER)) if self._synced else 0
-        at = self._reader.buffer.rfind(wire.MARKER, begin)
-        if at >= 0:
-            self._begin(at)
+        while (at := buffer.find(wire.MARKER, begin)) >= 0:
+            rest = buffer[at:]
+            del buffer[at:]
+            self._obey()  # the last words of the host before
+            buffer[:] = rest
+            if not self._begin():
+                return
+            begin = 0
+        self._obey()
+
+    def _obey(self) -> None:
+        """Act on the frames that are whole; without a host, keep what may begin a marker."""
         if not self._synced:
-            if at < 0:
-                del self._reader.buffer[: -len(wire.MARKER)]
+            del self._reader.buffer[: -len(wire.MARKER)]
             return
         try:
             for kind, number, channel, payload in self._reader.frames():
@@ -164,13 +176,12 @@ class Link:
         self._drop_streams()
         self._synced = False
 
-    def _begin(self, at: int) -> None:
-        """Start over with the host whose preamble lies there, if it has all arrived."""
+    def _begin(self) -> bool:
+        """Start over with the host whose preamble the buffer begins with, if it is all there."""
         buffer = self._reader.buffer
-        del buffer[:at]
         self._forget_all(but_buffer=True)
         if len(buffer) < wire.PREAMBLE_BYTES:
-            return
+            return False
         nonce, oldest, newest = wire.read_preamble(buffer)
         del buffer[: wire.PREAMBLE_BYTES]
         version = wire.VERSION if oldest <= wire.VERSION <= newest else 0
@@ -181,6 +192,7 @@ class Link:
             for event in self._events:
                 self.send(wire.EVENT, 0, event)
             self._events.clear()
+        return True
 
     def _act(self, kind: int, number: int, channel: int, payload: bytes) -> None:
         if kind == wire.OPEN:
@@ -256,13 +268,13 @@ class Link:
         return stream
 
     def send(self, kind: int, number: int = 0, payload: bytes = b"", channel: int = 0) -> None:
-        if self._synced:
+        if self._synced and not self._unheard:
             self._push(wire.frame(kind, number, payload, channel))
 
     def tell(self, fields: wire.Fields) -> None:
         """Report something that happened; what happens without a host is told to the next."""
         event = wire.encode(fields)
-        if self._synced and self._out_bytes < _ROOM_BYTES:
+        if self._synced and not self._unheard and self._out_bytes < _ROOM_BYTES:
             self.send(wire.EVENT, 0, event)
         else:
             self._events = [*self._events[1 - _MAX_EVENTS :], event]
@@ -297,13 +309,16 @@ class Link:
         return bool(self._ready) and self._out_bytes < _ROOM_BYTES
 
     def _forget_all(self, *, but_buffer: bool = False) -> None:
-        self._synced = False
-        self._out.clear()
-        self._out_bytes = self._out_at = 0
+        self._synced = self._unheard = False
+        self._drop_out()
         self._highest = self._own = 0
         if not but_buffer:
             self._reader.buffer.clear()
         self._drop_streams()
+
+    def _drop_out(self) -> None:
+        self._out.clear()
+        self._out_bytes = self._out_at = 0
 
     def _drop_streams(self) -> None:
         self._ready.clear()

@@ -1,6 +1,6 @@
 """The agent of a guest: started with where the host comes in, ends with the guest.
 
-    python3 -I -S main.pyc port:ctl [power=sysrq] [hook=/etc/ssh/renew] [disk=/]
+    python3 -I -S main.pyc port:ctl [power=sysrq] [hook=PROGRAM] [disk=/] [look=10]
 
 It must be there a moment after the kernel is, under emulation too. So what stands here at the top
 is all that is loaded before it answers; a verb brings its own module when it is first asked for.
@@ -113,7 +113,8 @@ class Agent:
     def _begin_watch(self) -> None:
         from watch import Watch
 
-        watch = Watch(self.engine, self.link, self.options.get("disk", "/"))
+        disk, look_s = self.options.get("disk", "/"), float(self.options.get("look", "10"))
+        watch = Watch(self.engine, self.link, disk, look_s)
         self.jobs.on_killed = watch.look_at_memory
 
 

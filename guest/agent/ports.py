@@ -1,7 +1,8 @@
-"""Where the host comes in: a virtio port, a vsock port, a unix socket, or a descriptor (tests).
+"""Where the host comes in.
 
-A device has one descriptor for ever, and no host on the other side most of the time. A listener
-gets a descriptor for each host; the newest is the host.
+`port:NAME` is a virtio port by name or a device by path: one descriptor for ever, and no host on the
+other side most of the time. `vsock:PORT`, `unix:PATH` and `listener:FD` listen: each host is a
+descriptor of its own, and the newest is the host. `fd:FD` is one connection; its end is ours.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Listener:
         except OSError:
             return
         if self.fd >= 0:
+            self.link.receive()  # the last words of the host before
+        if self.fd >= 0:
             self.link.disconnect()
             os.close(self.fd)
         self.fd = fd
@@ -133,7 +136,10 @@ def open_port(engine: Engine, link: Link, kind: str, where: str) -> Device | Lis
     # The module `socket` takes 5 ms natively and fifty times that under emulation.
     import _socket
 
-    if kind == "vsock":
+    if kind == "listener":
+        listener = _socket.socket(fileno=int(where))
+        os.set_inheritable(listener.fileno(), False)
+    elif kind == "vsock":
         listener = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
         listener.bind((_socket.VMADDR_CID_ANY, int(where)))
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+import stat
 
 import wire
 from engine import READ, WRITE
@@ -46,11 +47,8 @@ def open_connect(link: Link, number: int, fields: wire.Fields) -> Stream:
 
 def open_listen(link: Link, number: int, fields: wire.Fields) -> Stream:
     family, address = _address(fields)
-    if isinstance(address, bytes) and wire.integer(fields, "replace", 0, 1, 1):
-        try:
-            os.unlink(address)
-        except FileNotFoundError:
-            pass
+    if isinstance(address, bytes):
+        _remove_old_socket(address)
     socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
     try:
         if family != _socket.AF_UNIX:
@@ -63,6 +61,15 @@ def open_listen(link: Link, number: int, fields: wire.Fields) -> Stream:
         socket.close()
         raise
     return Listen(link, number, socket, address)
+
+
+def _remove_old_socket(path: bytes) -> None:
+    """Make room for a socket where one of before was left behind, and only there."""
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 class Listen(Stream):

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from engine import Engine
     from link import Link
 
-# Rare enough to cost an idle guest nothing; a command that was killed is looked into at once.
-_LOOK_S = 10.0
 # A file system is full below the one and has room again above the other.
 _FULL = 0.01
 _ROOM = 0.03
@@ -21,10 +19,11 @@ _ROOM = 0.03
 class Watch:
     """Looks now and then at what the kernel counts."""
 
-    def __init__(self, engine: Engine, link: Link, disk: str) -> None:
+    def __init__(self, engine: Engine, link: Link, disk: str, look_s: float) -> None:
         self.engine = engine
         self.link = link
         self.disk = disk
+        self.look_s = look_s
         self.full = False
         self.oom_kills = self._oom_kills()
         self._later()
@@ -41,7 +40,7 @@ class Watch:
         self._later()
 
     def _later(self) -> None:
-        self.engine.after(_LOOK_S, self._look)
+        self.engine.after(self.look_s, self._look)
 
     def _look_at_disk(self) -> None:
         disk = os.statvfs(self.disk)
