@@ -10,7 +10,7 @@ from anyio.abc import ByteStream
 
 
 class DescriptorStream(ByteStream):
-    """Owns a descriptor. What it had not read when it is closed is there for whoever has another."""
+    """Owns a descriptor. What it had not read when closed is there for whoever has another."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -1,7 +1,7 @@
 """Where the host comes in.
 
-`port:NAME` is a virtio port by name or a device by path: one descriptor for ever, and no host on the
-other side most of the time. `vsock:PORT`, `unix:PATH` and `listener:FD` listen: each host is a
+`port:NAME` is a virtio port by name or a device by path: one descriptor for ever, and no host on
+the other side most of the time. `vsock:PORT`, `unix:PATH` and `listener:FD` listen: each host is a
 descriptor of its own, and the newest is the host. `fd:FD` is one connection; its end is ours.
 """
 

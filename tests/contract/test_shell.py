@@ -13,6 +13,7 @@ from anyio.abc import ByteStream
 
 from guests import GUESTS, Guest
 from microvm_orchestrator import errors
+from microvm_orchestrator.machine import wire
 from microvm_orchestrator.machine.shell import (
     Channel,
     Command,
@@ -94,7 +95,7 @@ async def test_a_command_that_reads_no_input_does_not_hold_it_up(shell: Shell) -
 
 
 async def test_variables_directory_and_ignored_signals_are_those_asked_for(
-    shell: Shell, guest: Guest
+    shell: Shell,
 ) -> None:
     command = sh("echo $A; pwd; grep SigIgn /proc/self/status", env={"A": "x y=z"}, cwd="/usr")
     ran = await shell.exec(command)
@@ -329,20 +330,19 @@ async def test_neither_a_flood_nor_a_reader_that_stands_still_keeps_others_waiti
 
 async def test_a_file_goes_in_and_out_unchanged(shell: Shell, guest: Guest) -> None:
     content = os.urandom(3_000_001)
-    path = str(guest.folder / "some" / "folder" / "file")
+    folder = guest.folder / "some" / "folder"
+    path = str(folder / "file")
     await shell.put(path, content, mode=0o640, parents=True)
     async with shell.get(path, max_size=len(content)) as file:
         assert (file.size, file.mode) == (len(content), 0o640)
         assert b"".join([piece async for piece in file]) == content
-    listed = await shell.exec(Command(["ls", "-A", os.path.dirname(path)]))
+    listed = await shell.exec(Command(["ls", "-A", str(folder)]))
     assert listed.stdout == b"file\n"
 
 
 async def test_a_file_that_holds_the_protocols_own_marker_goes_in(
     shell: Shell, guest: Guest
 ) -> None:
-    from microvm_orchestrator.machine import wire
-
     content = (b"x" + wire.MARKER + wire.MARKER) * 1000
     await shell.put(str(guest.folder / "file"), content)
     async with shell.get(str(guest.folder / "file"), max_size=1 << 20) as file:
@@ -501,7 +501,8 @@ async def test_a_guest_says_who_it_is_and_what_it_uses(shell: Shell) -> None:
     assert usage.memory_total_kib > usage.memory_available_kib > 0
     assert usage.pids > 1
     assert usage.cpu_busy_s > 0
-    assert shell.guest.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot_id = await shell.exec(Command(["cat", "/proc/sys/kernel/random/boot_id"]))
+    assert shell.guest.boot_id == boot_id.stdout.decode().strip()
     assert {"exec", "put", "fresh"} <= shell.guest.verbs
     assert 0 < await shell.ping() < SOON_S
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -16,7 +15,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from guests import AGENT, Guest, behind_device, behind_socket, on_socketpair
+from guests import Guest, behind_device, behind_socket, on_socketpair
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import wire
 from microvm_orchestrator.machine.channel.link import Link
@@ -44,6 +43,11 @@ def sh(script: str, **more: object) -> Command:
 
 def resident_kib() -> int:
     return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
+
+
+async def until_it_breaks(shell: Shell) -> None:
+    while True:
+        await shell.ping()
 
 
 async def settled(shell: Shell) -> None:
@@ -142,10 +146,11 @@ async def test_a_command_goes_on_and_is_found_again_when_its_host_is_killed(
     log, go = tmp_path / "log", tmp_path / "go"
     os.mkfifo(go)
     log.touch()
-    count = f"i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo $i; done; read x <{go}; echo $x; exit 7"
+    count = f"i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo $i; done"
+    script = f"{count}; read x <{go}; echo $x; exit 7"
     path = str(guest.folder.parent / "agent.socket")
-    words = [sys.executable, "-c", FOLLOWER, path, str(log), count]
-    with subprocess.Popen(words) as host:
+    words = [sys.executable, "-c", FOLLOWER, path, str(log), script]
+    with subprocess.Popen(words) as host:  # noqa: ASYNC220 # it is to be killed, not waited for
         while log.stat().st_size < 200:
             assert host.poll() is None
             await anyio.lowlevel.checkpoint()
@@ -168,16 +173,18 @@ async def test_a_command_goes_on_and_is_found_again_when_its_host_is_killed(
 
 
 async def test_a_host_that_comes_while_another_is_there_is_the_host(guest: Guest) -> None:
-    async with guest.shell() as old:
-        async with old.stream(sh("read x; exit 3"), exec_id="kept", keep=True) as process:
-            async with guest.shell() as new:
-                with pytest.raises(errors.MachineUnreachable):
-                    await old.ping()
-                with pytest.raises(errors.UnknownOutcome, match="kept"):
-                    await process.wait()
-                async with new.attach("kept", keep=False) as again:
-                    await again.send(b"\n")
-                    assert await again.wait() == Exit(3)
+    async with (
+        guest.shell() as old,
+        old.stream(sh("read x; exit 3"), exec_id="kept", keep=True) as process,
+        guest.shell() as new,
+    ):
+        with pytest.raises(errors.MachineUnreachable):
+            await old.ping()
+        with pytest.raises(errors.UnknownOutcome, match="kept"):
+            await process.wait()
+        async with new.attach("kept", keep=False) as again:
+            await again.send(b"\n")
+            assert await again.wait() == Exit(3)
 
 
 async def test_a_host_on_a_device_notices_that_another_agent_was_started(tmp_path: Path) -> None:
@@ -187,11 +194,9 @@ async def test_a_host_on_a_device_notices_that_another_agent_was_started(tmp_pat
             identity = shell.guest.identity
             guest.process.kill()
             guest.process.wait()
-            path = guest.process.args[-1]  # type: ignore[index]
-            with subprocess.Popen([sys.executable, "-I", "-S", AGENT, path]) as again:
+            with subprocess.Popen(guest.process.args) as again:  # noqa: ASYNC220
                 with pytest.raises(errors.MachineUnreachable, match="another agent"):
-                    while True:
-                        await shell.ping()
+                    await until_it_breaks(shell)
                 async with guest.shell() as anew:
                     assert anew.guest.identity != identity
                     await anew.shutdown()
@@ -313,10 +318,12 @@ async def test_what_it_cannot_become_is_said(
     tmp_path: Path, fields: dict[str, int | bytes | list[bytes]], error: type[Exception]
 ) -> None:
     own = within("true", "--uts", "--net")
-    async with behind_socket(tmp_path, "hook=/bin/false", within=own) as guest:
-        async with linked(guest) as link:
-            with pytest.raises(error):
-                await ask(link, {"verb": b"fresh", **fields})
+    async with (
+        behind_socket(tmp_path, "hook=/bin/false", within=own) as guest,
+        linked(guest) as link,
+    ):
+        with pytest.raises(error):
+            await ask(link, {"verb": b"fresh", **fields})
 
 
 @asynccontextmanager

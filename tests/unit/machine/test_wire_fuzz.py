@@ -6,7 +6,7 @@ import os
 import random
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class NoisyHost:
         return int(status.partition("VmRSS:")[2].split()[0])
 
     @contextmanager
-    def _connected(self) -> Iterator[socket.socket]:
+    def _connected(self) -> Generator[socket.socket]:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(SOON_S)
             connection.connect(os.fspath(self.path))
@@ -177,10 +177,11 @@ WORDS = st.sampled_from([b"a", b"/bin/true", b"/etc/hostname", b"/", b"127.0.0.1
     max_size=9
 )
 VALUES = st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 3) | WORDS | st.lists(WORDS, max_size=3)
-NAMES = (
-    "id argv env cwd user tty rows columns timeout_ms stdin keep offset signal path max_size "
-    "max_entries host port listener pid size mode type code why skipped skips jobs event text"
-).split()
+NAMES = [
+    *("id", "argv", "env", "cwd", "user", "tty", "rows", "columns", "timeout_ms", "stdin", "keep"),
+    *("offset", "signal", "path", "max_size", "max_entries", "host", "port", "listener", "pid"),
+    *("size", "mode", "type", "code", "why", "skipped", "skips", "jobs", "event", "text"),
+]
 RECORDS = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=8)
 VERBS = st.sampled_from([b"exec", b"attach", b"get", b"get_tree", b"connect", b"jobs", b"no such"])
 

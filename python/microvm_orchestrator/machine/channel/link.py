@@ -91,8 +91,8 @@ class Link:
     async def run(self) -> None:
         """Read and write until the link is broken, and close the transport then.
 
-        Neither is ever cancelled: half a frame that was written cannot be taken back, and a cancelled
-        read of anyio's loses a race with what arrives.
+        Neither is ever cancelled: half a frame that was written cannot be taken back, and a
+        cancelled read of anyio's loses a race with what arrives.
         """
         with anyio.CancelScope(shield=True):
             async with self._transport, anyio.create_task_group() as tasks:
@@ -126,7 +126,8 @@ class Link:
 
     async def _hang_up(self) -> None:
         """Let whoever waits for the transport go on, and find it ended."""
-        connection = self._transport.extra(anyio.abc.SocketAttribute.raw_socket, None)
+        raw_socket = anyio.abc.SocketAttribute.raw_socket
+        connection = self._transport.extra(raw_socket, None)  # noqa: S610 # no query of Django's
         if connection is None:
             await self._transport.aclose()
         else:  # which anyio does not like to be closed while it is waited for
