@@ -53,6 +53,13 @@ class Group:
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             _tell(self._path / "cgroup.procs", str(pid))
 
+    def processes(self) -> list[int]:
+        """Name what is in the group; nothing is in one that is not there."""
+        try:
+            return [int(pid) for pid in (self._path / "cgroup.procs").read_text().split()]
+        except FileNotFoundError:
+            return []
+
     def kill(self) -> None:
         """End everything in the group."""
         with contextlib.suppress(FileNotFoundError):

@@ -23,6 +23,8 @@ ROOM = 64 << 20
 # In a message of an error: what fits on a screen.
 TAIL = 2000
 
+# A multiple of the blocks of any file system in use.
+_BLOCK = 1 << 16
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
 
@@ -56,7 +58,8 @@ def let_go(path: Path) -> int:
         with path.open("r+b") as file:
             end = os.fstat(file.fileno()).st_size
             if end - _beginning(file) > KEPT + _SLACK:
-                _punch(file, end - KEPT)
+                # Whole blocks only: of one that is cut, the beginning would read as zeros.
+                _punch(file, (end - KEPT) // _BLOCK * _BLOCK)
             return end
     except FileNotFoundError:
         return 0

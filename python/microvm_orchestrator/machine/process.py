@@ -81,9 +81,12 @@ class Resident:
         return self.ended
 
     def limit(self, kind: int, most: int) -> None:
-        """Set a resource limit for what it does from now on; it can be raised again."""
+        """Set a resource limit for what it does from now on; it can be raised again.
+
+        That of another user's process stays as it was where we lack the right (CAP_SYS_RESOURCE).
+        """
         if not self.ended:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 _, hard = resource.prlimit(self.identity.pid, kind)
                 resource.prlimit(self.identity.pid, kind, (most, hard))
 

@@ -1,0 +1,227 @@
+"""What only a real guest in a real QEMU can show."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from machines import (
+    LONG_S,
+    Rig,
+    built_image,
+    kill_process,
+    new_machine_id,
+    qemu_rig,
+    removed_in_the_end,
+)
+from microvm_orchestrator.machine import console
+from microvm_orchestrator.machine.base import Boot, MachineSpec, Snapshot
+from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
+from microvm_orchestrator.machine.qemu.machine import QemuMachine
+from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.model.machine import MachineState
+
+NOBODY = 65534
+MIB = 1 << 20
+# The parts of what is saved of a machine that belong to who it is.
+WHO = "hostname; cat /etc/machine-id /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -x"
+
+
+@pytest.fixture(scope="module")
+async def boot() -> Boot:
+    return await built_image()
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Rig:
+    return qemu_rig(tmp_path_factory.mktemp("machines"), boot)
+
+
+@pytest.fixture(scope="module")
+async def saved(rig: Rig) -> Snapshot:
+    async with rig.open() as qemu, removed_in_the_end(qemu):
+        machine = await qemu.start(rig.spec())
+        return await machine.save("template")
+
+
+@pytest.fixture
+async def qemu(rig: Rig) -> AsyncGenerator[Qemu]:
+    with anyio.fail_after(LONG_S):
+        async with rig.open() as qemu, removed_in_the_end(qemu):
+            yield qemu
+
+
+@pytest.fixture
+async def machine(qemu: Qemu, saved: Snapshot) -> QemuMachine:
+    return await qemu.clone(saved, like(saved))
+
+
+def like(saved: Snapshot) -> MachineSpec:
+    machine_id = new_machine_id()
+    return replace(saved.spec, machine_id=machine_id, hostname=machine_id)
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines)
+
+
+async def sh(machine: QemuMachine, script: str) -> str:
+    ran = await machine.shell.exec(Command(["/bin/sh", "-c", script]))
+    assert ran.exit.code == 0, ran
+    return ran.stdout.decode()
+
+
+async def test_each_clone_is_somebody_with_its_own_randomness_and_the_host_s_time(
+    qemu: Qemu, saved: Snapshot
+) -> None:
+    seen: list[list[str]] = []
+    for _ in range(4):
+        clone = await qemu.clone(saved, like(saved))
+        who = (await sh(clone, WHO)).split()
+        assert who[0] == clone.machine_id
+        seen.append(who)
+        assert abs(int(await sh(clone, "date +%s")) - time.time()) < 5
+    for parts in zip(*seen, strict=True):
+        if parts[0].startswith("0000"):  # the offsets that `od` prints
+            continue
+        assert len(set(parts)) == 4, parts
+
+
+async def test_what_ran_in_the_saved_machine_runs_on_in_the_clone_and_in_itself(
+    qemu: Qemu, machine: QemuMachine
+) -> None:
+    count = 'n=0; while :; do n=$((n + 1)); echo "$n" >/tmp/n; sleep 0.05; done'
+    async with machine.shell.stream(Command(["/bin/sh", "-c", count]), keep=True):
+        pass
+    snapshot = await machine.save(f"{machine.machine_id}-s")
+    clone = await qemu.clone(snapshot, like(snapshot))
+    for each in (machine, clone):
+        begun = int(await sh(each, "cat /tmp/n || echo 0"))
+        assert int(
+            await sh(each, f"while [ $(cat /tmp/n) -le {begun + 2} ]; do :; done; cat /tmp/n")
+        )
+    assert 0 < snapshot.pause_s < LONG_S
+    await qemu.forget(snapshot.snapshot_id)
+
+
+async def test_many_generations_lose_nothing_and_grow_no_larger(
+    qemu: Qemu, machine: QemuMachine, whole: bool
+) -> None:
+    generations = 25 if whole else 4
+    sizes: list[float] = []
+    for generation in range(generations):
+        await sh(machine, f"echo {generation} >>/root/notes; sha256sum /usr/bin/git >/root/sum")
+        snapshot = await machine.save(f"{machine.machine_id}-{generation}")
+        sizes.append(snapshot.unique_mib)
+        await qemu.remove(machine.machine_id)
+        machine = await qemu.clone(snapshot, like(snapshot))
+        await qemu.forget(snapshot.snapshot_id)
+    assert (await sh(machine, "cat /root/notes")).split() == [str(n) for n in range(generations)]
+    assert await sh(machine, "sha256sum -c /root/sum") == "/usr/bin/git: OK\n"
+    assert max(sizes) < 1.5 * sizes[0]
+
+
+async def test_machines_that_work_while_they_are_saved_again_and_again_come_to_no_harm(
+    qemu: Qemu, saved: Snapshot, whole: bool
+) -> None:
+    for _ in range(20 if whole else 4):
+        machine = await qemu.clone(saved, like(saved))
+        async with machine.shell.stream(
+            Command(["/bin/sh", "-c", "while :; do git --version; done"]), keep=True
+        ):
+            snapshot = await machine.save(f"{machine.machine_id}-s")
+        clone = await qemu.clone(snapshot, like(snapshot))
+        assert "git version" in await sh(clone, "git --version")
+        assert "git version" in await sh(machine, "git --version")
+        for each in (machine, clone):
+            await qemu.remove(each.machine_id)
+        await qemu.forget(snapshot.snapshot_id)
+
+
+async def test_a_flooded_console_takes_little_of_the_disk_and_the_machine_goes_on(
+    machine: QemuMachine, whole: bool
+) -> None:
+    flood = (1000 if whole else 6) * MIB
+    with anyio.fail_after(flood / MIB * 10 + LONG_S):
+        await sh(machine, f"head -c {flood} /dev/zero | tr '\\0' x >/dev/ttyS0")
+    machine.bound_console()
+    stat = machine.console.stat()
+    assert stat.st_size >= flood
+    assert stat.st_blocks * 512 <= 3 * MIB
+    begin, data = console.read(machine.console, 0, 100)
+    assert begin > 0
+    assert set(data) == {ord("x")}
+    assert await sh(machine, "echo still here") == "still here\n"
+
+
+async def test_a_console_that_nobody_bounds_ends_at_the_limit_of_its_file(
+    machine: QemuMachine,
+) -> None:
+    size = machine.console.stat().st_size
+    # As if the flood had gone on for long without a daemon.
+    resource.prlimit(machine.pid, resource.RLIMIT_FSIZE, (size + 1000, resource.RLIM_INFINITY))
+    await sh(machine, "head -c 5000 /dev/zero | tr '\\0' x >/dev/ttyS0")
+    assert machine.console.stat().st_size == size + 1000
+    assert machine.state is MachineState.RUNNING
+    machine.bound_console()
+    await sh(machine, "echo again >/dev/ttyS0")
+    assert b"again" in machine.console.read_bytes()
+
+
+async def test_eight_machines_run_at_once(qemu: Qemu, saved: Snapshot) -> None:
+    answers: list[str] = []
+
+    async def one() -> None:
+        clone = await qemu.clone(saved, like(saved))
+        answers.append(await sh(clone, "git --version"))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(one)
+    assert len(answers) == 8
+
+
+async def test_a_guest_without_memory_ends_a_program_and_goes_on(machine: QemuMachine) -> None:
+    eat = "python3 -c 'x = bytearray(2_000_000_000)'; echo $?"
+    assert int((await sh(machine, eat)).split()[-1]) != 0
+    assert await sh(machine, "echo alive") == "alive\n"
+
+
+async def test_qemu_has_no_rights_opens_nothing_of_ours_and_cannot_start_anything(
+    rig: Rig, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can run a QEMU as somebody else")
+    async with open_qemu(tmp_path, user=(NOBODY, NOBODY)) as qemu, removed_in_the_end(qemu):
+        machine = await qemu.start(rig.spec())
+        status = status_of(machine.pid)
+        assert status["Uid"].split() == [str(NOBODY)] * 4
+        assert status["Groups"].strip() == ""
+        assert int(status["CapEff"], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == "2"
+        snapshot = await machine.save("s")
+        clone = await qemu.clone(snapshot, like(snapshot))
+        assert await sh(clone, "echo runs") == "runs\n"
+
+
+async def test_everything_of_a_machine_is_in_its_control_group_and_the_group_goes_with_it(
+    machine: QemuMachine,
+) -> None:
+    groups = machine.host.groups
+    if groups is None:
+        pytest.skip("this host lets us make no control groups")
+    inside = groups.find(machine.machine_id)
+    assert inside.processes() == [machine.pid]
+    kill_process(machine)
+    await machine.wait()
+    groups.sweep()
+    assert inside.processes() == []
