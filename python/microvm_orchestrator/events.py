@@ -8,7 +8,7 @@ that a slow listener could fill, and nothing is lost by whoever comes late or go
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import anyio
@@ -103,7 +103,7 @@ class Journal:
             listener.ring()
 
     @contextlib.contextmanager
-    def listen(self, match: Match) -> Iterator[Listener]:
+    def listen(self, match: Match) -> Generator[Listener]:
         """Listen first, look then: what happens between the two rings."""
         listener = Listener(match)
         self._listeners.add(listener)

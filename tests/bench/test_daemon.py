@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bench.figures import cpu_of, median_ms, p95_ms, rss_mib, tell
 from daemon import running_daemon
 
 ECHO = Path(__file__).with_name("echo_server.py")
-META = {
+META: dict[str, Any] = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {},
 }
@@ -35,8 +35,13 @@ class RawClient:
 
     def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self._calls += 1
-        params = {"name": tool, "arguments": arguments, "_meta": META}
-        message = {"jsonrpc": "2.0", "id": self._calls, "method": "tools/call", "params": params}
+        params: dict[str, Any] = {"name": tool, "arguments": arguments, "_meta": META}
+        message: dict[str, Any] = {
+            "jsonrpc": "2.0",
+            "id": self._calls,
+            "method": "tools/call",
+            "params": params,
+        }
         self._socket.sendall(json.dumps(message).encode() + b"\n")
         result = json.loads(self._lines.readline())["result"]
         assert not result["isError"], result
@@ -48,7 +53,7 @@ class RawClient:
 
 
 @contextmanager
-def _client(path: Path) -> Iterator[RawClient]:
+def _client(path: Path) -> Generator[RawClient]:
     client = RawClient(path)
     try:
         yield client
@@ -57,7 +62,7 @@ def _client(path: Path) -> Iterator[RawClient]:
 
 
 @contextmanager
-def _echo_server(path: Path) -> Iterator[int]:
+def _echo_server(path: Path) -> Generator[int]:
     process = subprocess.Popen([sys.executable, ECHO, path], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None

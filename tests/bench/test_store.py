@@ -7,7 +7,7 @@ import itertools
 import sqlite3
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import anyio
@@ -30,15 +30,15 @@ WORKERS = 32
 ROUNDS = 5
 
 
-async def _silent(*_: object) -> None:
-    pass
+async def _silent(done: float, total: float | None, message: str) -> None:
+    del done, total, message
 
 
 ADMIN = Caller(Principal("bench", Role.ADMIN), "bench", _silent)
 
 
 @contextlib.asynccontextmanager
-async def _service(folder: Path) -> AsyncIterator[Service]:
+async def _service(folder: Path) -> AsyncGenerator[Service]:
     folder.mkdir(parents=True)  # noqa: ASYNC240 - before anything else runs
     settings = config.load(None, {}, {"state_dir": str(folder)}).settings
     store = SqliteStore(folder / "store.sqlite")

@@ -27,7 +27,7 @@ class Effect(StrEnum):
 
 
 class Request(BaseModel):
-    """What a call takes. Unknown fields are errors: a misspelt limit must not be silently absent."""
+    """What a call takes. Unknown fields are errors: a misspelt limit must not be absent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

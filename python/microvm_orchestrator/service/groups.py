@@ -27,7 +27,7 @@ class GroupRef(Request):
 class SomeOfGroup(GroupRef):
     """The tasks of a group, or those of them with all of these labels."""
 
-    labels: Labels = {}
+    labels: Labels = Field(default={})
 
     @property
     def selector(self) -> InGroup:

@@ -31,7 +31,7 @@ class EventWait(Request):
     kinds: Annotated[list[Kind], Field(max_length=64)] = Field(
         default=[], description="such as `task.done`, or `task.*`; none: all"
     )
-    groups: Annotated[list[Name], Field(max_length=64)] = []
+    groups: Annotated[list[Name], Field(max_length=64)] = Field(default=[])
     subjects: Annotated[list[Line], Field(max_length=64)] = Field(
         default=[], description="ids of tasks, workers, webhooks ..."
     )

@@ -463,7 +463,7 @@ async def task_update(service: Service, caller: Caller, request: TaskUpdate) -> 
 def _as_spec(task: Task) -> dict[str, object]:
     """The task as it would be submitted now; its dependencies are only read when they change."""
     kept = _CHANGEABLE - {"depends_on"}
-    told = {name: getattr(task, name) for name in kept}
+    told: dict[str, object] = {name: getattr(task, name) for name in kept}
     return told | {"retry": task.retry.model_dump(), "on_expiry": task.on_expiry}
 
 

@@ -57,7 +57,7 @@ class TaskClaim(Request):
     capabilities: Annotated[list[Capability], Field(max_length=256)] = Field(
         default=[], description="what you can do; tasks that need more are left to others"
     )
-    roles: Annotated[list[Name], Field(max_length=64)] = []
+    roles: Annotated[list[Name], Field(max_length=64)] = Field(default=[])
     groups: Annotated[list[Name], Field(max_length=64)] = Field(
         default=[], description="only tasks of these groups; none: any"
     )
@@ -87,12 +87,12 @@ class ClaimAnswer(Answer):
     """What was taken, or why nothing was."""
 
     verdict: Verdict = Field(
-        description="`claimed`; `no_match`: ready tasks need other capabilities or roles; `blocked`: "
-        "others wait for running tasks or for a time; `deadlocked`: they wait in vain, see `stuck`; "
-        "`all_done`: nothing is left; `draining`: you were told to take no more"
+        description="`claimed`; `no_match`: ready tasks need other capabilities or roles; "
+        "`blocked`: others wait for running tasks or for a time; `deadlocked`: they wait in vain, "
+        "see `stuck`; `all_done`: nothing is left; `draining`: you were told to take no more"
     )
-    tasks: list[ClaimedTask] = []
-    stuck: list[StuckAs] = []
+    tasks: list[ClaimedTask] = Field(default=[])
+    stuck: list[StuckAs] = Field(default=[])
     due_at: Moment | None = Field(default=None, description="when the next task falls due")
 
 

@@ -22,9 +22,9 @@ class WorkerRegister(Request):
     """What a worker says of itself; a repeated call is its heartbeat."""
 
     worker: Name | None = None
-    capabilities: Annotated[list[Capability], Field(max_length=256)] = []
-    roles: Annotated[list[Name], Field(max_length=64)] = []
-    labels: Labels = {}
+    capabilities: Annotated[list[Capability], Field(max_length=256)] = Field(default=[])
+    roles: Annotated[list[Name], Field(max_length=64)] = Field(default=[])
+    labels: Labels = Field(default={})
     ttl_s: Annotated[float, Field(strict=True, ge=1, le=86_400)] = Field(
         default=90.0, description="how long it may be silent before it counts as lost"
     )
