@@ -93,9 +93,15 @@ async def worker_register(service: Service, caller: Caller, request: WorkerRegis
     return await _worker(service, caller, name)
 
 
+def _sees(caller: Caller, row: WorkerRow) -> bool:
+    """A caller that sees only some tasks sees only the workers that are its own."""
+    who = caller.principal
+    return who.scope.everything or row.principal == who.name
+
+
 async def _worker(service: Service, caller: Caller, name: str) -> Worker:
     row = await service.store.query(WorkerByName(name), actor(caller, "worker_get"))
-    if row is None:
+    if row is None or not _sees(caller, row):
         raise errors.NotFound(f"no worker {name}", hint="worker_list shows who is registered")
     return _told(row)
 
@@ -133,13 +139,15 @@ async def worker_list(service: Service, caller: Caller, request: ListRequest) ->
     """List the registered workers."""
     question = WorkerList(request.limit, request.cursor)
     page = await service.store.query(question, actor(caller, "worker_list"))
-    return PageOf[Worker](items=[_told(row) for row in page.items], next_cursor=page.cursor)
+    seen = [_told(row) for row in page.items if _sees(caller, row)]
+    return PageOf[Worker](items=seen, next_cursor=page.cursor)
 
 
 @declare("worker_drain", "POST /v1/workers/{worker}/drain", role=Role.OPERATOR, idempotent=True)
 async def worker_drain(service: Service, caller: Caller, request: WorkerDrain) -> Worker:
     """Let a worker finish what it holds and take no more; `draining: false` takes it back."""
     by = actor(caller, "worker_drain")
+    await _worker(service, caller, request.worker)
     await service.store.drain(request.worker, draining=request.draining, by=by)
     return await _worker(service, caller, request.worker)
 
@@ -152,6 +160,7 @@ async def worker_drain(service: Service, caller: Caller, request: WorkerDrain) -
 )
 async def worker_remove(service: Service, caller: Caller, request: WorkerRef) -> WorkerGone:
     """Forget a worker. Leases it holds stay until they are ended or run out."""
+    await _worker(service, caller, request.worker)
     await service.store.dismiss(request.worker, actor(caller, "worker_remove"))
     return WorkerGone(worker=request.worker)
 

@@ -183,7 +183,7 @@ def _write(
     parent: TaskRow | None,
     visibility: frozenset[str],
 ) -> TaskRow:
-    spec = task.spec if parent is None else task.spec.model_copy(update={"group": parent.grp})
+    spec = task.spec if parent is None else _grown(tx, task.spec, parent)
     if parent is not None and not task.child:
         spec = spec.model_copy(update={"depends_on": [*spec.depends_on, parent.id]})
     gates = plan_gates(tx, spec, drafts, own_id=draft.id)
@@ -199,6 +199,12 @@ def _write(
     write_gates(tx, row.seq, gates)
     tx.event("task.submitted", row, priority=row.priority, title=spec.title)
     return row
+
+
+def _grown(tx: Tx, spec: GroupedSpec, parent: TaskRow) -> GroupedSpec:
+    """What grows out of a task is in its group, and seen by whoever its labels let see it."""
+    labels = tx.classes.get(tx.connection, parent.class_id).labels | spec.labels
+    return spec.model_copy(update={"group": parent.grp, "labels": labels})
 
 
 def _fresh_row(
