@@ -34,7 +34,6 @@ STOP_S = 5.0
 class Guest:
     """A guest that runs, and how to reach it."""
 
-    process: subprocess.Popen[bytes]
     connect: Callable[[], AbstractAsyncContextManager[ByteStream]]
     # For a test to write to, on the guest's side.
     folder: Path
@@ -43,6 +42,13 @@ class Guest:
     async def shell(self) -> AsyncGenerator[Shell]:
         async with self.connect() as transport, open_shell(transport, greeting_s=START_S) as shell:
             yield shell
+
+
+@dataclass(frozen=True, slots=True)
+class LocalGuest(Guest):
+    """An agent that is a process of this host."""
+
+    process: subprocess.Popen[bytes]
 
     def resident_kib(self) -> int:
         """Return the most memory that the agent ever had."""
@@ -53,7 +59,7 @@ class Guest:
 @asynccontextmanager
 async def behind_socket(
     folder: Path, *options: str, within: Sequence[str] = ()
-) -> AsyncGenerator[Guest]:
+) -> AsyncGenerator[LocalGuest]:
     """Run an agent that listens, as on vsock; each host is a connection of its own.
 
     `within` are words of a command that runs the agent somewhere else.
@@ -68,11 +74,11 @@ async def behind_socket(
             yield stream
 
     async with _ended(process):
-        yield Guest(process, connect, _inside(folder))
+        yield LocalGuest(connect, _inside(folder), process)
 
 
 @asynccontextmanager
-async def behind_device(folder: Path, *options: str) -> AsyncGenerator[Guest]:
+async def behind_device(folder: Path, *options: str) -> AsyncGenerator[LocalGuest]:
     """Run an agent on a character device, as on a virtio port.
 
     Hosts come and go unseen by it, and the next one gets what was meant for the one before.
@@ -88,7 +94,7 @@ async def behind_device(folder: Path, *options: str) -> AsyncGenerator[Guest]:
 
     try:
         async with _ended(process):
-            yield Guest(process, connect, _inside(folder))
+            yield LocalGuest(connect, _inside(folder), process)
     finally:
         os.close(slave)
         os.close(master)
@@ -108,7 +114,7 @@ async def on_socketpair(*options: str) -> AsyncGenerator[tuple[Shell, subprocess
         process.wait(STOP_S)
 
 
-GUESTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Guest]]] = {
+GUESTS: dict[str, Callable[[Path], AbstractAsyncContextManager[LocalGuest]]] = {
     "socket": behind_socket,
     "device": behind_device,
 }

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
-from guests import Guest, behind_device, behind_socket, on_socketpair
+from guests import GUESTS, Guest, LocalGuest, behind_device, behind_socket, on_socketpair
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import wire
 from microvm_orchestrator.machine.channel.link import Link
@@ -31,7 +32,7 @@ WHOLE = 1_000_000_000
 
 
 @pytest.fixture
-async def guest(tmp_path: Path) -> AsyncGenerator[Guest]:
+async def guest(tmp_path: Path) -> AsyncGenerator[LocalGuest]:
     with anyio.fail_after(SOON_S):
         async with behind_socket(tmp_path) as guest:
             yield guest
@@ -55,7 +56,7 @@ async def settled(shell: Shell) -> None:
         await shell.ping()
 
 
-async def test_a_flood_of_output_makes_neither_side_grow(guest: Guest, *, whole: bool) -> None:
+async def test_a_flood_of_output_makes_neither_side_grow(guest: LocalGuest, *, whole: bool) -> None:
     size = WHOLE if whole else SLICE
     async with guest.shell() as shell:
         await shell.exec(sh("echo warm"))
@@ -66,7 +67,7 @@ async def test_a_flood_of_output_makes_neither_side_grow(guest: Guest, *, whole:
         assert resident_kib() - host < GROWTH_KIB
 
 
-async def test_a_flood_of_single_bytes_makes_neither_side_grow(guest: Guest) -> None:
+async def test_a_flood_of_single_bytes_makes_neither_side_grow(guest: LocalGuest) -> None:
     script = "import os\nfor _ in range(100_000): os.write(1, b'x'); os.write(2, b'y')"
     async with guest.shell() as shell:
         await shell.exec(sh("echo warm"))
@@ -82,7 +83,7 @@ async def test_a_flood_of_single_bytes_makes_neither_side_grow(guest: Guest) -> 
             assert (await process.wait(), size) == (Exit(0), 200_000)
 
 
-async def test_floods_that_nobody_reads_make_neither_side_grow(guest: Guest) -> None:
+async def test_floods_that_nobody_reads_make_neither_side_grow(guest: LocalGuest) -> None:
     async with guest.shell() as shell, anyio.create_task_group() as group:
 
         async def stand_still(started: anyio.Event) -> None:
@@ -105,7 +106,7 @@ async def test_floods_that_nobody_reads_make_neither_side_grow(guest: Guest) -> 
         await settled(shell)
 
 
-async def test_a_command_that_nobody_follows_is_held_back_after_a_window(guest: Guest) -> None:
+async def test_a_command_that_nobody_follows_is_held_back_after_a_window(guest: LocalGuest) -> None:
     async with guest.shell() as shell:
         async with shell.stream(Command(["yes"]), exec_id="flood", keep=True):
             pass
@@ -140,7 +141,7 @@ anyio.run(main, *sys.argv[1:])
 
 @pytest.mark.parametrize("lines", [100, 40_000], ids=["a pause", "a flood"])
 async def test_a_command_goes_on_and_is_found_again_when_its_host_is_killed(
-    guest: Guest, tmp_path: Path, lines: int
+    guest: LocalGuest, tmp_path: Path, lines: int
 ) -> None:
     """The new host says how much it has on its disk, and misses and repeats nothing."""
     log, go = tmp_path / "log", tmp_path / "go"
@@ -172,7 +173,7 @@ async def test_a_command_goes_on_and_is_found_again_when_its_host_is_killed(
     assert have == b"".join(b"%d\n" % line for line in range(1, lines + 1)) + b"went on\n"
 
 
-async def test_a_host_that_comes_while_another_is_there_is_the_host(guest: Guest) -> None:
+async def test_a_host_that_comes_while_another_is_there_is_the_host(guest: LocalGuest) -> None:
     async with (
         guest.shell() as old,
         old.stream(sh("read x; exit 3"), exec_id="kept", keep=True) as process,
@@ -210,7 +211,7 @@ async def test_an_agent_on_a_socketpair_ends_with_it() -> None:
 
 
 async def test_a_socket_that_the_agent_listens_on_takes_no_files_place(
-    guest: Guest,
+    guest: LocalGuest,
 ) -> None:
     path = guest.folder / "precious"
     path.write_text("precious")
@@ -221,7 +222,26 @@ async def test_a_socket_that_the_agent_listens_on_takes_no_files_place(
     assert path.read_text() == "precious"
 
 
-async def test_a_busy_guest_refuses_the_next_command_and_keeps_what_it_has(guest: Guest) -> None:
+@pytest.mark.parametrize("kind", GUESTS)
+async def test_a_guest_that_is_shut_down_ends_its_commands_and_says_so(
+    tmp_path: Path, kind: str
+) -> None:
+    ending = "trap 'echo ending; exit 4' TERM; echo; while :; do sleep 0.01; done"
+    with anyio.fail_after(SOON_S):
+        async with GUESTS[kind](tmp_path) as guest:
+            async with guest.shell() as shell, shell.stream(sh(ending)) as process:
+                await anext(aiter(process))
+                await shell.shutdown(reboot=True)
+                output = b"".join([output.data async for output in process])
+                assert b"ending\n" in output  # sleep may have its word too
+                assert await process.wait() == Exit(4)
+                assert (await anext(shell.events())).kind == "shutting_down"
+            assert await anyio.to_thread.run_sync(guest.process.wait) == 64
+
+
+async def test_a_busy_guest_refuses_the_next_command_and_keeps_what_it_has(
+    guest: LocalGuest,
+) -> None:
     async with guest.shell() as shell:
         for number in range(256):
             async with shell.stream(sh("exit 1"), exec_id=f"{number}", keep=True) as process:
