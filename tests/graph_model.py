@@ -74,6 +74,9 @@ class Node:
     deadline: float | None = None
     result: int | None = None
     given_up: bool = False
+    finished_at: float | None = None
+    # Past its retention: nobody sees it any more, but what it once meant to others stays.
+    gone: bool = False
 
     @property
     def expires_at(self) -> float:
@@ -92,6 +95,9 @@ class Model:
     now: float
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
     made: int = 0
+
+    def alive(self) -> list[Node]:
+        return [node for node in self.nodes.values() if not node.gone]
 
     # Entering
 
@@ -155,12 +161,12 @@ class Model:
         return "met" if met else "missed"
 
     def _descendants(self, name: str) -> list[str]:
-        children = [node.name for node in self.nodes.values() if node.parent == name]
+        children = [node.name for node in self.alive() if node.parent == name]
         return children + [low for child in children for low in self._descendants(child)]
 
     def _hold_up(self, parent: str, children: list[Node]) -> None:
         fresh = {child.name for child in children}
-        for node in self.nodes.values():
+        for node in self.alive():
             if node.name in fresh:
                 continue
             for gate in list(node.gates):
@@ -182,7 +188,7 @@ class Model:
                 edge.upstream
                 for low in layer
                 for edge in self.nodes[low].edges()
-                if self.nodes[edge.upstream].state != "done"
+                if self.nodes[edge.upstream].state != "done" and not self.nodes[edge.upstream].gone
             } - found
             found |= layer
         return found
@@ -215,6 +221,9 @@ class Model:
                     after = self._place(node)
                     moved = moved or after != node.state
                     node.state = after
+        for node in self.nodes.values():
+            if node.state in FINISHED and node.finished_at is None:
+                node.finished_at = self.now
 
     def _place(self, node: Node) -> str:
         if node.on_unmet != "wait" and any(gate.unmeetable for gate in node.gates):
@@ -231,7 +240,7 @@ class Model:
     def claim(self, capabilities: set[str], groups: set[str]) -> str:
         """The name of the task that must be given, or the verdict."""
         self.settle()
-        view = [node for node in self.nodes.values() if not groups or node.group in groups]
+        view = [node for node in self.alive() if not groups or node.group in groups]
         ready = [node for node in view if node.state == "ready"]
         fits = [
             node for node in ready if node.capability is None or node.capability in capabilities
@@ -301,6 +310,21 @@ class Model:
                     self.release(node.name, 0)
         self.settle()
 
+    def trim(self, age_s: float) -> None:
+        for node in self.alive():
+            old = node.finished_at is not None and node.finished_at < self.now - age_s
+            needed = any(
+                low.state not in FINISHED
+                and any(edge.upstream == node.name for edge in low.edges())
+                for low in self.nodes.values()
+            )
+            node.gone = old and not needed
+        for node in self.nodes.values():
+            if node.gone:
+                node.gates = []
+            elif node.parent is not None and self.nodes[node.parent].gone:
+                node.parent = None
+
     def grace(self) -> None:
         for node in self.nodes.values():
             if node.state == "running":
@@ -329,14 +353,14 @@ class Model:
         return revived
 
     def retry_group(self, group: str) -> set[str]:
-        return self._revive({node.name for node in self.nodes.values() if node.group == group})
+        return self._revive({node.name for node in self.alive() if node.group == group})
 
     def _revive(self, wanted: set[str]) -> set[str]:
         revived: set[str] = set()
         while True:
             back = [
                 node
-                for node in self.nodes.values()
+                for node in self.alive()
                 if node.state in UNLUCKY
                 and (node.name in wanted or (node.given_up and self._touched(node, revived)))
                 and not any(gate.unmeetable for gate in node.gates)
@@ -346,6 +370,7 @@ class Model:
             for node in back:
                 node.state, node.given_up, node.not_before = "blocked", False, None
                 node.failures = node.expiries = 0
+                node.finished_at = None
                 revived.add(node.name)
                 for low in self.nodes.values():
                     if low.state not in {"running", "done"}:

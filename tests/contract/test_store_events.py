@@ -8,12 +8,14 @@ import anyio
 import pytest
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.store.base import Keep, Match
+from microvm_orchestrator.store.base import Address, CancelTasks, Keep, Match, RetryTasks
 from storing import (
     ALICE,
     HandClock,
     SqliteEngine,
+    fail_next,
     finish,
+    gate,
     get,
     own_only,
     pass_time,
@@ -224,6 +226,29 @@ async def test_finished_tasks_are_dropped_by_age_oldest_first_once_nobody_needs_
     assert await run_next(store) == "d"
     await pass_time(store, clock, 20, Keep(task_age_s=5.0))
     assert await states(store) == {}
+
+
+async def test_a_dropped_task_means_to_others_what_it_meant_before(
+    store: Store, clock: HandClock
+) -> None:
+    await submit(
+        store,
+        task("good", priority=9),
+        task("bad"),
+        task("all", "good", "bad", on_unmet="cancel"),
+        task("two", gate(2, "good", "bad", "other"), on_unmet="cancel"),
+        task("other"),
+    )
+    await run_next(store)
+    await store.amend(Address("other"), CancelTasks(), ALICE)
+    clock.advance(100)
+    await fail_next(store)
+    await pass_time(store, clock, 1, Keep(task_age_s=50.0))
+    assert await states(store) == {"bad": "failed", "all": "cancelled", "two": "cancelled"}
+    await store.amend(Address("bad"), RetryTasks(), ALICE)
+    assert await states(store) == {"bad": "ready", "all": "blocked", "two": "blocked"}
+    assert await run_next(store) == "bad"
+    assert await states(store) == {"bad": "done", "all": "ready", "two": "ready"}
 
 
 async def test_only_so_many_finished_tasks_are_kept(store: Store, clock: HandClock) -> None:
