@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.abc import SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
@@ -113,7 +115,8 @@ class Qmp:
         try:
             with anyio.move_on_after(within_s):
                 await self._send(json.dumps(request).encode() + b"\n", fds)
-                await asked.done.wait()
+                if not self.over.is_set():
+                    await asked.done.wait()
         finally:
             del self._asked[number]
         if asked.message is None:
@@ -145,16 +148,26 @@ class Qmp:
         await self._read_message()
 
     async def attend(self) -> None:
-        """Read until the other side is gone; needs a task of its own."""
+        """Read until one side hangs up; needs a task of its own.
+
+        It is never cancelled: a cancelled read of anyio's loses a race with what arrives.
+        """
         try:
-            while True:
-                await self._read_message()
+            with anyio.CancelScope(shield=True):
+                while True:
+                    await self._read_message()
         except _GONE:
             self._end("its monitor is closed")
         except _NONSENSE as error:
             self._end(f"its monitor talks nonsense ({type(error).__name__})")
-        finally:
-            self._end("its monitor was let go of")
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """Let go of the monitor; whoever waits is told."""
+        raw_socket = SocketAttribute.raw_socket
+        connection = self._stream.extra(raw_socket)  # noqa: S610 # no query of Django's
+        with suppress(OSError):  # the other side was faster
+            connection.shutdown(socket.SHUT_RDWR)
 
     async def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if self.over.is_set():
@@ -209,4 +222,7 @@ async def open_qmp(name: str, path: Path) -> AsyncGenerator[Qmp]:
         except (TimeoutError, *_GONE, *_NONSENSE) as error:
             raise errors.MachineUnreachable(f"{name} did not greet at its monitor") from error
         async with beside(qmp.attend):
-            yield qmp
+            try:
+                yield qmp
+            finally:
+                qmp.hang_up()

@@ -1,0 +1,189 @@
+"""What this host offers for machines, what each thing means, and what to do where it is missing.
+
+`observe` looks, and `explain` judges what was seen; the second is pure, so that what it says of a
+host that nobody has at hand can be tested. Above stands `doctor`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from microvm_orchestrator import errors, proc
+from microvm_orchestrator.machine import cgroup
+from microvm_orchestrator.machine.probe import Acceleration, probe
+from microvm_orchestrator.machine.qemu.host import QEMU
+
+# The oldest whose snapshots and sockets were tried.
+_QEMU_OLDEST = (7, 2)
+# Below this no machine of the usual size has room beside what runs.
+_MEMORY_LOW_MIB = 1024
+_ASK_S = 10.0
+_LIBVIRT_SOCKETS = (
+    Path("/run/libvirt/virtqemud-sock"),
+    Path("/run/libvirt/libvirt-sock"),
+)
+_NETEM = re.compile(r"/sch_netem\.ko", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing, as `doctor` shows it."""
+
+    name: str
+    state: Literal["ok", "warning", "failed"]
+    found: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was seen of a host. A version is None where there is no such program."""
+
+    acceleration: Acceleration
+    qemu: str | None
+    nix: str | None
+    nft: str | None
+    libvirt_socket: str | None
+    tun: bool
+    vhost_vsock: bool
+    netem: bool
+    memory_available_mib: int
+    limits: str
+
+
+async def observe(state_dir: Path, qemu: str = QEMU) -> Observed:
+    """Look at this host; takes a second the first time after it booted."""
+    return Observed(
+        acceleration=await probe(state_dir),
+        qemu=await _version(qemu, "--version"),
+        nix=await _version("nix", "--version"),
+        nft=await _version("nft", "--version"),
+        libvirt_socket=next((str(path) for path in _LIBVIRT_SOCKETS if path.exists()), None),
+        tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
+        vhost_vsock=os.access("/dev/vhost-vsock", os.R_OK | os.W_OK),
+        netem=_has_netem(),
+        memory_available_mib=_memory_available_mib(),
+        limits=cgroup.describe(),
+    )
+
+
+def explain(seen: Observed) -> tuple[Fact, ...]:
+    """Judge what was seen."""
+    return (
+        _qemu(seen.qemu),
+        _kvm(seen.acceleration),
+        Fact(
+            "memory",
+            "warning" if seen.memory_available_mib < _MEMORY_LOW_MIB else "ok",
+            f"{seen.memory_available_mib} MiB available",
+            "A machine takes what it was given and a little more; clones share what they have not "
+            "changed. A machine that does not fit waits. End some, or give them less memory.",
+        ),
+        Fact(
+            "limits",
+            "ok" if seen.limits.startswith("limits are enforced") else "warning",
+            seen.limits,
+            "Control groups bound what a machine takes of this host. Without them only QEMU's own "
+            "bounds hold: the guest's memory and processors. Delegate=yes in the service's unit "
+            "allows them.",
+        ),
+        _device(
+            "tun",
+            "/dev/net/tun",
+            here=seen.tun,
+            meaning="Needed for bridged networks of machines, with CAP_NET_ADMIN. Without it the "
+            "userspace switch connects them. modprobe tun, and access to the device.",
+        ),
+        _device(
+            "vhost",
+            "/dev/vhost-vsock",
+            here=seen.vhost_vsock,
+            meaning="Needed to reach guests of other images by vsock; ours are reached without it. "
+            "modprobe vhost_vsock, and access to the device.",
+        ),
+        Fact(
+            "netem",
+            "ok" if seen.netem else "warning",
+            "the kernel has it" if seen.netem else "the kernel does not have it",
+            "Needed to slow down or lose packets of bridged networks; the userspace switch does it "
+            "without. A kernel with CONFIG_NET_SCH_NETEM has it.",
+        ),
+        _program("nft", seen.nft, "Needed to cut bridged networks apart. Install nftables."),
+        Fact(
+            "libvirt",
+            "ok" if seen.libvirt_socket else "warning",
+            seen.libvirt_socket or "no socket of libvirtd or virtqemud was found",
+            "Needed for clusters only. Install and start libvirt's daemon.",
+        ),
+        _program(
+            "nix",
+            seen.nix,
+            "Needed to build machines from microvm.nix only; the embedded guest is built without.",
+        ),
+    )
+
+
+def _qemu(version: str | None) -> Fact:
+    meaning = (
+        "Every machine is a QEMU. Install qemu-system-x86, version 7.2 or newer; what is saved by "
+        "one version is not loaded by another."
+    )
+    if version is None:
+        return Fact("qemu", "failed", f"{QEMU} was not found", meaning)
+    found = re.search(r"(\d+)\.(\d+)", version)
+    old = found is None or (int(found[1]), int(found[2])) < _QEMU_OLDEST
+    return Fact("qemu", "failed" if old else "ok", version, meaning)
+
+
+def _kvm(acceleration: Acceleration) -> Fact:
+    tsc = acceleration.tsc_khz
+    clock = f"; the TSC counts {tsc / 1000:.0f} MHz" if tsc else "; the TSC was not measured"
+    blind = not acceleration.kvm and not tsc
+    return Fact(
+        "kvm",
+        "ok" if acceleration.kvm else "failed" if blind else "warning",
+        acceleration.why + clock,
+        "With KVM guests run at the speed of this host. Without, they are emulated: ten times "
+        "slower, all else being the same; that needs the TSC's speed. It is measured once a boot. "
+        "Where the host is itself a machine, ask for nested virtualisation.",
+    )
+
+
+def _device(name: str, path: str, *, here: bool, meaning: str) -> Fact:
+    found = f"{path} can be opened" if here else f"{path} is missing or may not be opened"
+    return Fact(name, "ok" if here else "warning", found, meaning)
+
+
+def _program(name: str, version: str | None, meaning: str) -> Fact:
+    return Fact(name, "ok" if version else "warning", version or f"{name} was not found", meaning)
+
+
+async def _version(program: str, word: str) -> str | None:
+    if shutil.which(program) is None:
+        return None
+    try:
+        ran = await proc.run([program, word], timeout_s=_ASK_S)
+    except errors.CommandFailed as error:
+        return f"it is there and fails: {error.message}"
+    return ran.stdout.decode(errors="replace").partition("\n")[0].strip()
+
+
+def _has_netem() -> bool:
+    if Path("/sys/module/sch_netem").exists():
+        return True
+    modules = Path("/lib/modules") / os.uname().release
+    for name in ("modules.dep", "modules.builtin"):
+        path = modules / name
+        if path.is_file() and _NETEM.search(path.read_text(encoding="utf-8")):
+            return True
+    return False
+
+
+def _memory_available_mib() -> int:
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("ascii"))
+    return int(found[1]) // 1024 if found else 0
