@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from microvm_orchestrator.model.values import Moment
+
 
 class MachineState(StrEnum):
     """Where a machine stands."""
@@ -23,3 +27,44 @@ class MachineState(StrEnum):
 
 # Nothing runs any more; the states of a machine that may be defined anew or removed.
 ENDED = frozenset({MachineState.STOPPED, MachineState.CRASHED, MachineState.LOST})
+
+
+# The kinds of record machines and their snapshots are stored as.
+MACHINE = "machine"
+SNAPSHOT = "snapshot"
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(_Told):
+    """A virtual machine of this host."""
+
+    machine_id: str
+    name: str | None = None
+    owner: str
+    image: str = Field(description="digest of what it boots")
+    snapshot_id: str | None = Field(default=None, description="the snapshot it was started from")
+    memory_mib: int
+    vcpus: int
+    accel: str
+    state: MachineState
+    reason: str = ""
+    created_at: Moment
+    started_at: Moment | None = None
+    ended_at: Moment | None = None
+
+
+class MachineSnapshot(_Told):
+    """A saved machine, from which others can be started."""
+
+    snapshot_id: str
+    machine_id: str = Field(description="the machine that was saved")
+    owner: str
+    image: str
+    memory_mib: int
+    vcpus: int
+    pause_s: float = Field(description="how long the saved machine stood still")
+    unique_mib: float = Field(description="what it takes on the disk by itself")
+    created_at: Moment

@@ -1,0 +1,382 @@
+"""The machines of this host: what was asked for, what runs, and what became of it.
+
+Above are the services; below, the hypervisor that runs machines, the images they boot, the slots
+they take and the store that remembers them. Every state a machine comes into is stored with its
+event before anybody is told. Machines outlive this: at the start those that still run are adopted,
+those that do not are `lost` with a reason, and nothing is swept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from microvm_orchestrator import errors, log
+from microvm_orchestrator.machine import base
+from microvm_orchestrator.model.machine import (
+    ENDED,
+    MACHINE,
+    SNAPSHOT,
+    Machine,
+    MachineSnapshot,
+    MachineState,
+)
+from microvm_orchestrator.model.names import new_id
+from microvm_orchestrator.model.records import SYSTEM, Actor, Record
+from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.slots import Need, Slots
+from microvm_orchestrator.store.base import Store, Tell
+from microvm_orchestrator.store.every import every_record
+from microvm_orchestrator.store.questions import RecordById
+
+_log = log.get(__name__)
+
+# A state that was reached is worth writing down even while the daemon stops.
+_LAST_WORD_S = 3.0
+
+_STARTABLE = frozenset({MachineState.DEFINED, *ENDED})
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A machine as it is asked for."""
+
+    boot: base.Boot
+    memory_mib: int
+    vcpus: int
+    accel: base.Accel
+    name: str | None = None
+
+
+class Machines:
+    """The machines of one daemon; lives as long as `running`."""
+
+    def __init__(
+        self,
+        store: Store,
+        hypervisor: base.Hypervisor,
+        slots: Slots,
+        boot_of: Callable[[str], base.Boot],
+    ) -> None:
+        """`boot_of` finds what an image boots by its name or digest; it reads files."""
+        self._store = store
+        self._hypervisor = hypervisor
+        self._slots = slots
+        self._boot_of = boot_of
+        self._live: dict[str, base.Machine] = {}
+        self._ended: dict[str, anyio.Event] = {}
+        # One verb at a time for each machine.
+        self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._watchers: anyio.abc.TaskGroup | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Adopt what runs, and watch it until the block ends. Machines go on after it."""
+        async with anyio.create_task_group() as watchers:
+            self._watchers = watchers
+            await self._reconcile()
+            try:
+                yield
+            finally:
+                self._watchers = None
+                watchers.cancel_scope.cancel()
+
+    # What is known
+
+    async def get(self, reference: str, by: Actor) -> Machine:
+        """Find a machine by its id or name. Raises: NotFound, also for what `by` cannot see."""
+        return (await self._find(reference, by))[0]
+
+    async def list(self, by: Actor) -> list[Machine]:
+        records = await every_record(self._store, MACHINE, by)
+        machines = [Machine.model_validate(record.body) for record in records]
+        return [machine for machine in machines if _sees(by, machine.owner)]
+
+    def live(self, machine: Machine) -> base.Machine:
+        """The running machine itself. Raises: StateForbids."""
+        running = self._live.get(machine.machine_id)
+        if running is None:
+            raise errors.StateForbids(
+                f"machine {machine.machine_id} is {machine.state}"
+                + (f": {machine.reason}" if machine.reason else ""),
+                hint="machine_start starts it",
+            )
+        return running
+
+    # Verbs
+
+    async def define(self, wish: Wish, by: Actor, *, snapshot_id: str | None = None) -> Machine:
+        """Write a machine down; nothing runs yet. Raises: AlreadyExists when the name is taken."""
+        if wish.name is not None and any(m.name == wish.name for m in await self.list(SYSTEM)):
+            raise errors.AlreadyExists(f"machine {wish.name} already exists")
+        machine = Machine(
+            machine_id=new_id("m"),
+            name=wish.name,
+            owner=by.name,
+            image=wish.boot.digest,
+            snapshot_id=snapshot_id,
+            memory_mib=wish.memory_mib,
+            vcpus=wish.vcpus,
+            accel=wish.accel,
+            state=MachineState.DEFINED,
+            created_at=moment(await self._store.now()),
+        )
+        record = Record(MACHINE, machine.machine_id, machine.model_dump(mode="json"))
+        tell = Tell("defined", {"image": machine.image, "name": machine.name})
+        await self._store.save(record, by, expect=0, tell=tell)
+        return machine
+
+    async def start(self, reference: str, by: Actor, *, wait_for_room: bool = True) -> Machine:
+        """Boot a machine, and return when its guest is ready.
+
+        Raises: NotFound, StateForbids, NoRoom, MachineBootFailed. One who is cancelled leaves the
+            machine stopped and nothing of it on the host.
+        """
+        machine = await self.get(reference, by)
+        async with self._turns[machine.machine_id]:
+            machine = await self.get(machine.machine_id, by)
+            if machine.state not in _STARTABLE:
+                raise errors.StateForbids(
+                    f"machine {machine.machine_id} is {machine.state} already"
+                )
+            need = Need(machine.memory_mib, machine.vcpus)
+            await self._slots.hold(machine.machine_id, need, wait=wait_for_room)
+            try:
+                await self._change(machine.machine_id, MachineState.BOOTING, "", by)
+                running = await self._boot(machine)
+            except BaseException as error:
+                await self._not_started(machine.machine_id, error)
+                raise
+            return await self._take_on(running, MachineState.RUNNING, by)
+
+    async def _boot(self, machine: Machine) -> base.Machine:
+        boot = await anyio.to_thread.run_sync(self._boot_of, machine.image)
+        spec = base.MachineSpec(
+            machine_id=machine.machine_id,
+            boot=boot,
+            memory_mib=machine.memory_mib,
+            vcpus=machine.vcpus,
+            accel=base.Accel(machine.accel),
+            hostname=machine.name or machine.machine_id.replace("_", "-"),
+        )
+        if machine.snapshot_id is None:
+            return await self._hypervisor.start(spec)
+        snapshot = await self._hypervisor.find_snapshot(machine.snapshot_id)
+        if snapshot is None:
+            raise errors.NotFound(f"snapshot {machine.snapshot_id} is gone")
+        return await self._hypervisor.clone(snapshot, spec)
+
+    async def _not_started(self, machine_id: str, error: BaseException) -> None:
+        failed = isinstance(error, errors.OrchestratorError)
+        state = MachineState.CRASHED if failed else MachineState.STOPPED
+        reason = error.message if isinstance(error, errors.OrchestratorError) else "not started"
+        with anyio.move_on_after(_LAST_WORD_S, shield=True):
+            await self._change(machine_id, state, reason, SYSTEM)
+        self._slots.release(machine_id)
+
+    async def stop(self, reference: str, by: Actor, *, grace_s: float) -> Machine:
+        """Let the guest power off, and end it by force after `grace_s`.
+
+        Raises: NotFound, StateForbids.
+        """
+        return await self._end(reference, by, lambda running: running.stop(grace_s))
+
+    async def kill(self, reference: str, by: Actor) -> Machine:
+        """End a machine as a power cut would. Raises: NotFound, StateForbids."""
+        return await self._end(reference, by, lambda running: running.kill())
+
+    async def _end(
+        self, reference: str, by: Actor, verb: Callable[[base.Machine], Awaitable[None]]
+    ) -> Machine:
+        machine = await self.get(reference, by)
+        async with self._turns[machine.machine_id]:
+            running = self.live(await self.get(machine.machine_id, by))
+            ended = self._ended[machine.machine_id]
+            await self._store.note(by, machine.machine_id, "ok")
+            await verb(running)
+            await ended.wait()
+        return await self.get(machine.machine_id, by)
+
+    async def pause(self, reference: str, by: Actor) -> Machine:
+        """Raises: NotFound, StateForbids."""
+        return await self._toggle(reference, by, MachineState.RUNNING, MachineState.PAUSED)
+
+    async def resume(self, reference: str, by: Actor) -> Machine:
+        """Raises: NotFound, StateForbids."""
+        return await self._toggle(reference, by, MachineState.PAUSED, MachineState.RUNNING)
+
+    async def _toggle(
+        self, reference: str, by: Actor, was: MachineState, becomes: MachineState
+    ) -> Machine:
+        machine = await self.get(reference, by)
+        async with self._turns[machine.machine_id]:
+            machine = await self.get(machine.machine_id, by)
+            if machine.state is not was:
+                raise errors.StateForbids(
+                    f"machine {machine.machine_id} is {machine.state}, not {was}"
+                )
+            running = self.live(machine)
+            await (running.pause() if becomes is MachineState.PAUSED else running.resume())
+            return await self._change(machine.machine_id, becomes, "", by)
+
+    async def delete(self, reference: str, by: Actor) -> Machine:
+        """Forget a machine that does not run, with its console. Raises: NotFound, StateForbids."""
+        machine = await self.get(reference, by)
+        async with self._turns[machine.machine_id]:
+            machine = await self.get(machine.machine_id, by)
+            if machine.state not in _STARTABLE:
+                raise errors.StateForbids(
+                    f"machine {machine.machine_id} is {machine.state}", hint="stop it first"
+                )
+            await self._hypervisor.remove(machine.machine_id)
+            await self._store.erase(MACHINE, machine.machine_id, by)
+        del self._turns[machine.machine_id]
+        return machine
+
+    # Snapshots
+
+    async def save(self, reference: str, by: Actor) -> MachineSnapshot:
+        """Save a running machine, which goes on. Raises: NotFound, StateForbids, MachineFailed."""
+        machine = await self.get(reference, by)
+        async with self._turns[machine.machine_id]:
+            running = self.live(await self.get(machine.machine_id, by))
+            saved = await running.save(new_id("s"))
+        snapshot = MachineSnapshot(
+            snapshot_id=saved.snapshot_id,
+            machine_id=machine.machine_id,
+            owner=by.name,
+            image=machine.image,
+            memory_mib=machine.memory_mib,
+            vcpus=machine.vcpus,
+            pause_s=saved.pause_s,
+            unique_mib=saved.unique_mib,
+            created_at=moment(await self._store.now()),
+        )
+        record = Record(SNAPSHOT, snapshot.snapshot_id, snapshot.model_dump(mode="json"))
+        tell = Tell("saved", {"machine_id": machine.machine_id, "pause_s": saved.pause_s})
+        await self._store.save(record, by, expect=0, tell=tell)
+        return snapshot
+
+    async def snapshot(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
+        """Raises: NotFound."""
+        record = await self._store.query(RecordById(SNAPSHOT, snapshot_id), by)
+        if record is not None:
+            snapshot = MachineSnapshot.model_validate(record.body)
+            if _sees(by, snapshot.owner):
+                return snapshot
+        raise errors.NotFound(f"no snapshot {snapshot_id}", hint="snapshot_list shows them")
+
+    async def snapshots(self, by: Actor) -> list[MachineSnapshot]:
+        records = await every_record(self._store, SNAPSHOT, by)
+        found = [MachineSnapshot.model_validate(record.body) for record in records]
+        return [snapshot for snapshot in found if _sees(by, snapshot.owner)]
+
+    async def branch(self, snapshot_id: str, by: Actor, *, name: str | None = None) -> Machine:
+        """Start a machine where a saved one stood. Raises: as `start`."""
+        snapshot = await self.snapshot(snapshot_id, by)
+        saved = await self._hypervisor.find_snapshot(snapshot_id)
+        if saved is None:
+            raise errors.NotFound(f"the files of snapshot {snapshot_id} are gone")
+        wish = Wish(
+            saved.spec.boot, snapshot.memory_mib, snapshot.vcpus, saved.spec.accel, name=name
+        )
+        machine = await self.define(wish, by, snapshot_id=snapshot_id)
+        try:
+            return await self.start(machine.machine_id, by)
+        except BaseException:
+            with anyio.move_on_after(_LAST_WORD_S, shield=True):
+                await self.delete(machine.machine_id, by)
+            raise
+
+    async def forget(self, snapshot_id: str, by: Actor) -> None:
+        """Remove a snapshot; machines that were started from it go on. Raises: NotFound."""
+        await self.snapshot(snapshot_id, by)
+        await self._hypervisor.forget(snapshot_id)
+        await self._store.erase(SNAPSHOT, snapshot_id, by)
+
+    # What happens by itself
+
+    async def _take_on(self, running: base.Machine, state: MachineState, by: Actor) -> Machine:
+        """Watch a machine from now on."""
+        if self._watchers is None:
+            raise errors.Stopping("the daemon takes on no more machines")
+        machine_id = running.spec.machine_id
+        self._live[machine_id] = running
+        self._ended[machine_id] = anyio.Event()
+        machine = await self._change(machine_id, state, "", by)
+        self._watchers.start_soon(self._watch, machine_id, running)
+        return machine
+
+    async def _watch(self, machine_id: str, running: base.Machine) -> None:
+        change = await running.wait()
+        try:
+            await self._change(machine_id, change.state, change.reason, SYSTEM)
+        except errors.OrchestratorError as error:
+            # The next start finds out for itself.
+            _log.error("machine_end_unwritten", machine=machine_id, reason=error.message)
+        finally:
+            del self._live[machine_id]
+            self._slots.release(machine_id)
+            self._ended.pop(machine_id).set()
+
+    async def _reconcile(self) -> None:
+        known: set[str] = set()
+        for record in await every_record(self._store, MACHINE, SYSTEM):
+            machine = Machine.model_validate(record.body)
+            known.add(machine.machine_id)
+            if machine.state not in _STARTABLE:
+                await self._adopt(machine)
+        for stranger in set(self._hypervisor.found()) - known:
+            # A store that was put back from a backup does not know it: told, not ended.
+            _log.warning("machine_unknown", machine=stranger)
+
+    async def _adopt(self, machine: Machine) -> None:
+        try:
+            running = await self._hypervisor.adopt(machine.machine_id)
+        except errors.MachineFailed as error:
+            await self._change(machine.machine_id, MachineState.LOST, error.message, SYSTEM)
+            return
+        self._slots.keep(machine.machine_id, Need(machine.memory_mib, machine.vcpus))
+        await self._take_on(running, running.state, SYSTEM)
+
+    # The records
+
+    async def _find(self, reference: str, by: Actor) -> tuple[Machine, Record]:
+        record = await self._store.query(RecordById(MACHINE, reference), by)
+        if record is None:
+            named = await every_record(self._store, MACHINE, by)
+            record = next((each for each in named if each.body["name"] == reference), None)
+        if record is not None:
+            machine = Machine.model_validate(record.body)
+            if _sees(by, machine.owner):
+                return machine, record
+        raise errors.NotFound(f"no machine {reference}", hint="machine_list shows the machines")
+
+    async def _change(
+        self, machine_id: str, state: MachineState, reason: str, by: Actor
+    ) -> Machine:
+        machine, record = await self._find(machine_id, SYSTEM)
+        now = moment(await self._store.now())
+        update: dict[str, object] = {"state": state, "reason": reason}
+        if state is MachineState.BOOTING:
+            update |= {"started_at": now, "ended_at": None}
+        elif state in ENDED:
+            update["ended_at"] = now
+        machine = machine.model_copy(update=update)
+        body = machine.model_dump(mode="json")
+        audited = by is not SYSTEM
+        tell = Tell(state, {"was": record.body["state"], "reason": reason}, audited=audited)
+        await self._store.save(
+            Record(MACHINE, machine_id, body), by, expect=record.version, tell=tell
+        )
+        return machine
+
+
+def _sees(by: Actor, owner: str) -> bool:
+    return by.scope.everything or owner == by.name

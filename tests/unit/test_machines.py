@@ -1,0 +1,175 @@
+"""The machines of a host: their states and events, their places, and what a restart finds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+
+from machines import Rig, fake_rig, kill_process, removed_in_the_end
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine.base import Accel
+from microvm_orchestrator.machine.qemu.hypervisor import Qemu
+from microvm_orchestrator.machine.qemu.machine import QemuMachine
+from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.machines import Machines, Wish
+from microvm_orchestrator.model.access import Role, Scope
+from microvm_orchestrator.model.machine import Machine, MachineState
+from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.slots import Capacity, Slots
+from microvm_orchestrator.store.base import Match, Store
+from microvm_orchestrator.store.sqlite import SqliteStore
+
+ALICE = Actor(name="alice", role=Role.OPERATOR, via="test", action="machine_start")
+BOB = Actor(name="bob", role=Role.OPERATOR, via="test", action="x", scope=Scope(everything=False))
+PATIENCE_S = 30
+
+
+@dataclass(frozen=True)
+class House:
+    rig: Rig
+    store: Store
+    qemu: Qemu
+    slots: Slots
+    machines: Machines
+
+    async def define(self, name: str | None = None, *, words: str = "") -> Machine:
+        boot = self.rig.spec(words=words).boot
+        return await self.machines.define(Wish(boot, 64, 1, Accel.TCG, name), ALICE)
+
+    def qemu_of(self, machine: Machine) -> QemuMachine:
+        running = self.machines.live(machine)
+        assert isinstance(running, QemuMachine)
+        return running
+
+    async def told(self, machine: Machine) -> list[str]:
+        match = Match(kinds=("machine.*",), subjects=(machine.machine_id,))
+        read = await self.store.events(None, match, 100, SYSTEM)
+        return [event.kind.removeprefix("machine.") for event in read.events]
+
+    async def until(self, machine: Machine, state: MachineState) -> Machine:
+        with anyio.fail_after(PATIENCE_S):
+            async with self.store.hints() as changes:
+                while True:
+                    now = await self.machines.get(machine.machine_id, ALICE)
+                    if now.state is state:
+                        return now
+                    await anext(changes)
+
+
+@asynccontextmanager
+async def daemon(rig: Rig, *, count: int = 4) -> AsyncGenerator[House]:
+    """What a daemon has of machines, from its start to its end; the machines outlive it."""
+    store = SqliteStore(rig.state_dir / "store.db")
+    async with store.opened(), rig.open() as qemu:
+        slots = Slots(Capacity(count, 1024, 8))
+        machines = Machines(store, qemu, slots, lambda _: rig.boot)
+        async with machines.running():
+            yield House(rig, store, qemu, slots, machines)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncGenerator[Rig]:
+    rig = fake_rig(tmp_path)
+    yield rig
+    async with rig.open() as qemu, removed_in_the_end(qemu):
+        pass
+
+
+async def test_a_machine_goes_from_defined_to_stopped_and_tells_each_step(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        machine = await house.define("box")
+        started = await house.machines.start("box", ALICE)
+        finished = await house.machines.live(started).shell.exec(Command(["echo", "hello"]))
+        assert finished.stdout == b"hello\n"
+        await house.machines.pause("box", ALICE)
+        await house.machines.resume("box", ALICE)
+        stopped = await house.machines.stop("box", ALICE, grace_s=5)
+        assert (stopped.state, house.slots.owners) == (MachineState.STOPPED, [])
+        assert await house.told(machine) == [
+            *("defined", "booting", "running", "paused", "running", "stopped")
+        ]
+        with pytest.raises(errors.StateForbids):
+            await house.machines.stop("box", ALICE, grace_s=5)
+        await house.machines.delete("box", ALICE)
+        assert (await house.machines.list(ALICE), house.qemu.found()) == ([], [])
+
+
+async def test_a_machine_whose_qemu_is_killed_crashes_and_frees_its_place(rig: Rig) -> None:
+    async with daemon(rig, count=1) as house:
+        machine = await house.define()
+        await house.machines.start(machine.machine_id, ALICE)
+        second = await house.define()
+        with pytest.raises(errors.NoRoom):
+            await house.machines.start(second.machine_id, ALICE, wait_for_room=False)
+        kill_process(house.qemu_of(machine))
+        crashed = await house.until(machine, MachineState.CRASHED)
+        assert "SIGKILL" in crashed.reason
+        running = await house.machines.start(second.machine_id, ALICE, wait_for_room=False)
+        assert running.state is MachineState.RUNNING
+        await house.machines.kill(second.machine_id, ALICE)
+
+
+async def test_a_boot_that_fails_says_why_and_the_machine_can_be_started_again(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        boot = house.rig.boot
+        boots = iter([house.rig.spec(words=house.rig.panicking).boot, boot])
+        machines = Machines(house.store, house.qemu, house.slots, lambda _: next(boots))
+        async with machines.running():
+            machine = await machines.define(Wish(boot, 64, 1, Accel.TCG), ALICE)
+            with pytest.raises(errors.MachineBootFailed):
+                await machines.start(machine.machine_id, ALICE)
+            failed = await machines.get(machine.machine_id, ALICE)
+            assert (failed.state, house.slots.owners) == (MachineState.CRASHED, [])
+            assert failed.reason
+            again = await machines.start(machine.machine_id, ALICE)
+            assert again.state is MachineState.RUNNING
+            await machines.kill(machine.machine_id, ALICE)
+
+
+async def test_a_machine_outlives_the_daemon_and_is_adopted_by_the_next_one(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        kept, lost = await house.define("kept"), await house.define("lost")
+        for machine in (kept, lost):
+            await house.machines.start(machine.machine_id, ALICE)
+        kill_later = house.qemu_of(lost)
+    kill_process(kill_later)
+    async with daemon(rig) as house:
+        assert (await house.machines.get("lost", ALICE)).state is MachineState.LOST
+        adopted = await house.machines.get("kept", ALICE)
+        assert (adopted.state, house.slots.owners) == (MachineState.RUNNING, [kept.machine_id])
+        finished = await house.machines.live(adopted).shell.exec(Command(["true"]))
+        assert finished.exit.code == 0
+        await house.machines.kill("kept", ALICE)
+
+
+async def test_branches_start_where_a_machine_was_saved_and_the_source_goes_on(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        source = await house.define("source")
+        await house.machines.start("source", ALICE)
+        snapshot = await house.machines.save("source", ALICE)
+        one = await house.machines.branch(snapshot.snapshot_id, ALICE, name="one")
+        two = await house.machines.branch(snapshot.snapshot_id, ALICE)
+        states = [machine.state for machine in await house.machines.list(ALICE)]
+        assert states == [MachineState.RUNNING] * 3
+        assert one.snapshot_id == two.snapshot_id == snapshot.snapshot_id
+        for machine in (source, one, two):
+            await house.machines.kill(machine.machine_id, ALICE)
+        await house.machines.forget(snapshot.snapshot_id, ALICE)
+        assert await house.machines.snapshots(ALICE) == []
+        with pytest.raises(errors.NotFound):
+            await house.machines.branch(snapshot.snapshot_id, ALICE)
+
+
+async def test_names_are_unique_and_machines_of_others_are_not_seen(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        await house.define("box")
+        with pytest.raises(errors.AlreadyExists):
+            await house.define("box")
+        with pytest.raises(errors.NotFound):
+            await house.machines.get("box", BOB)
+        assert await house.machines.list(BOB) == []
