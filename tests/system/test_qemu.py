@@ -118,14 +118,14 @@ async def test_many_generations_lose_nothing_and_grow_no_larger(
     generations = 25 if whole else 4
     sizes: list[float] = []
     for generation in range(generations):
-        await sh(machine, f"echo {generation} >>/root/notes; sha256sum /usr/bin/git >/root/sum")
+        await sh(machine, f"echo {generation} >>/var/notes; sha256sum /usr/bin/git >/var/sum")
         snapshot = await machine.save(f"{machine.machine_id}-{generation}")
         sizes.append(snapshot.unique_mib)
         await qemu.remove(machine.machine_id)
         machine = await qemu.clone(snapshot, like(snapshot))
         await qemu.forget(snapshot.snapshot_id)
-    assert (await sh(machine, "cat /root/notes")).split() == [str(n) for n in range(generations)]
-    assert await sh(machine, "sha256sum -c /root/sum") == "/usr/bin/git: OK\n"
+    assert (await sh(machine, "cat /var/notes")).split() == [str(n) for n in range(generations)]
+    assert await sh(machine, "sha256sum -c /var/sum") == "/usr/bin/git: OK\n"
     assert max(sizes) < 1.5 * sizes[0]
 
 
