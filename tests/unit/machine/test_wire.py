@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,6 +183,25 @@ def test_a_field_of_another_type_or_size_is_refused(
 ) -> None:
     with pytest.raises(wire.Broken):
         ASKS[ask]({} if value is None else {"x": value})
+
+
+PROTOCOL = (Path(__file__).parents[3] / "guest" / "protocol.md").read_text()
+
+
+def test_the_text_of_the_protocol_names_the_frames_that_there_are() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([A-Z]+) \|[^|]*\|([^|]*)\|", PROTOCOL, re.MULTILINE)
+    said = {int(kind): (name, int(re.findall(r"\d+", size)[-1])) for kind, name, size in rows}
+    limits = {kind: wire.LIMITS[kind][1] for kind in (2, 3, 4, 8, 9, 10, 11, 1)}
+    assert {kind: name for kind, (name, _) in said.items()} == wire.NAMES
+    assert {kind: said[kind][1] for kind in limits} == limits
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [wire.MARKER.hex(), wire.WINDOW, wire.MAX_STREAMS, wire.cost(b""), f"version {wire.VERSION}"],
+)
+def test_the_text_of_the_protocol_names_its_figures(figure: object) -> None:
+    assert str(figure) in PROTOCOL
 
 
 def test_what_the_guest_runs_too_takes_nothing_but_struct() -> None:
