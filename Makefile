@@ -4,7 +4,7 @@
 
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
-SOURCES := python tests
+SOURCES := python tests guest
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
