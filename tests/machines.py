@@ -56,7 +56,7 @@ def no_image(folder: Path) -> Boot:
     """Something to boot for a QEMU that does not look at it."""
     folder.mkdir(exist_ok=True)
     for name in ("kernel", "initrd", "root"):
-        (folder / name).touch()
+        (folder / name).write_bytes(bytes(512))
     root = Disk("root", folder / "root")
     return Boot("none", folder / "kernel", folder / "initrd", "console=ttyS0", (root,))
 

@@ -21,8 +21,9 @@ from machines import (
     qemu_rig,
     removed_in_the_end,
 )
-from microvm_orchestrator.machine import console
-from microvm_orchestrator.machine.base import Boot, MachineSpec, Snapshot
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine import console, process
+from microvm_orchestrator.machine.base import Boot, Disk, MachineSpec, Snapshot
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.shell import Command
@@ -225,3 +226,46 @@ async def test_everything_of_a_machine_is_in_its_control_group_and_the_group_goe
     await machine.wait()
     groups.sweep()
     assert inside.processes() == []
+
+
+async def test_what_is_written_to_a_disk_is_saved_cloned_and_kept_when_the_machine_stops(
+    rig: Rig, qemu: Qemu
+) -> None:
+    scratch = Disk("scratch", read_only=False, size_mib=512)
+    machine = await qemu.start(rig.spec(disks=(scratch,)))
+    fill = "head -c 20000000 /dev/urandom >big; sha256sum big >sum; echo one >notes; sync"
+    await sh(machine, fill)
+    first = await machine.save("disk-1")
+    await sh(machine, "echo two >>notes; sync")
+    clone = await qemu.clone(first, like(first))
+    assert await sh(clone, "cat notes; sha256sum -c sum") == "one\nbig: OK\n"
+    await sh(clone, "echo three >>notes; sync")
+    second = await clone.save("disk-2")
+    # What the second one lies on stays, though nobody else has it any more.
+    await qemu.forget("disk-1")
+    await qemu.remove(clone.machine_id)
+    again = await qemu.clone(second, like(second))
+    assert await sh(again, "cat notes; sha256sum -c sum") == "one\nthree\nbig: OK\n"
+    await qemu.verify("disk-2")
+    await machine.stop(LONG_S)
+    machine = await qemu.start(machine.spec)
+    assert await sh(machine, "cat notes; sha256sum -c sum") == "one\ntwo\nbig: OK\n"
+    await qemu.forget("disk-2")
+
+
+async def test_a_full_disk_is_an_error_in_the_guest_and_the_machine_goes_on(
+    rig: Rig, qemu: Qemu
+) -> None:
+    scratch = Disk("scratch", read_only=False, size_mib=64)
+    machine = await qemu.start(rig.spec(disks=(scratch,)))
+    assert "No space left" in await sh(machine, "cat /dev/zero 2>&1 >big || true")
+    assert await sh(machine, "rm big; echo room again") == "room again\n"
+    usage = await machine.usage()
+    assert usage.disk_mib < 80
+
+
+async def test_a_disk_that_is_not_there_leaves_no_process(rig: Rig, qemu: Qemu) -> None:
+    spec = rig.spec(disks=(Disk("opt-x", Path("/nowhere/at/all")),))
+    with pytest.raises(errors.InvalidInput, match="opt-x"):
+        await qemu.start(spec)
+    assert process.find_by_words(("-name", f"guest={spec.machine_id}"), frozenset({0})) is None

@@ -42,7 +42,8 @@ class Disk:
     """A disk of a machine, an image's or a further one.
 
     Of a read-only one the file itself is attached. A writable one begins with the content of the
-    file, or empty, and what is written goes elsewhere and ends with the machine.
+    file, or empty; what is written goes elsewhere, is kept when the machine is stopped, and goes
+    when it is removed.
     """
 
     # By which the guest knows what the disk is for.

@@ -49,20 +49,20 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class BlockFile:
-    """A file behind a disk, as QEMU shall open it; empty: content of a size that is never read."""
+    """A file behind a disk, as QEMU shall open it; without a name: a size, and never read."""
 
     name: str | None
     format: str = "raw"
     size: int = 0
-    # What an overlay lies on.
-    below: BlockFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BlockDevice:
+    # By which the guest knows what the disk is for.
     serial: str
-    file: BlockFile
     read_only: bool
+    # Each lies on the one before; the last is what the guest writes to.
+    files: Sequence[BlockFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def command(
     ]
     # fmt: on
     for number, disk in enumerate(wiring.disks):
-        words += _block(f"disk{number}", disk)
+        words += _block(number, disk)
     for number, (link, netdev) in enumerate(zip(spec.links, wiring.links, strict=True)):
         words += ["-netdev", f"{netdev},id=net{number}"]
         words += ["-device", f"virtio-net-device,netdev=net{number},mac={link.mac}"]
@@ -170,24 +170,27 @@ def _backend(spec: MachineSpec, memory: Memory) -> str:
     )
 
 
-def _block(name: str, disk: BlockDevice) -> list[str]:
+def node_name(number: int, index: int) -> str:
+    """Name a file of a disk in QEMU."""
+    return f"disk{number}-{index}"
+
+
+def _block(number: int, disk: BlockDevice) -> list[str]:
     words: list[str] = []
-    _file(words, name, disk.file, read_only=disk.read_only)
-    return [*words, "-device", f"virtio-blk-device,drive={name},serial={disk.serial}"]
-
-
-def _file(words: list[str], name: str, file: BlockFile, *, read_only: bool) -> None:
-    """Write a file and what lies below it, the lowest first."""
-    only = "on" if read_only else "off"
-    if file.name is None:
-        node = f"driver=null-co,size={file.size}"
-    else:
-        # Many machines read one image; that nobody writes it is ours to see to.
-        node = f"driver={file.format},file.driver=file,file.filename={file.name},file.locking=off"
-    if file.below is not None:
-        _file(words, f"{name}-", file.below, read_only=True)
-        node += f",backing={name}-"
-    words += ["-blockdev", f"{node},node-name={name},read-only={only}"]
+    top = len(disk.files) - 1
+    for index, file in enumerate(disk.files):
+        if file.name is None:
+            node = f"driver=null-co,size={file.size}"
+        else:
+            # Many machines read one image; that nobody writes it is ours to see to.
+            where = f"file.driver=file,file.filename={file.name},file.locking=off"
+            node = f"driver={file.format},{where}"
+        below = f",backing={node_name(number, index - 1)}" if index else ""
+        only = "off" if index == top and not disk.read_only else "on"
+        name = node_name(number, index)
+        words += ["-blockdev", f"{node},node-name={name},read-only={only}{below}"]
+    drive = node_name(number, top)
+    return [*words, "-device", f"virtio-blk-device,drive={drive},serial={disk.serial}"]
 
 
 def _begun(how: Start | Load) -> list[str]:

@@ -1,43 +1,187 @@
-"""The disks of a machine: an image's, shared by all, and what the machine itself writes.
+"""The disks of a machine: an image's, shared by all, and what the machine itself has written.
 
-What is written goes into an overlay in the machine's folder and ends with it. Above stand whoever
-starts a QEMU; below, the names under which it inherits the files.
+    <machine>/disk1.0.qcow2    the first layer of what was written to the second disk, and so on
+
+What is written goes into layers, each over the one before and the first over the disk's own file if
+it has one. A layer is written by one machine for as long as it is the top one, and never again: a
+snapshot takes hard links to all of them, and the machine goes on in a new one. So any snapshot or
+machine may go, and its layers stay while somebody else has them. QEMU calls a layer's node by the
+same two numbers. Above stand whoever starts or saves a QEMU.
 """
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Disk, DiskFormat, MachineSpec
-from microvm_orchestrator.machine.qemu.argv import BlockDevice, BlockFile
+from microvm_orchestrator.machine.qemu import qcow2
+from microvm_orchestrator.machine.qemu.argv import BlockDevice, BlockFile, node_name
 from microvm_orchestrator.machine.qemu.handover import Handover
+from microvm_orchestrator.machine.qemu.qmp import Qmp
 
 _SECTOR = 512
+_MIB = 1 << 20
+# Bookkeeping of a full layer.
+_OVERHEAD_SHARE = 64
+_LAYER = re.compile(r"disk(\d+)\.(\d+)\.qcow2")
 
 
-def attach(spec: MachineSpec, given: Handover) -> list[BlockDevice]:
+def begin_anew(spec: MachineSpec, folder: Path) -> None:
+    """Make the first layers of a machine that has none; one that was stopped goes on in its own."""
+    for number, disk in _writable(spec):
+        if not layers(folder, number):
+            first = 0 if disk.path is None else 1
+            qcow2.create(_layer(folder, number, first), _size(disk))
+
+
+def begin_from(spec: MachineSpec, saved: Path, folder: Path) -> None:
+    """Give a machine the layers of a snapshot, and new ones on top."""
+    drop(folder)
+    link(saved, folder)
+    for number, disk in _writable(spec):
+        top = _index(layers(folder, number)[-1])
+        qcow2.create(_layer(folder, number, top + 1), _size(disk))
+
+
+def link(source: Path, target: Path) -> None:
+    """Have the layers of one folder in another."""
+    for path in source.glob("disk*.qcow2"):
+        os.link(path, target / path.name)
+
+
+def drop(folder: Path) -> None:
+    for path in folder.glob("disk*.qcow2"):
+        path.unlink()
+
+
+def layers(folder: Path, number: int) -> list[Path]:
+    """Return the layers of a disk, the lowest first."""
+    return sorted(folder.glob(f"disk{number}.*.qcow2"), key=_index)
+
+
+def attach(spec: MachineSpec, folder: Path, given: Handover) -> list[BlockDevice]:
     """Open every disk of a machine that will run."""
-    return [
-        BlockDevice(disk.serial, BlockFile(given.open(_file(disk)), disk.format), disk.read_only)
-        for disk in spec.all_disks
-    ]
+    devices: list[BlockDevice] = []
+    for number, disk in enumerate(spec.all_disks):
+        files: list[BlockFile] = []
+        if disk.path is not None:
+            files.append(BlockFile(_open(disk, disk.path, given), disk.format))
+        if not disk.read_only:
+            *below, top = layers(folder, number)
+            files += [BlockFile(given.open(path), DiskFormat.QCOW2) for path in below]
+            # For reading only from the day on which another layer lies on it.
+            name = given.open(top, os.O_RDWR, os.O_RDONLY)
+            files.append(BlockFile(name, DiskFormat.QCOW2))
+        devices.append(BlockDevice(disk.serial, disk.read_only, files))
+    return devices
 
 
 def stand_ins(spec: MachineSpec) -> list[BlockDevice]:
     """Give disks of the right size and nothing on them, for a QEMU that never runs the machine."""
     return [
-        BlockDevice(disk.serial, BlockFile(None, size=_size(disk)), disk.read_only)
+        BlockDevice(disk.serial, disk.read_only, [BlockFile(None, size=_size(disk))])
         for disk in spec.all_disks
     ]
 
 
+async def freeze(qmp: Qmp, spec: MachineSpec, folder: Path, saved: Path) -> None:
+    """Give what a machine has written until now to a snapshot; it writes on in new layers.
+
+    The machine stands still. Raises: MachineFailed.
+    """
+    writable = list(_writable(spec))
+    if not writable:
+        return
+    tops = await _tops(qmp)
+    for number, disk in writable:
+        top = tops[number]
+        path = _layer(folder, number, top + 1)
+        # One that a daemon left which died before QEMU had it.
+        path.unlink(missing_ok=True)
+        qcow2.create(path, _size(disk))
+        await _lay_over(qmp, number, top, path)
+        for layer in layers(folder, number):
+            if _index(layer) <= top:
+                os.link(layer, saved / layer.name)
+
+
+def most_bytes(spec: MachineSpec) -> int:
+    """Return how large the largest file may become that a machine writes to."""
+    sizes = [_size(disk) for _, disk in _writable(spec)]
+    return max((size + size // _OVERHEAD_SHARE + _MIB for size in sizes), default=0)
+
+
+async def _tops(qmp: Qmp) -> dict[int, int]:
+    """Ask QEMU which layer of each disk is the top one."""
+    answer = await qmp.execute("query-named-block-nodes", {"flat": True})
+    tops: dict[int, int] = {}
+    for node in answer if isinstance(answer, list) else []:
+        name = node.get("node-name") if isinstance(node, dict) else None
+        if isinstance(name, str) and (found := re.fullmatch(r"disk(\d+)-(\d+)", name)):
+            number, index = int(found[1]), int(found[2])
+            tops[number] = max(index, tops.get(number, 0))
+    return tops
+
+
+async def _lay_over(qmp: Qmp, number: int, top: int, path: Path) -> None:
+    handed: JsonValue = None
+    for flags in (os.O_RDWR, os.O_RDONLY):
+        fd = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            same_set = {"fdset-id": handed} if handed is not None else {}
+            answer = await qmp.execute("add-fd", same_set, fds=[fd])
+        finally:
+            os.close(fd)
+        handed = answer.get("fdset-id") if isinstance(answer, dict) else None
+    file: JsonValue = {"driver": "file", "filename": f"/dev/fdset/{handed}", "locking": "off"}
+    node, below = node_name(number, top + 1), node_name(number, top)
+    added: dict[str, JsonValue] = {"driver": "qcow2", "node-name": node, "file": file}
+    await qmp.execute("blockdev-add", {**added, "backing": None})
+    await qmp.execute("blockdev-snapshot", {"node": below, "overlay": node})
+
+
+def _writable(spec: MachineSpec) -> Iterator[tuple[int, Disk]]:
+    for number, disk in enumerate(spec.all_disks):
+        if not disk.read_only:
+            yield number, disk
+
+
+def _open(disk: Disk, path: Path, given: Handover) -> str:
+    try:
+        return given.open(path)
+    except OSError as error:
+        raise errors.InvalidInput(
+            f"the file of disk {disk.serial} cannot be opened: {error.strerror}: {path}"
+        ) from error
+
+
+def _layer(folder: Path, number: int, index: int) -> Path:
+    return folder / f"disk{number}.{index}.qcow2"
+
+
+def _index(layer: Path) -> int:
+    found = _LAYER.fullmatch(layer.name)
+    return int(found[2]) if found else -1
+
+
 def _size(disk: Disk) -> int:
-    size = _file(disk).stat().st_size
+    """Return the size of a disk in bytes. Raises: InvalidInput when nothing says it."""
+    if disk.size_mib is not None and not disk.read_only:
+        size = disk.size_mib * _MIB
+    elif disk.path is None:
+        raise errors.InvalidInput(f"disk {disk.serial} has neither a file nor a size")
+    elif disk.format is DiskFormat.QCOW2:
+        size = qcow2.size_of(disk.path)
+    else:
+        size = disk.path.stat().st_size
+    if not 0 < size <= qcow2.MAX_BYTES:
+        raise errors.InvalidInput(
+            f"disk {disk.serial} has {size} bytes; allowed are 1 to {qcow2.MAX_BYTES}"
+        )
     return size + -size % _SECTOR
-
-
-def _file(disk: Disk) -> Path:
-    if disk.path is None or disk.format is not DiskFormat.RAW or not disk.read_only:
-        raise errors.InvalidInput(f"disk {disk.serial} is not raw and read-only")
-    return disk.path

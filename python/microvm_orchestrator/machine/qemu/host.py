@@ -18,7 +18,7 @@ from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine import cgroup, console, process
 from microvm_orchestrator.machine.base import Accel, MachineSpec, OnChange
 from microvm_orchestrator.machine.probe import Acceleration
-from microvm_orchestrator.machine.qemu import argv
+from microvm_orchestrator.machine.qemu import argv, disks
 from microvm_orchestrator.machine.qemu.handover import Handover
 from microvm_orchestrator.machine.qemu.record import Record
 
@@ -59,7 +59,7 @@ def launch(
     accel: Accel,
     how: argv.Start | argv.Load,
     memory: argv.Memory,
-    disks: Sequence[argv.BlockDevice],
+    attached: Sequence[argv.BlockDevice],
     links: Sequence[str],
     given: Handover,
 ) -> process.Resident:
@@ -72,7 +72,7 @@ def launch(
         console=given.listen(record.terminal),
         console_log=given.open(record.console, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
         agent=given.listen(record.agent),
-        disks=disks,
+        disks=attached,
         links=links,
     )
     words = argv.command(host.binary, spec, accel, how, memory, wiring)
@@ -93,11 +93,16 @@ def launch(
 def _bound(host: Host, spec: MachineSpec, resident: process.Resident) -> None:
     # A core would be the guest's memory, secrets and all.
     resident.limit(resource.RLIMIT_CORE, 0)
-    resident.limit(resource.RLIMIT_FSIZE, console.ROOM)
+    resident.limit(resource.RLIMIT_FSIZE, file_limit(spec, 0))
     if host.groups is not None:
         group = host.groups.make(spec.machine_id)
         group.limit(cgroup.Limits(spec.memory_mib, spec.vcpus))
         group.add(resident.identity.pid)
+
+
+def file_limit(spec: MachineSpec, console_size: int) -> int:
+    """Return how large a file a machine may write: its console, which may grow, or a disk."""
+    return max(console_size + console.ROOM, disks.most_bytes(spec))
 
 
 def cold(host: Host, spec: MachineSpec, accel: Accel, given: Handover) -> argv.Start:

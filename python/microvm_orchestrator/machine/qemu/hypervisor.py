@@ -57,6 +57,7 @@ class Qemu:
         accel = choose(spec.accel, self._host.acceleration)
 
         def begin(given: Handover, record: Record) -> Resident:
+            disks.begin_anew(spec, record.folder)
             how = cold(self._host, spec, accel, given)
             return self._launch(record, spec, accel, how, argv.Memory(), given)
 
@@ -90,6 +91,7 @@ class Qemu:
         inherited: list[int] = []
 
         def begin(given: Handover, record: Record) -> Resident:
+            disks.begin_from(spec, saved.folder, record.folder)
             inherited.append(given.inherit(os.open(saved.state, os.O_RDONLY | os.O_CLOEXEC)))
             memory = argv.Memory(given.open_again(saved.ram, os.O_RDWR), shared=False)
             return self._launch(record, spec, manifest.origin.accel, argv.Load(), memory, given)
@@ -236,7 +238,7 @@ class Qemu:
         given: Handover,
     ) -> Resident:
         links = [f"stream,server=off,addr.type=unix,addr.path={link.socket}" for link in spec.links]
-        attached = disks.attach(spec, given)
+        attached = disks.attach(spec, record.folder, given)
         return launch(self._host, record, spec, accel, how, memory, attached, links, given)
 
     def _find(self, record: Record, name: str | None = None) -> Resident | None:

@@ -31,7 +31,7 @@ from microvm_orchestrator.machine.base import (
 from microvm_orchestrator.machine.channel import open_shell
 from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.qemu import migration, saving
-from microvm_orchestrator.machine.qemu.host import leave_group
+from microvm_orchestrator.machine.qemu.host import file_limit, leave_group
 from microvm_orchestrator.machine.qemu.qmp import Event, Qmp, open_qmp
 from microvm_orchestrator.machine.shell import Identity, Interface
 from microvm_orchestrator.model.machine import MachineState
@@ -201,7 +201,7 @@ class QemuMachine:
     def bound_console(self) -> None:
         """Keep what its console takes on the disk small, and leave room for more of it."""
         size = console.let_go(self.record.console)
-        self._resident.limit(resource.RLIMIT_FSIZE, size + console.ROOM)
+        self._resident.limit(resource.RLIMIT_FSIZE, file_limit(self.spec, size))
 
     async def reach(self, greeting_s: float) -> Shell:
         """Begin to keep a connection to the agent; returns once it has answered.

@@ -19,7 +19,7 @@ from microvm_orchestrator.machine.qemu.qmp import Event, Qmp, Refused
 # 256 MiB move in a fifth of a second; the deadline is for a disk that hangs.
 _MOVE_S = 60.0
 # How long the machine may go on changing its memory while that is sent. Then it is held still.
-LIVE_S = 3.0
+_LIVE_S = 3.0
 # For how long it may stand still at the end, if it can be helped.
 _DOWNTIME_MS = 30
 _MOMENT_S = 0.001
@@ -34,8 +34,8 @@ async def prepare(qmp: Qmp) -> None:
     await _set(qmp, "events", on=True)
 
 
-async def send(qmp: Qmp, fd: int, *, live_s: float = LIVE_S, without_shared: bool = False) -> None:
-    """Write the machine into an open file, for up to `live_s` while it runs.
+async def send(qmp: Qmp, fd: int, *, without_shared: bool = False) -> None:
+    """Write the machine into an open file, at first while it runs, if it does.
 
     With `without_shared`, memory that is in a shared file stays there and is not written again. The
     machine stands still afterwards. Raises: MachineFailed, and it goes on as before.
@@ -47,11 +47,9 @@ async def send(qmp: Qmp, fd: int, *, live_s: float = LIVE_S, without_shared: boo
     await qmp.execute("getfd", {"fdname": _FILE}, fds=[fd])
     seen: list[Event] = []
     with qmp.listen() as events:
-        if not live_s:
-            await qmp.execute("stop")
         await qmp.execute("migrate", {"uri": f"fd:{_FILE}"})
         with anyio.move_on_after(_MOVE_S):
-            with anyio.move_on_after(live_s or _MOVE_S):
+            with anyio.move_on_after(_LIVE_S):
                 await _until_moved(events, seen)
             if not _moved(seen):
                 await qmp.execute("stop")

@@ -92,15 +92,9 @@ class Record:
     def unclaimed(self, unclaimed: bool) -> None:
         _mark(self._unclaimed, here=unclaimed)
 
-    def disk(self, number: int) -> Path:
-        """Name the file for what a machine writes to one of its disks."""
-        return self.folder / f"disk{number}.qcow2"
-
     def clear(self) -> None:
-        """Take away what only a running machine needs; its record and console stay."""
+        """Take away what only a running machine needs; record, console and disks stay."""
         for path in (self.monitor, self.agent, self.terminal, self._process, self._paused):
-            path.unlink(missing_ok=True)
-        for path in self.folder.glob("disk*.qcow2"):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:

@@ -49,7 +49,7 @@ async def save(machine: QemuMachine, snapshot_id: str) -> Snapshot:
             with source:
                 async with _scribe(machine, saved, memory, sink.detach()) as (scribe, fd):
                     async with migration.loading(scribe, fd):
-                        pause_s = await _hand_over(machine, qmp, source.fileno())
+                        pause_s = await _hand_over(machine, qmp, saved, source.fileno())
                     await _write_down(scribe, saved)
             origin = Origin(machine.spec, machine.accel, machine.host.engine, pause_s)
             return await anyio.to_thread.run_sync(saved.seal, memory, origin, machine.host.user)
@@ -69,14 +69,18 @@ def _memory(mib: int) -> Generator[int]:
         os.close(fd)
 
 
-async def _hand_over(machine: QemuMachine, qmp: Qmp, fd: int) -> float:
+async def _hand_over(machine: QemuMachine, qmp: Qmp, saved: SavedMachine, fd: int) -> float:
     """Send the machine and let it go on; returns for how long it stood still."""
     if machine.state is not MachineState.RUNNING:
-        await migration.send(qmp, fd)
+        await _send_still(machine, qmp, saved, fd)
         return 0.0
     with machine.standing_still(), qmp.listen() as events:
         try:
-            await migration.send(qmp, fd, live_s=_live_s(machine.accel))
+            if _can_be_sent_running(machine):
+                await migration.send(qmp, fd)
+            else:
+                await qmp.execute("stop")
+                await _send_still(machine, qmp, saved, fd)
         finally:
             # The scribe has it, or never will: either way the machine is to go on.
             with anyio.CancelScope(shield=True):
@@ -84,13 +88,20 @@ async def _hand_over(machine: QemuMachine, qmp: Qmp, fd: int) -> float:
         return await _pause_s(events)
 
 
-def _live_s(accel: Accel) -> float:
-    """Return for how long a machine may run while its memory is sent.
+async def _send_still(machine: QemuMachine, qmp: Qmp, saved: SavedMachine, fd: int) -> None:
+    await disks.freeze(qmp, machine.spec, machine.record.folder, saved.folder)
+    await migration.send(qmp, fd)
+
+
+def _can_be_sent_running(machine: QemuMachine) -> bool:
+    """Tell whether a machine may run while its memory is sent.
 
     Before QEMU 9.0 the emulator forgets now and then that a page was written after it was sent (the
-    bits are cleared and its caches not told), and what is loaded then crashes.
+    bits are cleared and its caches not told), and what is loaded then crashes. And what was written
+    to disks must be that of the very moment of which the memory is.
     """
-    return migration.LIVE_S if accel is Accel.KVM else 0.0
+    steady = all(disk.read_only for disk in machine.spec.all_disks)
+    return machine.accel is Accel.KVM and steady
 
 
 async def _write_down(scribe: Qmp, saved: SavedMachine) -> None:

@@ -2,6 +2,7 @@
 
     <snapshots>/<id>/ram              the guest's memory, mapped by clones as their own copy
     <snapshots>/<id>/state            the devices and processors
+    <snapshots>/<id>/disk*.qcow2      what it had written to its disks (disks.py)
     <snapshots>/<id>/manifest.json    written last: without it there is no snapshot
 
 A digest of each file is taken once. A clone looks only whether the files have been touched since,
@@ -88,8 +89,10 @@ class SavedMachine:
         Everything is on the disk when this returns. The files belong to who QEMU runs as.
         """
         shutil.rmtree(self.scribe)
-        sha256 = {RAM: copy_sparse(memory, self.ram), STATE: sparse_sha256(self.state)}
-        for path in (self.ram, self.state):
+        sha256 = {RAM: copy_sparse(memory, self.ram)}
+        for path in self._files():
+            if path != self.ram:
+                sha256[path.name] = sparse_sha256(path)
             # A QEMU before 8.2 wants to open for writing what it maps as its own copy.
             path.chmod(0o600)
             if owner is not None:
@@ -146,14 +149,19 @@ class SavedMachine:
         (self.folder / _MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _files(self) -> list[Path]:
+        named = (RAM, STATE)
+        return sorted(
+            path for path in self.folder.iterdir() if path.name in named or path.suffix == ".qcow2"
+        )
+
     def _stamps(self) -> dict[str, Stamp]:
         stamps: dict[str, Stamp] = {}
-        for path in (self.ram, self.state):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue
-            stamps[path.name] = Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for path in self._files():
+            stat = path.stat()
+            # A layer of a disk is linked to by each who has it, and that changes its change time.
+            changed = 0 if path.suffix == ".qcow2" else stat.st_ctime_ns
+            stamps[path.name] = Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns, changed)
         return stamps
 
     def _write(self, manifest: Manifest) -> None:
@@ -166,7 +174,9 @@ class SavedMachine:
         _sync(self.folder)
 
     def _snapshot(self, manifest: Manifest) -> Snapshot:
-        blocks = sum(path.stat().st_blocks for path in (self.ram, self.state))
+        stats = [path.stat() for path in self._files()]
+        # What somebody else has as well would not go with it.
+        blocks = sum(stat.st_blocks for stat in stats if stat.st_nlink == 1)
         return Snapshot(
             snapshot_id=self.snapshot_id,
             path=self.folder,
