@@ -11,7 +11,8 @@ import os
 
 import wire
 from engine import GONE, READ, WRITE
-from stream import Refused, Stream, refusal
+from outgoing import Outgoing
+from stream import Cancelled, Refused, Stream, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,14 +23,11 @@ if TYPE_CHECKING:
     # Makes the stream of a request; None when the request is answered already.
     Opener = Callable[["Link", int, wire.Fields], Stream | None]
 
-# What may wait for the transport. Enough that it never waits for us.
-_ROOM_BYTES = 256 * 1024
 # What is read before other descriptors are looked after.
 _BURST_BYTES = 256 * 1024
 _READ_BYTES = 64 * 1024
 # A virtio port hands out a page at the most, so a full page means that there may be more.
 _PAGE_BYTES = 4096
-_IOVECS = 16
 _MAX_EVENTS = 32
 
 
@@ -53,9 +51,7 @@ class Link:
         self._synced = False  # a host has begun this connection
         self._unheard = False  # it has closed its end for what we write
         self._reader = wire.FrameReader()
-        self._out: list[bytes] = []
-        self._out_bytes = 0
-        self._out_at = 0  # how much of the first piece is written
+        self._out = Outgoing()
         self._blocked = False
         self._ready: dict[Stream, None] = {}
         self._highest = 0  # the last stream that the host has opened
@@ -74,56 +70,49 @@ class Link:
 
     def beacon(self) -> None:
         """Tell a host that still talks to an agent before this one that it has to begin anew."""
-        self._push(wire.preamble(bytes(wire.NONCE_BYTES), 0, wire.VERSION))
+        self._out.add(wire.preamble(bytes(wire.NONCE_BYTES), 0, wire.VERSION))
 
     def disconnect(self) -> None:
         if self._fd >= 0:
             self.engine.unwatch(self._fd)
         self._fd = -1
+        self._blocked = False
         self._forget_all()
 
     def flush(self) -> None:
         """Write what waits, as far as the transport takes it."""
-        while self._out and not self._blocked and self._fd >= 0:
-            pieces: list[bytes | memoryview] = [memoryview(self._out[0])[self._out_at :]]
-            pieces += self._out[1:_IOVECS]
-            try:
-                written = os.writev(self._fd, pieces)
-            except BlockingIOError:
-                self._blocked = True
-                self._watch()
-            except OSError:  # the host hears no more, but its last words may still be unread
-                self._drop_out()
-                self._unheard = True
-            else:
-                self._written(written)
+        if self._blocked or self._fd < 0:
+            return
+        try:
+            self._out.write(self._fd)
+        except BlockingIOError:
+            self._blocked = True
+            self._watch()
+        except OSError:  # the host hears no more, but its last words may still be unread
+            self._out.clear()
+            self._unheard = True
 
     def _watch(self) -> None:
-        events = READ | WRITE if self._blocked else READ
+        events = 0 if self._out.full else READ
+        if self._blocked:
+            events |= WRITE
         self.engine.watch(self._fd, events, self._on_ready)
 
     def _on_ready(self, events: int) -> None:
         if events & WRITE and self._blocked:
             self._blocked = False
+            self.flush()
             self._watch()
         if events & READ:
             self.receive()
+            if self._blocked:  # there may be too much to say by now to hear more
+                self._watch()
         elif events & GONE:
             self._gone()
 
     def _gone(self) -> None:
         self.disconnect()
         self.on_gone()
-
-    def _written(self, count: int) -> None:
-        self._out_bytes -= count
-        count += self._out_at
-        done = 0
-        while done < len(self._out) and count >= len(self._out[done]):
-            count -= len(self._out[done])
-            done += 1
-        del self._out[:done]
-        self._out_at = count
 
     # What comes in.
 
@@ -185,7 +174,7 @@ class Link:
         nonce, oldest, newest = wire.read_preamble(buffer)
         del buffer[: wire.PREAMBLE_BYTES]
         version = wire.VERSION if oldest <= wire.VERSION <= newest else 0
-        self._push(wire.preamble(nonce, version, wire.VERSION))
+        self._out.add(wire.preamble(nonce, version, wire.VERSION))
         if version:
             self._synced = True
             self.send(wire.HELLO, 0, wire.encode(self._hello()))
@@ -269,12 +258,12 @@ class Link:
 
     def send(self, kind: int, number: int = 0, payload: bytes = b"", channel: int = 0) -> None:
         if self._synced and not self._unheard:
-            self._push(wire.frame(kind, number, payload, channel))
+            self._out.add(wire.frame(kind, number, payload, channel))
 
     def tell(self, fields: wire.Fields) -> None:
         """Report something that happened; what happens without a host is told to the next."""
         event = wire.encode(fields)
-        if self._synced and not self._unheard and self._out_bytes < _ROOM_BYTES:
+        if self._synced and not self._unheard and self._out.has_room:
             self.send(wire.EVENT, 0, event)
         else:
             self._events = [*self._events[1 - _MAX_EVENTS :], event]
@@ -296,29 +285,21 @@ class Link:
         self.send(wire.CANCEL, stream.number)
         stream.on_over()
 
-    def _push(self, data: bytes) -> None:
-        self._out.append(data)
-        self._out_bytes += len(data)
-
     def _pump(self) -> bool:
-        while self._ready and self._out_bytes < _ROOM_BYTES:
+        while self._ready and self._out.has_room:
             stream = next(iter(self._ready))
             del self._ready[stream]
             stream.produce()
         self.flush()
-        return bool(self._ready) and self._out_bytes < _ROOM_BYTES
+        return bool(self._ready) and self._out.has_room
 
     def _forget_all(self, *, but_buffer: bool = False) -> None:
         self._synced = self._unheard = False
-        self._drop_out()
+        self._out.clear()
         self._highest = self._own = 0
         if not but_buffer:
             self._reader.buffer.clear()
         self._drop_streams()
-
-    def _drop_out(self) -> None:
-        self._out.clear()
-        self._out_bytes = self._out_at = 0
 
     def _drop_streams(self) -> None:
         self._ready.clear()
@@ -326,14 +307,3 @@ class Link:
         self.streams.clear()
         for stream in streams:
             stream.on_over()
-
-
-class Cancelled(Stream):
-    """A stream of ours that we have cancelled; what the host had sent before it knew is dropped."""
-
-    def __init__(self, link: Link, number: int, allowed: int) -> None:
-        super().__init__(link, number)
-        self.allowed = allowed
-
-    def on_data(self, channel: int, payload: bytes) -> None:
-        pass

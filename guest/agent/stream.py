@@ -114,3 +114,14 @@ class Stream:
         text = message.encode(errors="replace")[:2048]
         self.link.send(wire.ERROR, self.number, wire.encode({"code": code.encode(), "text": text}))
         self.link.close(self)
+
+
+class Cancelled(Stream):
+    """A stream of ours that we have cancelled; what the host had sent before it knew is dropped."""
+
+    def __init__(self, link: Link, number: int, allowed: int) -> None:
+        super().__init__(link, number)
+        self.allowed = allowed
+
+    def on_data(self, channel: int, payload: bytes) -> None:
+        pass

@@ -36,7 +36,7 @@ class NoisyHost:
 
     def make_noise(self, noise: bytes) -> None:
         """Say it all, and wait until the agent has taken it all in."""
-        with self._connected() as connection:
+        with self.connected() as connection:
             connection.sendall(noise)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(1 << 16):
@@ -44,7 +44,7 @@ class NoisyHost:
 
     def hello(self) -> wire.Fields:
         """Begin a connection as a host does, and return what the agent says of itself."""
-        with self._connected() as connection:
+        with self.connected() as connection:
             nonce = os.urandom(wire.NONCE_BYTES)
             connection.sendall(wire.preamble(nonce, 1, 1))
             reader = wire.FrameReader()
@@ -62,7 +62,7 @@ class NoisyHost:
         return int(status.partition("VmRSS:")[2].split()[0])
 
     @contextmanager
-    def _connected(self) -> Generator[socket.socket]:
+    def connected(self) -> Generator[socket.socket]:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(SOON_S)
             connection.connect(os.fspath(self.path))
@@ -215,6 +215,19 @@ def test_an_agent_answers_the_next_host_whatever_a_request_asks_for(
     host.make_noise(noise)
     assert host.hello()["agent"]
     assert host.resident_kib() < calm + GROWTH_KIB
+
+
+def test_an_agent_hears_no_more_from_a_host_that_does_not_listen(
+    host: NoisyHost, calm: int
+) -> None:
+    pings = b"".join(opening(number, verb=b"ping") for number in range(1, 1_000_000, 2))
+    with host.connected() as connection:
+        connection.sendall(PREAMBLE)
+        connection.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            connection.sendall(pings)
+        assert host.resident_kib() < calm + GROWTH_KIB
+    assert host.hello()["agent"]
 
 
 # What a guest answers in earnest, to a host that asks for a bit of everything.
