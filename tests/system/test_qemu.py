@@ -26,13 +26,15 @@ from microvm_orchestrator.machine import console, process
 from microvm_orchestrator.machine.base import Boot, Disk, MachineSpec, Snapshot
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
-from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.machine.shell import Command, GuestEvent
 from microvm_orchestrator.model.machine import MachineState
 
 NOBODY = 65534
 MIB = 1 << 20
 # The parts of what is saved of a machine that belong to who it is.
 WHO = "hostname; cat /etc/machine-id /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -x"
+# Takes all the memory there is, and uses it.
+EAT = "python3 -c 'x = [b\"x\" * 1_000_000 for _ in range(10_000)]'"
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +193,7 @@ async def test_eight_machines_run_at_once(qemu: Qemu, saved: Snapshot) -> None:
 
 
 async def test_a_guest_without_memory_ends_a_program_and_goes_on(machine: QemuMachine) -> None:
-    eat = "python3 -c 'x = bytearray(2_000_000_000)'; echo $?"
-    assert int((await sh(machine, eat)).split()[-1]) != 0
+    assert (await sh(machine, f"{EAT}; echo $?")).split()[-1] == "137"
     assert await sh(machine, "echo alive") == "alive\n"
 
 
@@ -269,3 +270,60 @@ async def test_a_disk_that_is_not_there_leaves_no_process(rig: Rig, qemu: Qemu) 
     with pytest.raises(errors.InvalidInput, match="opt-x"):
         await qemu.start(spec)
     assert process.find_by_words(("-name", f"guest={spec.machine_id}"), frozenset({0})) is None
+
+
+async def test_who_is_attached_to_the_console_hears_the_guest_and_is_heard(
+    machine: QemuMachine,
+) -> None:
+    listen = "stty -F /dev/ttyS0 -echo; head -n 1 /dev/ttyS0 >typed; echo got it >/dev/ttyS0"
+    async with machine.shell.stream(Command(["/bin/sh", "-c", listen])) as job:
+        async with machine.attach() as terminal:
+            with pytest.raises(errors.StateForbids, match="held already"):
+                async with machine.attach():
+                    pass
+            await terminal.type(b"hello guest\n")
+            heard = b""
+            async for data in terminal:
+                heard += data
+                if b"got it" in heard:
+                    break
+        assert (await job.wait()).code == 0
+    assert await sh(machine, "cat typed") == "hello guest\n"
+    async with machine.attach() as terminal:
+        await machine.kill()
+        assert [data async for data in terminal] == []
+    with pytest.raises(errors.StateForbids):
+        async with machine.attach():
+            pass
+
+
+async def test_who_is_attached_and_does_not_read_holds_up_nobody(machine: QemuMachine) -> None:
+    async with machine.attach() as terminal:
+        await sh(machine, "head -c 3000000 /dev/zero | tr '\\0' x >/dev/ttyS0")
+        heard = 0
+        async for data in terminal:
+            heard += len(data)
+            if heard > 10_000:
+                break
+    assert machine.console.stat().st_size >= 3_000_000
+
+
+async def test_what_a_guest_reports_of_itself_is_told_with_its_machine(
+    rig: Rig, saved: Snapshot
+) -> None:
+    reports, heard = anyio.create_memory_object_stream[tuple[str, GuestEvent]](10)
+
+    async def on_guest_event(machine_id: str, event: GuestEvent) -> None:
+        await reports.send((machine_id, event))
+
+    with reports, heard, anyio.fail_after(LONG_S):
+        async with (
+            open_qemu(rig.state_dir, on_guest_event=on_guest_event) as qemu,
+            removed_in_the_end(qemu),
+        ):
+            machine = await qemu.clone(saved, like(saved))
+            # The agent begins to look a second after its start; what was before is not told.
+            while not heard.statistics().current_buffer_used:
+                await sh(machine, f"{EAT} || true")
+            machine_id, event = await heard.receive()
+            assert (machine_id, event.kind) == (machine.machine_id, "oom")

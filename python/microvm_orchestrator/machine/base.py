@@ -7,14 +7,15 @@ lifecycle and the service; below, one package for each way to run a machine.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from microvm_orchestrator.machine.shell import Shell
+from microvm_orchestrator.machine.shell import GuestEvent, Shell
 from microvm_orchestrator.model.machine import MachineState
 
 # From the call until the guest says that it is ready: a cold boot under emulation on a busy host
@@ -112,9 +113,11 @@ class Change:
 
 # Called by whoever watches a machine, in the order of the changes; the next one waits for it.
 OnChange = Callable[[Change], Awaitable[None]]
+# Called with what the guest of a machine reports of itself: `oom`, `disk_full` and the like.
+OnGuestEvent = Callable[[str, GuestEvent], Awaitable[None]]
 
 
-async def untold(_: Change) -> None:
+async def untold(*_: object) -> None:
     """Tell nobody."""
 
 
@@ -144,6 +147,18 @@ class Snapshot:
     unique_mib: float
     # Of each file by its name, over its content without the zeros.
     sha256: dict[str, str]
+
+
+class Terminal(Protocol):
+    """Somebody at a guest's console."""
+
+    async def type(self, data: bytes) -> None:
+        """Send to the guest. Raises: MachineUnreachable once the machine has ended."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Give what the guest says from now on, until the machine ends."""
+        ...
 
 
 class Machine(Protocol):
@@ -178,6 +193,13 @@ class Machine(Protocol):
     @property
     def console(self) -> Path:
         """The file with the last of what the guest wrote to its console."""
+        ...
+
+    def attach(self) -> AbstractAsyncContextManager[Terminal]:
+        """Hold the console; what was said before stands in its file.
+
+        Raises: StateForbids while somebody else holds it, or when the machine has ended.
+        """
         ...
 
     async def wait(self) -> Change:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine import cgroup, console, process
-from microvm_orchestrator.machine.base import Accel, MachineSpec, OnChange
+from microvm_orchestrator.machine.base import Accel, MachineSpec, OnChange, OnGuestEvent
 from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.qemu import argv, disks
 from microvm_orchestrator.machine.qemu.handover import Handover
@@ -32,6 +32,7 @@ class Host:
     state_dir: Path
     acceleration: Acceleration
     on_change: OnChange
+    on_guest_event: OnGuestEvent
     # A digest of the program, because a saved machine belongs to the one that saved it.
     engine: str
     binary: str = QEMU

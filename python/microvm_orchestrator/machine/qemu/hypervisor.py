@@ -18,7 +18,14 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine import cgroup, console, process
-from microvm_orchestrator.machine.base import Accel, MachineSpec, OnChange, Snapshot, untold
+from microvm_orchestrator.machine.base import (
+    Accel,
+    MachineSpec,
+    OnChange,
+    OnGuestEvent,
+    Snapshot,
+    untold,
+)
 from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.probe import choose, probe
 from microvm_orchestrator.machine.process import Resident
@@ -302,6 +309,7 @@ async def open_qemu(
     state_dir: Path,
     *,
     on_change: OnChange = untold,
+    on_guest_event: OnGuestEvent = untold,
     binary: str = QEMU,
     user: tuple[int, int] | None = None,
 ) -> AsyncGenerator[Qemu]:
@@ -313,6 +321,7 @@ async def open_qemu(
         state_dir=state_dir,
         acceleration=await probe(state_dir),
         on_change=on_change,
+        on_guest_event=on_guest_event,
         engine=await anyio.to_thread.run_sync(engine_digest, binary),
         binary=binary,
         user=user,

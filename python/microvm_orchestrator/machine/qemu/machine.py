@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import resource
 import signal
-from collections.abc import Awaitable, Callable
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.qemu import migration, saving
 from microvm_orchestrator.machine.qemu.host import file_limit, leave_group
 from microvm_orchestrator.machine.qemu.qmp import Event, Qmp, open_qmp
+from microvm_orchestrator.machine.qemu.terminal import Terminal, open_terminal
 from microvm_orchestrator.machine.shell import Identity, Interface
 from microvm_orchestrator.model.machine import MachineState
 
@@ -93,6 +94,8 @@ class QemuMachine:
         self._over = anyio.Event()
         self._ready = False
         self._failure: errors.OrchestratorError | None = None
+        # Whether somebody holds the console; QEMU serves one.
+        self._attached = False
         # For the end: who asked for it, and what QEMU said of it.
         self._asked: str | None = None
         self._shutdown: str | None = None
@@ -135,6 +138,19 @@ class QemuMachine:
             self._check()
             await self._reached.wait()
         return self._shell
+
+    @asynccontextmanager
+    async def attach(self) -> AsyncGenerator[Terminal]:
+        """Hold the console. Raises: StateForbids, MachineUnreachable."""
+        self._check()
+        if self._attached:
+            raise errors.StateForbids(f"the console of machine {self.machine_id} is held already")
+        self._attached = True
+        try:
+            async with open_terminal(self.record.terminal) as terminal:
+                yield terminal
+        finally:
+            self._attached = False
 
     # What callers do with it.
 
@@ -335,6 +351,7 @@ class QemuMachine:
                 on_answer()
                 async for event in shell.events():
                     self._log.info("guest_event", kind=event.kind, text=event.text)
+                    await self.host.on_guest_event(self.machine_id, event)
             finally:
                 self._shell = None
                 self._reached = anyio.Event()
