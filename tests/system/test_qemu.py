@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 from machines import (
     LONG_S,
@@ -22,8 +23,8 @@ from machines import (
     removed_in_the_end,
 )
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine import console, process
-from microvm_orchestrator.machine.base import Boot, Disk, MachineSpec, Snapshot
+from microvm_orchestrator.machine import console, process, sockets
+from microvm_orchestrator.machine.base import Boot, Disk, Link, MachineSpec, Snapshot
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.shell import Command, GuestEvent
@@ -327,3 +328,37 @@ async def test_what_a_guest_reports_of_itself_is_told_with_its_machine(
                 await sh(machine, f"{EAT} || true")
             machine_id, event = await heard.receive()
             assert (machine_id, event.kind) == (machine.machine_id, "oom")
+
+
+async def next_arp(frames: BufferedByteReceiveStream) -> bytes:
+    while True:
+        length = int.from_bytes(await frames.receive_exactly(4), "big")
+        frame = await frames.receive_exactly(length)
+        if frame[12:14] == b"\x08\x06":
+            return frame
+
+
+async def arp_from(machine: QemuMachine) -> tuple[str, str]:
+    """Let a guest ask for a neighbour; who asks, by the frame that arrives."""
+    ask = Command(["/bin/sh", "-c", "ping -c 30 10.7.0.99 >/dev/null 2>&1"])
+    async with (
+        await sockets.connect(machine.links[0]) as stream,
+        machine.shell.stream(ask),
+    ):
+        frame = await next_arp(BufferedByteReceiveStream(stream))
+    return frame[6:12].hex(":"), ".".join(map(str, frame[28:32]))
+
+
+async def test_each_machine_speaks_on_its_link_with_its_own_addresses_also_as_a_clone(
+    rig: Rig, qemu: Qemu
+) -> None:
+    first = Link("52:54:00:00:07:01", "10.7.0.1/24")
+    machine = await qemu.start(rig.spec(links=(first,)))
+    assert await arp_from(machine) == ("52:54:00:00:07:01", "10.7.0.1")
+    # Whoever carries the frames may come again: a daemon that was started anew.
+    assert await arp_from(machine) == ("52:54:00:00:07:01", "10.7.0.1")
+    snapshot = await machine.save("linked")
+    second = Link("52:54:00:00:07:02", "10.7.0.2/24")
+    clone = await qemu.clone(snapshot, replace(like(snapshot), links=(second,)))
+    assert await arp_from(clone) == ("52:54:00:00:07:02", "10.7.0.2")
+    await qemu.forget("linked")

@@ -7,7 +7,7 @@ lifecycle and the service; below, one package for each way to run a machine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -71,10 +71,12 @@ class Boot:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface: the unix socket of the switch behind it, and what the guest sets up."""
+    """A network interface, and what the guest sets up on it.
+
+    Its frames go to and from whoever connects to the machine's socket for it; see `Machine.links`.
+    """
 
     mac: str
-    socket: Path
     address: str | None = None  # with its prefix: 10.0.0.2/24
     gateway: str | None = None
 
@@ -187,6 +189,14 @@ class Machine(Protocol):
         """Wait for the way into the guest; one that was just adopted may take a moment.
 
         Raises: StateForbids when the machine has ended, or ends first.
+        """
+        ...
+
+    @property
+    def links(self) -> Sequence[Path]:
+        """The unix socket of each link: frames, each behind its length in four bytes.
+
+        One may connect, hang up and connect again at any time; frames of between are lost.
         """
         ...
 

@@ -120,7 +120,7 @@ def command(
         words += _block(number, disk)
     for number, (link, netdev) in enumerate(zip(spec.links, wiring.links, strict=True)):
         words += ["-netdev", f"{netdev},id=net{number}"]
-        words += ["-device", f"virtio-net-device,netdev=net{number},mac={link.mac}"]
+        words += ["-device", f"virtio-net-device,netdev=net{number},mac={word(link.mac)}"]
     return words + _begun(how)
 
 
@@ -170,6 +170,11 @@ def _backend(spec: MachineSpec, memory: Memory) -> str:
     )
 
 
+def word(text: str) -> str:
+    """Write a value so that QEMU takes a comma in it for a comma."""
+    return text.replace(",", ",,")
+
+
 def node_name(number: int, index: int) -> str:
     """Name a file of a disk in QEMU."""
     return f"disk{number}-{index}"
@@ -190,7 +195,7 @@ def _block(number: int, disk: BlockDevice) -> list[str]:
         name = node_name(number, index)
         words += ["-blockdev", f"{node},node-name={name},read-only={only}{below}"]
     drive = node_name(number, top)
-    return [*words, "-device", f"virtio-blk-device,drive={drive},serial={disk.serial}"]
+    return [*words, "-device", f"virtio-blk-device,drive={drive},serial={word(disk.serial)}"]
 
 
 def _begun(how: Start | Load) -> list[str]:

@@ -6,10 +6,10 @@ joined, identity written down. Above stand the machine and the saving of one.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import resource
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.qemu import argv, disks
 from microvm_orchestrator.machine.qemu.handover import Handover
 from microvm_orchestrator.machine.qemu.record import Record
+from microvm_orchestrator.machine.qemu.snapshots import SavedMachine
+from microvm_orchestrator.model.names import NAME
 
 QEMU = "qemu-system-x86_64"
 
@@ -40,17 +42,33 @@ class Host:
     user: tuple[int, int] | None = None
     groups: cgroup.Tree | None = None
 
-    def record(self, machine_id: str) -> Record:
-        return Record(self.state_dir / "machines" / machine_id)
+    @property
+    def machines(self) -> Path:
+        return self.state_dir / "machines"
 
     @property
     def snapshots(self) -> Path:
         return self.state_dir / "snapshots"
 
+    def record(self, machine_id: str) -> Record:
+        """Raises: InvalidInput when it is no name."""
+        return Record(self.machines / checked(machine_id))
+
+    def saved(self, snapshot_id: str) -> SavedMachine:
+        """Raises: InvalidInput when it is no name."""
+        return SavedMachine(self.snapshots / checked(snapshot_id))
+
     @property
     def users(self) -> frozenset[int]:
         """Who a process of ours may belong to."""
         return frozenset({os.geteuid(), *(self.user or ())[:1]})
+
+
+def checked(name: str) -> str:
+    """Return what may name a folder and stand on a command line. Raises: InvalidInput."""
+    if not NAME.fullmatch(name):
+        raise errors.InvalidInput(f"{name!r} is no name of a machine or a snapshot")
+    return name
 
 
 def launch(
@@ -131,10 +149,9 @@ def leave_group(host: Host, machine_id: str) -> None:
 
 
 def engine_digest(binary: str) -> str:
-    """Tell one QEMU from another: only the one that saved a machine surely loads it."""
-    for folder in os.get_exec_path():
-        path = Path(folder) / binary
-        if path.is_file():
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), binary)
+    """Tell one QEMU from another; empty when there is none. Not for the event loop."""
+    found = shutil.which(binary)
+    if found is None:
+        return ""
+    with Path(found).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,6 +43,7 @@ from microvm_orchestrator.machine.qemu.machine import Prepare, QemuMachine, iden
 from microvm_orchestrator.machine.qemu.record import Made, Record
 from microvm_orchestrator.machine.qemu.snapshots import Manifest, SavedMachine
 from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.model.names import NAME
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -92,7 +93,7 @@ class Qemu:
     async def _clone(
         self, snapshot: Snapshot, spec: MachineSpec, *, unclaimed: bool
     ) -> QemuMachine:
-        saved = SavedMachine(self._host.snapshots / snapshot.snapshot_id)
+        saved = self._host.saved(snapshot.snapshot_id)
         manifest = await anyio.to_thread.run_sync(saved.check, self._host.engine)
         _check_fits(manifest, spec)
         inherited: list[int] = []
@@ -131,23 +132,23 @@ class Qemu:
         return machine
 
     async def find_snapshot(self, snapshot_id: str) -> Snapshot | None:
-        return SavedMachine(self._host.snapshots / snapshot_id).find()
+        return self._host.saved(snapshot_id).find()
 
     async def check(self, snapshot_id: str) -> None:
         """Look whether nobody has touched it. Raises: NotFound, SnapshotDamaged."""
-        saved = SavedMachine(self._host.snapshots / snapshot_id)
+        saved = self._host.saved(snapshot_id)
         await anyio.to_thread.run_sync(saved.check, self._host.engine)
 
     async def verify(self, snapshot_id: str) -> None:
         """Read all of a snapshot. Raises: NotFound, SnapshotDamaged."""
-        saved = SavedMachine(self._host.snapshots / snapshot_id)
+        saved = self._host.saved(snapshot_id)
         manifest = saved.read()
         if manifest is None:
             raise errors.NotFound(f"there is no snapshot {snapshot_id}")
         await anyio.to_thread.run_sync(saved.verify, manifest)
 
     async def forget(self, snapshot_id: str) -> None:
-        await anyio.to_thread.run_sync(SavedMachine(self._host.snapshots / snapshot_id).remove)
+        await anyio.to_thread.run_sync(self._host.saved(snapshot_id).remove)
 
     async def remove(self, machine_id: str) -> None:
         record = self._host.record(machine_id)
@@ -166,8 +167,9 @@ class Qemu:
         return machine
 
     def found(self) -> list[str]:
-        folder = self._host.state_dir / "machines"
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        folder = self._host.machines
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        return sorted(name for name in names if NAME.fullmatch(name))
 
     async def tend(self) -> None:
         """Keep what consoles take on the disk bounded, and no control group of what has ended."""
@@ -222,7 +224,9 @@ class Qemu:
             machine = QemuMachine(self._host, made, resident)
             await self._group.start(machine.live, prepare)
         except BaseException:
-            record.clear()
+            # Whoever is cancelled at the last moment leaves a machine that runs and is nobody's.
+            with anyio.CancelScope(shield=True):
+                await self._end(self._find(record), record)
             raise
         record.write(replace(made, ready=True))
         self._live[spec.machine_id] = machine
@@ -244,7 +248,11 @@ class Qemu:
         memory: argv.Memory,
         given: Handover,
     ) -> Resident:
-        links = [f"stream,server=off,addr.type=unix,addr.path={link.socket}" for link in spec.links]
+        # QEMU listens, so that a switch which is started anew finds every machine.
+        links = [
+            f"stream,server=on,addr.type=fd,addr.str={given.listen(record.link(number))}"
+            for number in range(len(spec.links))
+        ]
         attached = disks.attach(spec, record.folder, given)
         return launch(self._host, record, spec, accel, how, memory, attached, links, given)
 
@@ -315,7 +323,7 @@ async def open_qemu(
 ) -> AsyncGenerator[Qemu]:
     """Hold this host's QEMU machines; they run on when the block is left.
 
-    Raises: FileNotFoundError when there is no such QEMU.
+    Where there is no such QEMU, starting a machine is what fails.
     """
     host = Host(
         state_dir=state_dir,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -115,6 +115,10 @@ class QemuMachine:
     @property
     def console(self) -> Path:
         return self.record.console
+
+    @property
+    def links(self) -> Sequence[Path]:
+        return [self.record.link(number) for number in range(len(self.spec.links))]
 
     @property
     def shell(self) -> Shell:

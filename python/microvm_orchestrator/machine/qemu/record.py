@@ -7,6 +7,7 @@ the machine by. Each file is replaced as a whole. Above stand the machine and it
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,17 +93,27 @@ class Record:
     def unclaimed(self, unclaimed: bool) -> None:
         _mark(self._unclaimed, here=unclaimed)
 
+    def link(self, number: int) -> Path:
+        """Name the socket of a network interface."""
+        return self.folder / f"net{number}"
+
     def clear(self) -> None:
         """Take away what only a running machine needs; record, console and disks stay."""
         for path in (self.monitor, self.agent, self.terminal, self._process, self._paused):
             path.unlink(missing_ok=True)
+        for path in self.folder.glob("net*"):
+            path.unlink()
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def disk_mib(self) -> float:
-        return sum(path.stat().st_blocks * 512 for path in self.folder.iterdir()) / (1 << 20)
+        blocks = 0
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # the machine has just ended
+                blocks += path.stat().st_blocks
+        return blocks * 512 / (1 << 20)
 
 
 def _mark(path: Path, *, here: bool) -> None:

@@ -41,7 +41,7 @@ async def save(machine: QemuMachine, snapshot_id: str) -> Snapshot:
     Raises: AlreadyExists, StateForbids, MachineFailed; nothing is left of the snapshot then.
     """
     qmp = machine.qmp  # raises for one that has ended
-    saved = SavedMachine(machine.host.snapshots / snapshot_id)
+    saved = machine.host.saved(snapshot_id)
     saved.create()
     try:
         with _memory(machine.spec.memory_mib) as memory:
