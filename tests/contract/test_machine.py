@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from machines import (
     qemu_rig,
     removed_in_the_end,
 )
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, proc
+from microvm_orchestrator.machine import process
 from microvm_orchestrator.machine.base import Boot, Change, Machine, MachineSpec, Snapshot
 from microvm_orchestrator.machine.pool import find_or_make_template, open_pool
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu
@@ -401,8 +403,13 @@ async def test_what_a_dead_daemon_did_not_finish_saving_is_taken_away(rig: Rig) 
     left = rig.state_dir / "snapshots" / "half"
     (left / "scribe").mkdir(parents=True)
     (left / "ram").touch()
+    # Who was writing it, as it would be found.
+    waits = [sys.executable, "-c", "import signal; signal.pause()", "-name", "guest=half"]
+    scribe = process.look_after(proc.launch(waits))
     async with rig.open():
         assert not left.exists()
+        assert await scribe.wait() == -signal.SIGKILL
+    scribe.close()
 
 
 async def test_a_machine_that_stood_by_is_claimed_as_somebody_and_outlives_the_daemon(
