@@ -62,8 +62,12 @@ class Group:
 
     def kill(self) -> None:
         """End everything in the group."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             _tell(self._path / "cgroup.kill", "1")
+        except OSError as error:
+            # The group went between the opening of its file and the writing.
+            if error.errno not in {errno.ENOENT, errno.ENODEV}:
+                raise
 
     def remove(self) -> None:
         """Take the group away; while a killed process is on its way out, `Tree.sweep` does it."""
