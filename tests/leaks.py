@@ -79,7 +79,12 @@ class Before:
         return found
 
     def _find_threads(self, deadline: float) -> list[str]:
-        new = [thread for thread in threading.enumerate() if thread not in self.threads]
+        # A loop's own threads end with the loop, which a fixture of the session keeps.
+        new = [
+            thread
+            for thread in threading.enumerate()
+            if thread not in self.threads and not thread.name.startswith("asyncio_")
+        ]
         for thread in new:
             thread.join(max(0.0, deadline - time.monotonic()))
         return [f"thread {thread.name}" for thread in new if thread.is_alive()]
