@@ -19,7 +19,16 @@ from pathlib import Path
 from microvm_orchestrator import errors
 from microvm_orchestrator.images.build import ImageSpec, build
 from microvm_orchestrator.images.store import ImageStore
-from microvm_orchestrator.machine.base import Accel, Boot, Disk, MachineSpec, OnChange, untold
+from microvm_orchestrator.machine.base import (
+    Accel,
+    Boot,
+    Disk,
+    Machine,
+    MachineSpec,
+    OnChange,
+    Snapshot,
+    untold,
+)
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.shell import Command
@@ -50,6 +59,19 @@ async def built_image() -> Boot:
         cmdline=manifest.cmdline,
         disks=tuple(Disk(disk.serial, image.path(disk)) for disk in manifest.disks),
     )
+
+
+def like(saved: Snapshot) -> MachineSpec:
+    """A machine of its own with the parts of a saved one."""
+    machine_id = new_machine_id()
+    return replace(saved.spec, machine_id=machine_id, hostname=machine_id)
+
+
+async def sh(machine: Machine, script: str) -> str:
+    """Run a script that succeeds; what it says."""
+    ran = await machine.shell.exec(Command(["/bin/sh", "-c", script]))
+    assert ran.exit.code == 0, ran
+    return ran.stdout.decode()
 
 
 def no_image(folder: Path) -> Boot:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -14,7 +14,7 @@ import pytest
 
 from bare_qemu import booting
 from bench.figures import cpu_of, median_ms, own_cpu_s, tell
-from machines import CACHE, Rig, built_image, new_machine_id, qemu_rig
+from machines import CACHE, Rig, built_image, like, new_machine_id, qemu_rig
 from microvm_orchestrator.images.store import Image, ImageStore
 from microvm_orchestrator.machine.base import Boot, MachineSpec, Snapshot
 from microvm_orchestrator.machine.pool import find_or_make_template, open_pool
@@ -67,11 +67,6 @@ def median(costs: list[Cost]) -> Cost:
         statistics.median(cost.wall_s for cost in costs),
         statistics.median(cost.cpu_s for cost in costs),
     )
-
-
-def like(saved: Snapshot) -> MachineSpec:
-    machine_id = new_machine_id()
-    return replace(saved.spec, machine_id=machine_id, hostname=machine_id)
 
 
 @asynccontextmanager

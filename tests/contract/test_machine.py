@@ -18,13 +18,15 @@ from machines import (
     built_image,
     fake_rig,
     kill_process,
+    like,
     new_machine_id,
     qemu_rig,
     removed_in_the_end,
+    sh,
 )
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine import process
-from microvm_orchestrator.machine.base import Boot, Change, Machine, MachineSpec, Snapshot
+from microvm_orchestrator.machine.base import Boot, Change, Snapshot
 from microvm_orchestrator.machine.pool import find_or_make_template, open_pool
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
@@ -74,22 +76,10 @@ async def qemu(rig: Rig, told: list[Change]) -> AsyncGenerator[Qemu]:
 
 
 @pytest.fixture
-async def machine(rig: Rig, qemu: Qemu, saved: Snapshot, told: list[Change]) -> QemuMachine:
-    machine = await qemu.clone(saved, like(saved, rig))
+async def machine(qemu: Qemu, saved: Snapshot, told: list[Change]) -> QemuMachine:
+    machine = await qemu.clone(saved, like(saved))
     told.clear()
     return machine
-
-
-def like(saved: Snapshot, rig: Rig) -> MachineSpec:
-    """A machine of its own with the parts of a saved one."""
-    fresh = rig.spec()
-    return replace(saved.spec, machine_id=fresh.machine_id, hostname=fresh.hostname)
-
-
-async def sh(machine: Machine, script: str) -> str:
-    ran = await machine.shell.exec(Command(["/bin/sh", "-c", script]))
-    assert ran.exit.code == 0, ran
-    return ran.stdout.decode()
 
 
 def runs(pid: int) -> bool:
@@ -194,7 +184,7 @@ async def test_a_clone_begins_where_the_saved_machine_stood_and_both_go_their_wa
     snapshot = await machine.save(f"{machine.machine_id}-a")
     assert states(told) == []
     assert await sh(machine, f"echo two >>{rig.home(machine)}/notes; echo on") == "on\n"
-    clone = await qemu.clone(snapshot, like(snapshot, rig))
+    clone = await qemu.clone(snapshot, like(snapshot))
     assert await sh(clone, f"cat {rig.home(clone)}/notes") == "one\n"
     await sh(clone, f"echo three >>{rig.home(clone)}/notes")
     assert await sh(machine, f"cat {rig.home(machine)}/notes") == "one\ntwo\n"
@@ -210,18 +200,16 @@ async def test_a_clone_can_be_saved_and_cloned_again(
         await sh(machine, f"echo {generation} >>{rig.home(machine)}/notes")
         snapshot = await machine.save(f"{machine.machine_id}-{generation}")
         await machine.kill()
-        machine = await qemu.clone(snapshot, like(snapshot, rig))
+        machine = await qemu.clone(snapshot, like(snapshot))
         await qemu.forget(snapshot.snapshot_id)
     assert await sh(machine, f"cat {rig.home(machine)}/notes") == "0\n1\n2\n"
 
 
-async def test_a_paused_machine_is_saved_and_stays_paused(
-    rig: Rig, qemu: Qemu, machine: QemuMachine
-) -> None:
+async def test_a_paused_machine_is_saved_and_stays_paused(qemu: Qemu, machine: QemuMachine) -> None:
     await machine.pause()
     snapshot = await machine.save(f"{machine.machine_id}-p")
     assert (machine.state, snapshot.pause_s) == (PAUSED, 0)
-    clone = await qemu.clone(snapshot, like(snapshot, rig))
+    clone = await qemu.clone(snapshot, like(snapshot))
     assert await sh(clone, "echo runs") == "runs\n"
     await machine.resume()
     assert await sh(machine, "echo runs too") == "runs too\n"
@@ -229,12 +217,12 @@ async def test_a_paused_machine_is_saved_and_stays_paused(
 
 
 async def test_clones_of_one_snapshot_are_random_each_in_its_own_way(
-    rig: Rig, qemu: Qemu, saved: Snapshot
+    qemu: Qemu, saved: Snapshot
 ) -> None:
     seen: list[str] = []
 
     async def one() -> None:
-        clone = await qemu.clone(saved, like(saved, rig))
+        clone = await qemu.clone(saved, like(saved))
         seen.append(await sh(clone, "cat /proc/sys/kernel/random/uuid"))
 
     async with anyio.create_task_group() as group:
@@ -243,9 +231,7 @@ async def test_clones_of_one_snapshot_are_random_each_in_its_own_way(
     assert len(set(seen)) == 4
 
 
-async def test_a_snapshot_that_was_changed_is_refused(
-    rig: Rig, qemu: Qemu, machine: QemuMachine
-) -> None:
+async def test_a_snapshot_that_was_changed_is_refused(qemu: Qemu, machine: QemuMachine) -> None:
     snapshot = await machine.save(f"{machine.machine_id}-d")
     times = (snapshot.path / "ram").stat()
     with (snapshot.path / "ram").open("r+b") as file:
@@ -253,7 +239,7 @@ async def test_a_snapshot_that_was_changed_is_refused(
         file.write(b"poison")
     # As somebody would who wants it to go unseen.
     os.utime(snapshot.path / "ram", ns=(times.st_atime_ns, times.st_mtime_ns))
-    spec = like(snapshot, rig)
+    spec = like(snapshot)
     with pytest.raises(errors.SnapshotDamaged, match="the file ram"):
         await qemu.clone(snapshot, spec)
     with pytest.raises(errors.SnapshotDamaged):
@@ -263,20 +249,20 @@ async def test_a_snapshot_that_was_changed_is_refused(
 
 
 async def test_a_snapshot_that_was_only_touched_is_read_and_taken(
-    rig: Rig, qemu: Qemu, machine: QemuMachine
+    qemu: Qemu, machine: QemuMachine
 ) -> None:
     snapshot = await machine.save(f"{machine.machine_id}-t")
     os.utime(snapshot.path / "state")
-    clone = await qemu.clone(snapshot, like(snapshot, rig))
+    clone = await qemu.clone(snapshot, like(snapshot))
     assert await sh(clone, "echo fine") == "fine\n"
     await qemu.forget(snapshot.snapshot_id)
 
 
 async def test_a_clone_cannot_have_other_parts_than_what_was_saved(
-    rig: Rig, qemu: Qemu, saved: Snapshot
+    qemu: Qemu, saved: Snapshot
 ) -> None:
     with pytest.raises(errors.InvalidInput, match="other parts"):
-        await qemu.clone(saved, replace(like(saved, rig), memory_mib=512))
+        await qemu.clone(saved, replace(like(saved), memory_mib=512))
 
 
 async def test_a_name_of_a_snapshot_is_used_once(machine: QemuMachine, saved: Snapshot) -> None:
@@ -294,7 +280,7 @@ async def test_machines_go_on_without_a_daemon_and_are_adopted_by_the_next(
     rig: Rig, saved: Snapshot
 ) -> None:
     async with rig.open() as first:
-        machine = await first.clone(saved, like(saved, rig))
+        machine = await first.clone(saved, like(saved))
         script = f"echo before >{rig.home(machine)}/notes; exec sleep 60"
         command = Command(["/bin/sh", "-c", script])
         async with machine.shell.stream(command, exec_id="long", keep=True):
@@ -312,7 +298,7 @@ async def test_machines_go_on_without_a_daemon_and_are_adopted_by_the_next(
 
 async def test_a_paused_machine_is_adopted_paused(rig: Rig, saved: Snapshot) -> None:
     async with rig.open() as first:
-        machine = await first.clone(saved, like(saved, rig))
+        machine = await first.clone(saved, like(saved))
         await machine.pause()
     async with rig.open() as second, removed_in_the_end(second):
         adopted = await second.adopt(machine.machine_id)
@@ -324,7 +310,7 @@ async def test_a_paused_machine_is_adopted_paused(rig: Rig, saved: Snapshot) -> 
 
 async def test_an_adopted_machine_that_is_killed_is_a_crash(rig: Rig, saved: Snapshot) -> None:
     async with rig.open() as first:
-        machine = await first.clone(saved, like(saved, rig))
+        machine = await first.clone(saved, like(saved))
     async with rig.open() as second, removed_in_the_end(second):
         adopted = await second.adopt(machine.machine_id)
         kill_process(adopted)
@@ -335,7 +321,7 @@ async def test_a_machine_is_found_by_its_name_when_its_process_was_not_written_d
     rig: Rig, saved: Snapshot
 ) -> None:
     async with rig.open() as first:
-        machine = await first.clone(saved, like(saved, rig))
+        machine = await first.clone(saved, like(saved))
     (machine.record.folder / "process.json").unlink()
     async with rig.open() as second, removed_in_the_end(second):
         assert (await second.adopt(machine.machine_id)).pid == machine.pid
@@ -343,7 +329,7 @@ async def test_a_machine_is_found_by_its_name_when_its_process_was_not_written_d
 
 async def test_a_machine_that_ended_without_a_daemon_is_lost(rig: Rig, saved: Snapshot) -> None:
     async with rig.open() as first:
-        machine = await first.clone(saved, like(saved, rig))
+        machine = await first.clone(saved, like(saved))
     kill_process(machine)
     handle = os.pidfd_open(machine.pid)
     await anyio.wait_readable(handle)
@@ -357,7 +343,7 @@ async def test_a_machine_that_was_still_booting_is_ended_by_the_next_daemon(
     rig: Rig, saved: Snapshot
 ) -> None:
     async with rig.open() as first:
-        machine = await first.clone(saved, like(saved, rig))
+        machine = await first.clone(saved, like(saved))
     made = machine.record.read()
     assert made
     machine.record.write(replace(made, ready=False))
@@ -387,7 +373,7 @@ async def test_a_machine_that_runs_is_not_started_again(qemu: Qemu, machine: Qem
 async def test_a_machine_that_has_ended_starts_anew_with_its_old_console(
     rig: Rig, qemu: Qemu, saved: Snapshot
 ) -> None:
-    machine = await qemu.clone(saved, like(saved, rig))
+    machine = await qemu.clone(saved, like(saved))
     await sh(machine, f"echo old >{rig.home(machine)}/notes")
     await rig.panic(machine)
     await machine.wait()
@@ -416,7 +402,7 @@ async def test_a_machine_that_stood_by_is_claimed_as_somebody_and_outlives_the_d
     rig: Rig, saved: Snapshot
 ) -> None:
     async with rig.open() as first:
-        machine = await first.stand_by(saved, like(saved, rig))
+        machine = await first.stand_by(saved, like(saved))
         assert machine.state is PAUSED
         await machine.claim("somebody")
         assert await sh(machine, "echo here") == "here\n"
@@ -428,7 +414,7 @@ async def test_a_machine_that_nobody_has_claimed_is_gone_with_the_next_daemon(
     rig: Rig, saved: Snapshot
 ) -> None:
     async with rig.open() as first:
-        machine = await first.stand_by(saved, like(saved, rig))
+        machine = await first.stand_by(saved, like(saved))
     assert runs(machine.pid)
     async with rig.open() as second:
         assert not runs(machine.pid)

@@ -18,13 +18,14 @@ from machines import (
     Rig,
     built_image,
     kill_process,
-    new_machine_id,
+    like,
     qemu_rig,
     removed_in_the_end,
+    sh,
 )
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import console, process, sockets
-from microvm_orchestrator.machine.base import Boot, Disk, Link, MachineSpec, Snapshot
+from microvm_orchestrator.machine.base import Boot, Disk, Link, Snapshot
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.shell import Command, GuestEvent
@@ -67,20 +68,9 @@ async def machine(qemu: Qemu, saved: Snapshot) -> QemuMachine:
     return await qemu.clone(saved, like(saved))
 
 
-def like(saved: Snapshot) -> MachineSpec:
-    machine_id = new_machine_id()
-    return replace(saved.spec, machine_id=machine_id, hostname=machine_id)
-
-
 def status_of(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return dict(line.split(":\t", 1) for line in lines)
-
-
-async def sh(machine: QemuMachine, script: str) -> str:
-    ran = await machine.shell.exec(Command(["/bin/sh", "-c", script]))
-    assert ran.exit.code == 0, ran
-    return ran.stdout.decode()
 
 
 async def test_each_clone_is_somebody_with_its_own_randomness_and_the_host_s_time(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.abc import SocketAttribute
 
 if TYPE_CHECKING:
     from anyio.abc import UNIXSocketStream
@@ -38,6 +39,14 @@ async def connect(path: Path) -> UNIXSocketStream:
     """Connect to who listens at a path."""
     with _short(path) as address:
         return await anyio.connect_unix(address)
+
+
+def hang_up(stream: UNIXSocketStream) -> None:
+    """Let who reads from a connection find it ended: a read of anyio's must not be cancelled."""
+    raw_socket = SocketAttribute.raw_socket
+    connection = stream.extra(raw_socket)  # noqa: S610 # no query of Django's
+    with suppress(OSError):  # the other side was faster
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

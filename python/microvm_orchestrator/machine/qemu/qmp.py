@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import socket
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.abc import SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
@@ -164,10 +162,7 @@ class Qmp:
 
     def hang_up(self) -> None:
         """Let go of the monitor; whoever waits is told."""
-        raw_socket = SocketAttribute.raw_socket
-        connection = self._stream.extra(raw_socket)  # noqa: S610 # no query of Django's
-        with suppress(OSError):  # the other side was faster
-            connection.shutdown(socket.SHUT_RDWR)
+        sockets.hang_up(self._stream)
 
     async def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if self.over.is_set():

@@ -6,14 +6,12 @@ what nobody takes makes room for what comes after; it still stands in the consol
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.abc import SocketAttribute
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
@@ -66,12 +64,6 @@ class Terminal:
         self._over = True
         self._more.set()
 
-    def hang_up(self) -> None:
-        raw_socket = SocketAttribute.raw_socket
-        connection = self._stream.extra(raw_socket)  # noqa: S610 # no query of Django's
-        with suppress(OSError):  # the other side was faster
-            connection.shutdown(socket.SHUT_RDWR)
-
 
 @asynccontextmanager
 async def open_terminal(path: Path) -> AsyncGenerator[Terminal]:
@@ -86,4 +78,4 @@ async def open_terminal(path: Path) -> AsyncGenerator[Terminal]:
             try:
                 yield terminal
             finally:
-                terminal.hang_up()
+                sockets.hang_up(stream)
