@@ -16,14 +16,12 @@ import leaks
 
 def test_a_running_child_is_named_by_its_command_and_ended(scratch: Path) -> None:
     before = leaks.Before.take(scratch)
-    pipe = subprocess.PIPE
-    with subprocess.Popen(["cat", "-u"], stdin=pipe, stdout=pipe, bufsize=0) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        # Only what has answered is surely past its exec, and has its name.
-        child.stdin.write(b"?")
-        child.stdout.read(1)
-        assert f"process {child.pid}: cat -u" in before.find(grace_s=0.01)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        # The kernel shows a name only some time after the exec that gives it.
+        while not Path(f"/proc/{child.pid}/cmdline").read_bytes():
+            os.sched_yield()
+        assert before.find(grace_s=0.01) == [f"process {child.pid}: sleep 60"]
+        assert before.find() == []
 
 
 def test_a_daemonised_grandchild_is_seen(scratch: Path) -> None:
