@@ -17,7 +17,6 @@ from pathlib import Path
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine import cgroup, console, process
 from microvm_orchestrator.machine.base import Accel, MachineSpec, OnChange, OnGuestEvent
-from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.qemu import argv, disks
 from microvm_orchestrator.machine.qemu.handover import Handover
 from microvm_orchestrator.machine.qemu.record import Record
@@ -32,7 +31,6 @@ class Host:
     """The surroundings of all machines."""
 
     state_dir: Path
-    acceleration: Acceleration
     on_change: OnChange
     on_guest_event: OnGuestEvent
     # A digest of the program, because a saved machine belongs to the one that saved it.
@@ -124,10 +122,9 @@ def file_limit(spec: MachineSpec, console_size: int) -> int:
     return max(console_size + console.ROOM, disks.most_bytes(spec))
 
 
-def cold(host: Host, spec: MachineSpec, accel: Accel, given: Handover) -> argv.Start:
+def cold(spec: MachineSpec, accel: Accel, tsc_khz: int | None, given: Handover) -> argv.Start:
     """Open what a machine boots from."""
-    khz = host.acceleration.tsc_khz
-    if accel is Accel.TCG and khz is None:
+    if accel is Accel.TCG and tsc_khz is None:
         raise errors.Unavailable(
             "the speed of this host's TSC could not be measured, and without it guests hang under"
             " emulation",
@@ -136,7 +133,7 @@ def cold(host: Host, spec: MachineSpec, accel: Accel, given: Handover) -> argv.S
     return argv.Start(
         kernel=given.open_again(spec.boot.kernel),
         initrd=given.open_again(spec.boot.initrd),
-        cmdline=argv.kernel_words(spec, accel, khz),
+        cmdline=argv.kernel_words(spec, accel, tsc_khz),
     )
 
 

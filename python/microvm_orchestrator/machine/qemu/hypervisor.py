@@ -27,7 +27,7 @@ from microvm_orchestrator.machine.base import (
     untold,
 )
 from microvm_orchestrator.machine.channel.connection import GREETING_S
-from microvm_orchestrator.machine.probe import choose, probe
+from microvm_orchestrator.machine.probe import Acceleration, choose, probe
 from microvm_orchestrator.machine.process import Resident
 from microvm_orchestrator.machine.qemu import argv, disks, migration
 from microvm_orchestrator.machine.qemu.handover import Handover
@@ -59,14 +59,22 @@ class Qemu:
         self._host = host
         self._group = group
         self._live: dict[str, QemuMachine] = {}
+        # Two measurements at a time would disturb each other.
+        self._measuring = anyio.Lock()
+
+    async def acceleration(self) -> Acceleration:
+        """Tell how guest code can run here; takes a second the first time after the host booted."""
+        async with self._measuring:
+            return await probe(self._host.state_dir)
 
     async def start(self, spec: MachineSpec) -> QemuMachine:
         """Boot a machine. Raises: AlreadyExists, MachineBootFailed."""
-        accel = choose(spec.accel, self._host.acceleration)
+        found = await self.acceleration()
+        accel = choose(spec.accel, found)
 
         def begin(given: Handover, record: Record) -> Resident:
             disks.begin_anew(spec, record.folder)
-            how = cold(self._host, spec, accel, given)
+            how = cold(spec, accel, found.tsc_khz, given)
             return self._launch(record, spec, accel, how, argv.Memory(), given)
 
         async def prepare(machine: QemuMachine) -> None:
@@ -327,7 +335,6 @@ async def open_qemu(
     """
     host = Host(
         state_dir=state_dir,
-        acceleration=await probe(state_dir),
         on_change=on_change,
         on_guest_event=on_guest_event,
         engine=await anyio.to_thread.run_sync(engine_digest, binary),
