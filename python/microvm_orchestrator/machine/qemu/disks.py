@@ -20,9 +20,9 @@ from pydantic import JsonValue
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Disk, DiskFormat, MachineSpec
+from microvm_orchestrator.machine.handover import Handover
 from microvm_orchestrator.machine.qemu import qcow2
 from microvm_orchestrator.machine.qemu.argv import BlockDevice, BlockFile, node_name
-from microvm_orchestrator.machine.qemu.handover import Handover
 from microvm_orchestrator.machine.qemu.qmp import Qmp
 
 _SECTOR = 512

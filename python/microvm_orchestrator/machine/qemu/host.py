@@ -17,10 +17,10 @@ from pathlib import Path
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine import cgroup, console, process
 from microvm_orchestrator.machine.base import Accel, MachineSpec, OnChange, OnGuestEvent
+from microvm_orchestrator.machine.handover import Handover
 from microvm_orchestrator.machine.qemu import argv, disks
-from microvm_orchestrator.machine.qemu.handover import Handover
-from microvm_orchestrator.machine.qemu.record import Record
 from microvm_orchestrator.machine.qemu.snapshots import SavedMachine
+from microvm_orchestrator.machine.record import Record
 from microvm_orchestrator.model.names import NAME
 
 QEMU = "qemu-system-x86_64"

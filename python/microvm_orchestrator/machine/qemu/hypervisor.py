@@ -1,14 +1,13 @@
-"""All QEMU machines of this host: boots, clones and adopts them, and cleans up behind them.
+"""All QEMU machines of this host that we put together: boots and clones them.
 
-Owns the tasks that look after machines; closing it lets go of the machines and ends none. What is
-on the disk is the only memory: a fresh daemon finds its machines by it. Above stand lifecycle,
-reconcile and the service.
+A keeper of such machines, and the owner of what is saved of them. Above stand the machines and the
+service.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.machine import cgroup, console, process
+from microvm_orchestrator.machine import cgroup, process
 from microvm_orchestrator.machine.base import (
     Accel,
     MachineSpec,
@@ -27,10 +26,12 @@ from microvm_orchestrator.machine.base import (
     untold,
 )
 from microvm_orchestrator.machine.channel.connection import GREETING_S
+from microvm_orchestrator.machine.handover import Handover
+from microvm_orchestrator.machine.keeper import Keeper
+from microvm_orchestrator.machine.living import identity
 from microvm_orchestrator.machine.probe import Acceleration, choose, probe
 from microvm_orchestrator.machine.process import Resident
 from microvm_orchestrator.machine.qemu import argv, disks, migration
-from microvm_orchestrator.machine.qemu.handover import Handover
 from microvm_orchestrator.machine.qemu.host import (
     QEMU,
     Host,
@@ -39,26 +40,20 @@ from microvm_orchestrator.machine.qemu.host import (
     launch,
     leave_group,
 )
-from microvm_orchestrator.machine.qemu.machine import Prepare, QemuMachine, identity
-from microvm_orchestrator.machine.qemu.record import Made, Record
+from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.qemu.snapshots import Manifest, SavedMachine
+from microvm_orchestrator.machine.record import Made, Record
 from microvm_orchestrator.model.machine import MachineState
-from microvm_orchestrator.model.names import NAME
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-# How often the consoles are looked at. A guest under emulation writes 1 MB between two looks.
-_TEND_S = 1.0
 
-
-class Qemu:
+class Qemu(Keeper[QemuMachine]):
     """The machines that QEMU runs here."""
 
     def __init__(self, host: Host, group: TaskGroup) -> None:
-        self._host = host
-        self._group = group
-        self._live: dict[str, QemuMachine] = {}
+        super().__init__(host, group)
         # Two measurements at a time would disturb each other.
         self._measuring = anyio.Lock()
 
@@ -122,23 +117,6 @@ class Qemu:
 
         return await self._make(spec, manifest.origin.accel, begin, prepare, unclaimed=unclaimed)
 
-    async def adopt(self, machine_id: str) -> QemuMachine:
-        """Take over a machine that an earlier daemon started. Raises: MachineLost."""
-        record = self._host.record(machine_id)
-        made = record.read()
-        resident = self._find(record)
-        if made is None or resident is None or not made.ready:
-            why = _why_lost(record, made, resident)
-            await self._end(resident, record)
-            raise errors.MachineLost(f"machine {machine_id} was lost: {why}")
-        machine = QemuMachine(self._host, made, resident)
-        try:
-            await self._group.start(machine.live, _take_over)
-        except errors.MachineFailed as error:
-            raise errors.MachineLost(f"machine {machine_id} was lost: {error.message}") from error
-        self._live[machine_id] = machine
-        return machine
-
     async def find_snapshot(self, snapshot_id: str) -> Snapshot | None:
         return self._host.saved(snapshot_id).find()
 
@@ -157,39 +135,6 @@ class Qemu:
 
     async def forget(self, snapshot_id: str) -> None:
         await anyio.to_thread.run_sync(self._host.saved(snapshot_id).remove)
-
-    async def remove(self, machine_id: str) -> None:
-        record = self._host.record(machine_id)
-        machine = self._live.pop(machine_id, None)
-        if machine is not None:
-            await machine.kill()
-        else:
-            await self._end(self._find(record), record)
-        await anyio.to_thread.run_sync(record.remove)
-
-    def live(self, machine_id: str) -> QemuMachine:
-        """Return a machine that is looked after. Raises: NotFound."""
-        machine = self._live.get(machine_id)
-        if machine is None:
-            raise errors.NotFound(f"machine {machine_id} does not run here")
-        return machine
-
-    def found(self) -> list[str]:
-        folder = self._host.machines
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        return sorted(name for name in names if NAME.fullmatch(name))
-
-    async def tend(self) -> None:
-        """Keep what consoles take on the disk bounded, and no control group of what has ended."""
-        while True:
-            for machine_id, machine in list(self._live.items()):
-                if machine.state.ended:
-                    del self._live[machine_id]
-                else:
-                    machine.bound_console()
-            if self._host.groups is not None:
-                self._host.groups.sweep()
-            await anyio.sleep(_TEND_S)
 
     async def sweep(self) -> None:
         """Take away what an earlier daemon left that is nobody's.
@@ -210,43 +155,6 @@ class Qemu:
             saved.remove()
             log.get(__name__).info("snapshot_incomplete", snapshot=path.name)
 
-    async def _make(
-        self,
-        spec: MachineSpec,
-        accel: Accel,
-        begin: Callable[[Handover, Record], Resident],
-        prepare: Prepare,
-        *,
-        unclaimed: bool = False,
-    ) -> QemuMachine:
-        """Start a process and see it through until its guest is ready."""
-        record = self._host.record(spec.machine_id)
-        self._check_free(record)
-        record.create()
-        try:
-            record.unclaimed = unclaimed
-            made = Made(spec, accel, console_from=console.size(record.console))
-            record.write(made)
-            with Handover() as given:
-                resident = begin(given, record)
-            machine = QemuMachine(self._host, made, resident)
-            await self._group.start(machine.live, prepare)
-        except BaseException:
-            # Whoever is cancelled at the last moment leaves a machine that runs and is nobody's.
-            with anyio.CancelScope(shield=True):
-                await self._end(self._find(record), record)
-            raise
-        record.write(replace(made, ready=True))
-        self._live[spec.machine_id] = machine
-        return machine
-
-    def _check_free(self, record: Record) -> None:
-        """Raises: AlreadyExists when a machine of this name runs."""
-        resident = self._find(record) if record.folder.exists() else None
-        if resident is not None:
-            resident.close()
-            raise errors.AlreadyExists(f"machine {record.machine_id} runs already")
-
     def _launch(
         self,
         record: Record,
@@ -264,34 +172,20 @@ class Qemu:
         attached = disks.attach(spec, record.folder, given)
         return launch(self._host, record, spec, accel, how, memory, attached, links, given)
 
+    def _machine(self, made: Made, resident: Resident) -> QemuMachine:
+        return QemuMachine(self._host, made, resident)
+
     def _find(self, record: Record, name: str | None = None) -> Resident | None:
-        """Find the process of a machine, also when it was not written down any more."""
         identity_ = record.read_process()
         if identity_ is None:
             words = ("-name", f"guest={name or record.machine_id}")
             identity_ = process.find_by_words(words, self._host.users)
         return None if identity_ is None else process.find(identity_)
 
-    async def _end(self, resident: Resident | None, record: Record) -> None:
-        """End a process that nobody looks after, and take away what it needed."""
-        if resident is not None:
-            await resident.end()
-            resident.close()
-        leave_group(self._host, record.machine_id)
-        record.clear()
-
-
-async def _take_over(machine: QemuMachine) -> None:
-    """Find out how an adopted machine stands, and go on from there."""
-    if await machine.name() != machine.machine_id:
-        raise errors.MachineUnreachable("its monitor is that of another machine")
-    if machine.record.paused:
-        await machine.enter(MachineState.PAUSED, "it was paused, as asked")
-    else:
-        # It stands still where a daemon died while it was saved; one that runs takes no notice.
-        await machine.qmp.execute("cont")
-        await machine.enter(MachineState.RUNNING)
-    machine.reach_later()
+    async def _take_over(self, machine: QemuMachine) -> None:
+        if await machine.name() != machine.machine_id:
+            raise errors.MachineUnreachable("its monitor is that of another machine")
+        await machine.go_on()
 
 
 def _check_fits(manifest: Manifest, spec: MachineSpec) -> None:
@@ -309,15 +203,6 @@ def _check_fits(manifest: Manifest, spec: MachineSpec) -> None:
             f"machine {spec.machine_id} has other parts than the machine that was saved",
             hint="a clone may differ in its name, its links' addresses and its time to boot",
         )
-
-
-def _why_lost(record: Record, made: Made | None, resident: Resident | None) -> str:
-    if made is None:
-        return "its record is missing or damaged"
-    if resident is not None:
-        return "it had not finished booting when the daemon ended"
-    said = console.tail(record.messages, most=300)
-    return "its process is gone" + (f", after saying: {said}" if said else "")
 
 
 @asynccontextmanager

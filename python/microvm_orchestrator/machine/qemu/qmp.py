@@ -199,7 +199,7 @@ class Qmp:
 
 
 @asynccontextmanager
-async def open_qmp(name: str, path: Path) -> AsyncGenerator[Qmp]:
+async def open_qmp(name: str, path: Path, *, within_s: float = ANSWER_S) -> AsyncGenerator[Qmp]:
     """Hold the monitor at a socket, which somebody is listening on, for as long as the block.
 
     Raises: MachineUnreachable when it does not greet.
@@ -212,7 +212,7 @@ async def open_qmp(name: str, path: Path) -> AsyncGenerator[Qmp]:
     async with stream:
         qmp = Qmp(name, stream)
         try:
-            with anyio.fail_after(ANSWER_S):
+            with anyio.fail_after(within_s):
                 await qmp.greet()
         except (TimeoutError, *_GONE, *_NONSENSE) as error:
             raise errors.MachineUnreachable(f"{name} did not greet at its monitor") from error

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator.machine.base import Accel, Snapshot
+from microvm_orchestrator.machine.handover import Handover
 from microvm_orchestrator.machine.qemu import argv, disks, host, migration
-from microvm_orchestrator.machine.qemu.handover import Handover
 from microvm_orchestrator.machine.qemu.qmp import Event, Qmp, open_qmp
-from microvm_orchestrator.machine.qemu.record import Record
 from microvm_orchestrator.machine.qemu.snapshots import Origin, SavedMachine
+from microvm_orchestrator.machine.record import Record
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:

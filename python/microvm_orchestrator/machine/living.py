@@ -1,0 +1,379 @@
+"""One machine of any kind: a process, the way into its guest, and what became of it.
+
+`live` runs as a task of the keeper from the start of the process, or its adoption, to its end. When
+the daemon goes, that task is cancelled and the machine runs on. States change here and nowhere
+else; each change is told before the next one happens. Above stand the kinds of machines, each with
+what its hypervisor can do, and their keepers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import anyio
+
+from microvm_orchestrator import errors, log
+from microvm_orchestrator.machine import console, ending
+from microvm_orchestrator.machine.base import (
+    STOP_GRACE_S,
+    Change,
+    MachineSpec,
+    Snapshot,
+    Terminal,
+    Usage,
+)
+from microvm_orchestrator.machine.channel import open_shell
+from microvm_orchestrator.machine.channel.connection import GREETING_S
+from microvm_orchestrator.machine.qemu.host import leave_group
+from microvm_orchestrator.machine.shell import Identity, Interface
+from microvm_orchestrator.model.machine import MachineState
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteStream, TaskGroup, TaskStatus
+
+    from microvm_orchestrator.machine.process import Resident
+    from microvm_orchestrator.machine.qemu.host import Host
+    from microvm_orchestrator.machine.record import Made
+    from microvm_orchestrator.machine.shell import Shell
+
+# A hypervisor that ends lets go of what it holds first, and of the process after.
+LAST_WORDS_S = 1.0
+# Between two tries to reach an agent that hung up; an agent that restarts needs as long.
+_AGAIN_S = 1.0
+# Behind the words of a panic come registers and a call trace.
+_PANIC_BYTES = 32 << 10
+
+
+def identity(spec: MachineSpec) -> Identity:
+    """Return who the guest of a machine is."""
+    return Identity(
+        hostname=spec.hostname,
+        machine_id=hashlib.sha256(spec.machine_id.encode()).hexdigest()[:32],
+        interfaces=[
+            Interface(f"eth{number}", link.mac, link.address, link.gateway)
+            for number, link in enumerate(spec.links)
+        ],
+    )
+
+
+class LivingMachine(ABC):
+    """A machine that has, or had, a process."""
+
+    def __init__(self, host: Host, made: Made, resident: Resident) -> None:
+        self.spec = made.spec
+        self.accel = made.accel
+        self._console_from = made.console_from
+        self.state = MachineState.DEFINED
+        self.reason = ""
+        self.host = host
+        self.record = host.record(made.spec.machine_id)
+        self._log = log.get(__name__).bind(machine=made.spec.machine_id)
+        self._resident = resident
+        self._group: TaskGroup | None = None
+        self._shell: Shell | None = None
+        self._reached = anyio.Event()
+        self._changed = anyio.Event()
+        self._over = anyio.Event()
+        self._ready = False
+        self._failure: errors.OrchestratorError | None = None
+        # For the end: who asked for it, and what its hypervisor said of it.
+        self._asked: str | None = None
+        self._shutdown: str | None = None
+
+    @property
+    def machine_id(self) -> str:
+        return self.spec.machine_id
+
+    @property
+    def pid(self) -> int:
+        return self._resident.identity.pid
+
+    @property
+    def console(self) -> Path:
+        return self.record.console
+
+    @property
+    def links(self) -> Sequence[Path]:
+        return [self.record.link(number) for number in range(len(self.spec.links))]
+
+    @property
+    def shell(self) -> Shell:
+        """The way into the guest. Raises: StateForbids, MachineUnreachable."""
+        self._check()
+        if self._shell is None:
+            raise errors.MachineUnreachable(f"the agent in machine {self.machine_id} is not there")
+        return self._shell
+
+    async def reached(self) -> Shell:
+        """Wait for the way into the guest. Raises: StateForbids when the machine ends first."""
+        while self._shell is None:
+            self._check()
+            await self._reached.wait()
+        return self._shell
+
+    # What callers do with it.
+
+    @abstractmethod
+    def attach(self) -> AbstractAsyncContextManager[Terminal]: ...
+
+    @abstractmethod
+    async def pause(self) -> None: ...
+
+    @abstractmethod
+    async def resume(self) -> None: ...
+
+    @abstractmethod
+    async def save(self, snapshot_id: str) -> Snapshot: ...
+
+    async def wait(self) -> Change:
+        await self._over.wait()
+        return Change(self.machine_id, self.state, self.reason)
+
+    async def claim(self, hostname: str) -> None:
+        await self.resume()
+        await self.shell.fresh(identity(replace(self.spec, hostname=hostname)))
+        self.record.unclaimed = False
+
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        if self.state.ended:
+            return
+        with anyio.move_on_after(grace_s):
+            try:
+                await self._power_off(grace_s)
+            except errors.OrchestratorError as error:
+                self._log.info("machine_not_told", why=error.message)
+            await self._over.wait()
+            return
+        await self._end(f"it had not powered off within {grace_s:g} s and was ended by force")
+
+    async def kill(self) -> None:
+        await self._end("it was ended by force, as asked")
+
+    async def usage(self) -> Usage:
+        self._check()
+        return Usage(
+            cpu_s=self._resident.cpu_s,
+            rss_mib=self._resident.rss_mib,
+            pss_mib=await anyio.to_thread.run_sync(lambda: self._resident.pss_mib),
+            disk_mib=self.record.disk_mib,
+        )
+
+    # What its keeper does with it.
+
+    def bound_console(self) -> None:
+        """Keep what its console takes on the disk small."""
+        self._bound_files(console.let_go(self.record.console))
+
+    async def reach(self, greeting_s: float) -> Shell:
+        """Begin to keep a connection to the agent; returns once it has answered.
+
+        Raises: MachineUnreachable, ProtocolBroken.
+        """
+        if self._group is None:
+            raise errors.StateForbids(f"machine {self.machine_id} is {self.state}")
+        await self._group.start(self._begin_shell, greeting_s)
+        return self.shell
+
+    def reach_later(self) -> None:
+        """Begin to keep a connection to the agent, whenever it answers."""
+        if self._group is not None:
+            self._group.start_soon(self._keep_shell)
+
+    async def live(
+        self,
+        prepare: Callable[[Self], Awaitable[None]],
+        *,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Look after the process until it ends; has started once the guest is ready.
+
+        `prepare` is what is done between the start of the process and that. Raises: MachineFailed
+            if it does not come about. The process has ended then.
+        """
+        try:
+            async with anyio.create_task_group() as group:
+                self._group = group
+                group.start_soon(self._watch, group.cancel_scope)
+                await self._serve(prepare, group, task_status)
+            await self._conclude()
+        finally:
+            if not self._ready and not self._over.is_set():  # nobody will ever ask for it again
+                await self._resident.end()
+                with anyio.CancelScope(shield=True):
+                    await self._conclude()
+            self._resident.close()
+        if not self._ready:
+            raise self._why_not_ready()
+
+    async def enter(self, state: MachineState, reason: str = "") -> None:
+        """Come into a state, and tell."""
+        if state is self.state:
+            return
+        self.state, self.reason = state, reason
+        self._changed.set()
+        self._changed = anyio.Event()
+        self._log.info("machine_changed", state=state.value, reason=reason)
+        await self.host.on_change(Change(self.machine_id, state, reason, at=datetime.now(UTC)))
+
+    # What the kinds of machines do in ways of their own.
+
+    @abstractmethod
+    def _controlled(self, group: TaskGroup) -> AbstractAsyncContextManager[None]:
+        """Hold what the hypervisor is told things by. Raises: MachineFailed."""
+
+    @abstractmethod
+    async def _call(self) -> ByteStream:
+        """Connect to the agent. Raises: MachineUnreachable."""
+
+    async def _press_power(self) -> None:
+        """Ask a guest whose agent is not there to power off. Raises: MachineFailed."""
+        raise errors.MachineUnreachable(f"machine {self.machine_id} has no power button")
+
+    @abstractmethod
+    async def _hear_last_words(self) -> None:
+        """Take in what the hypervisor said before its end."""
+
+    @abstractmethod
+    def _bound_files(self, console_size: int) -> None:
+        """Limit what files its hypervisor may write."""
+
+    @abstractmethod
+    async def _clean_up(self) -> None:
+        """End what it has started beside itself; the process itself has ended."""
+
+    # Its tasks.
+
+    async def _watch(self, life: anyio.CancelScope) -> None:
+        """Wait for the process's end, hear its last words, and end the other tasks."""
+        await self._resident.wait()
+        await self._hear_last_words()
+        life.cancel()
+
+    async def _serve(
+        self,
+        prepare: Callable[[Self], Awaitable[None]],
+        group: TaskGroup,
+        task_status: TaskStatus[None],
+    ) -> None:
+        """Hold the hypervisor. A failure ends the process, and with it, by `_watch`, this task."""
+        limit_s = self.spec.boot_timeout_s
+        try:
+            async with self._controlled(group):
+                with anyio.fail_after(limit_s):
+                    await prepare(self)
+                self._ready = True
+                if self.state is MachineState.BOOTING:
+                    await self.enter(MachineState.RUNNING)
+                task_status.started()
+                await anyio.sleep_forever()
+        except TimeoutError:
+            self._failure = errors.MachineUnreachable(f"it was not ready within {limit_s:g} s")
+        except errors.OrchestratorError as error:
+            self._failure = error
+            # A hypervisor that ends lets go of us first. How it ends says more than that it did.
+            await anyio.sleep(LAST_WORDS_S)
+        self._resident.signal(signal.SIGKILL)
+        await anyio.sleep_forever()
+
+    async def _begin_shell(
+        self, greeting_s: float, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Be connected to the agent, and stay so; has started when it answers the first time."""
+        answered = anyio.Event()
+
+        def on_answer() -> None:
+            answered.set()
+            task_status.started()
+
+        try:
+            await self._talk(greeting_s, on_answer)
+        except errors.OrchestratorError:
+            if not answered.is_set():
+                raise
+        await self._keep_shell()
+
+    async def _keep_shell(self) -> None:
+        """Be connected to the agent whenever it lets us."""
+        while True:
+            try:
+                await self._talk(GREETING_S, lambda: None)
+            except errors.OrchestratorError as error:
+                self._log.info("agent_not_there", why=error.message)
+            await anyio.sleep(_AGAIN_S)
+
+    async def _talk(self, greeting_s: float, on_answer: Callable[[], None]) -> None:
+        """Hold one connection to the agent until it breaks."""
+        stream = await self._call()
+        async with open_shell(stream, greeting_s=greeting_s) as shell:
+            self._shell = shell
+            self._reached.set()
+            try:
+                on_answer()
+                async for event in shell.events():
+                    self._log.info("guest_event", kind=event.kind, text=event.text)
+                    await self.host.on_guest_event(self.machine_id, event)
+            finally:
+                self._shell = None
+                self._reached = anyio.Event()
+
+    # Steps.
+
+    def _check(self) -> None:
+        if self.state.ended:
+            raise errors.StateForbids(f"machine {self.machine_id} is {self.state}: {self.reason}")
+
+    async def _power_off(self, grace_s: float) -> None:
+        """Ask the guest, by its agent or as a power button does."""
+        self._asked = "it was stopped, as asked"
+        if self.state is MachineState.PAUSED:
+            await self.resume()  # a guest that stands still cannot power off
+        if self._shell is not None:
+            await self._shell.shutdown(grace_s=grace_s / 2)
+        else:
+            await self._press_power()
+
+    async def _end(self, reason: str) -> None:
+        if self.state.ended:
+            return
+        self._asked = reason
+        if not await self._resident.end():
+            raise errors.MachineUnreachable(f"machine {self.machine_id} does not end when killed")
+        await self._over.wait()
+
+    async def _conclude(self) -> None:
+        """Say how it ended and take away what only a running machine needs."""
+        state, reason = ending.conclude(
+            ending.Seen(
+                asked=self._asked,
+                shutdown=self._shutdown,
+                status=self._resident.status,
+                console=console.tail(self.record.console, self._console_from, _PANIC_BYTES),
+                messages=console.tail(self.record.messages),
+            )
+        )
+        # A failure that ended the process; one that came of the process's own end says less.
+        if self._failure is not None and self._resident.status == -signal.SIGKILL:
+            state, reason = MachineState.CRASHED, self._failure.message
+        await self._clean_up()
+        self.record.clear()
+        leave_group(self.host, self.machine_id)
+        self._shell = None
+        await self.enter(state, reason)
+        self._reached.set()
+        self._over.set()
+
+    def _why_not_ready(self) -> errors.MachineBootFailed:
+        said = console.tail(self.record.console, self._console_from)
+        return errors.MachineBootFailed(
+            f"machine {self.machine_id} did not come up: {self.reason}",
+            console=said,
+            hint=f"the end of its console:\n{said}" if said else "it wrote nothing to its console",
+        )
