@@ -41,6 +41,18 @@ async def connect(path: Path) -> UNIXSocketStream:
         return await anyio.connect_unix(address)
 
 
+def dial(path: Path) -> socket.socket:
+    """Connect to who listens at a path, at once or not at all; the socket does not block."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        with _short(path) as address:
+            connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def hang_up(stream: UNIXSocketStream) -> None:
     """Let who reads from a connection find it ended: a read of anyio's must not be cancelled."""
     raw_socket = SocketAttribute.raw_socket

@@ -1,0 +1,1 @@
+"""Networks between machines: in userspace or in the kernel, behind one protocol."""
