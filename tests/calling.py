@@ -10,6 +10,7 @@ import anyio
 
 from microvm_orchestrator import config
 from microvm_orchestrator.events import Journal
+from microvm_orchestrator.host import open_host
 from microvm_orchestrator.model.access import Principal, Role
 from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.service.service import Service
@@ -64,8 +65,12 @@ async def house(tmp_path: Path, **sections: dict[str, object]) -> AsyncGenerator
         {"state_dir": tmp_path, "socket": {"path": tmp_path / "socket"}, **sections}
     )
     store = SqliteStore(tmp_path / "store.db")
-    async with store.opened(), anyio.create_task_group() as group:
+    async with (
+        store.opened(),
+        open_host(settings, store) as host,
+        anyio.create_task_group() as group,
+    ):
         journal = Journal(store)
         group.start_soon(journal.pump)
-        yield House(Service(store, journal, settings, BY_NAME), store)
+        yield House(Service(store, journal, host, settings, BY_NAME), store)
         group.cancel_scope.cancel()

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from microvm_orchestrator import config, errors
 from microvm_orchestrator.events import Journal
+from microvm_orchestrator.host import open_host
 from microvm_orchestrator.mcp_server.server import McpFrontEnd
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.values import Json
@@ -118,8 +119,8 @@ async def service_on(path: Path, calls: Any = None) -> AsyncGenerator[Service]:
     """Open the store in `path` and put a service over it."""
     loaded = config.load(None, {}, {"state_dir": str(path), "socket.path": str(path / "s")})
     store = SqliteStore(path / "store.db")
-    async with store.opened():
-        yield Service(store, Journal(store), loaded.settings, calls or TABLE)
+    async with store.opened(), open_host(loaded.settings, store) as host:
+        yield Service(store, Journal(store), host, loaded.settings, calls or TABLE)
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ import httpx2
 
 from microvm_orchestrator import config
 from microvm_orchestrator.events import Journal
+from microvm_orchestrator.host import open_host
 from microvm_orchestrator.service.calls import Call
 from microvm_orchestrator.service.service import Service
 from microvm_orchestrator.service.table import BY_NAME
@@ -71,7 +72,11 @@ async def served(
         }
     )
     store = SqliteStore(tmp_path / "store.db")
-    async with store.opened(), anyio.create_task_group() as group:
+    async with (
+        store.opened(),
+        open_host(settings, store) as host,
+        anyio.create_task_group() as group,
+    ):
         events = Journal(store)
         calls = BY_NAME | {call.name: call for call in more}
         meter = Meter()
@@ -81,7 +86,7 @@ async def served(
             meter.observe(call, via, outcome, seconds)
             told.send_nowait((call, outcome))
 
-        service = Service(store, events, settings, calls, observe)
+        service = Service(store, events, host, settings, calls, observe)
         terms = Terms(settings.access, settings.limits)
         identity = Identity(service, terms)
         listener = Listener(

@@ -236,6 +236,36 @@ class Webhooks(Section):
     )
 
 
+class Machines(Section):
+    """What machines may take of this host."""
+
+    count: Count = Field(default=16, description="How many may run at once.")
+    memory_mib: MaybeCount = Field(
+        default=None,
+        description='The memory of all that run; "none" is three quarters of what the host has.',
+    )
+    vcpus: MaybeCount = Field(
+        default=None,
+        description='The processors of all that run; "none" is four for each of the host.',
+    )
+    default_image: str = Field(
+        default="embedded",
+        min_length=1,
+        description="What a machine boots when nothing is said; `embedded` is built when needed.",
+    )
+    default_memory_mib: Count = Field(
+        default=512, description="The memory of a machine when nothing is said."
+    )
+    qemu: str = Field(
+        default="qemu-system-x86_64", min_length=1, description="The QEMU that runs them."
+    )
+    user: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The user that machines run as when the daemon is root.",
+    )
+
+
 class Log(Section):
     """What the daemon says on stderr."""
 
@@ -258,6 +288,7 @@ class Settings(Section):
     leases: Leases = Field(default=Leases(), description=Leases.__doc__)
     limits: Limits = Field(default=Limits(), description=Limits.__doc__)
     webhooks: Webhooks = Field(default=Webhooks(), description=Webhooks.__doc__)
+    machines: Machines = Field(default=Machines(), description=Machines.__doc__)
     log: Log = Field(default=Log(), description=Log.__doc__)
 
 

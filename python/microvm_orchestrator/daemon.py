@@ -1,7 +1,7 @@
 """The daemon: everything is made here, once, in the order it is needed.
 
-Read `_serve` from top to bottom: settings, state directory, store, service, front ends, sockets.
-What is made last ends first. Only this module sees all the others.
+Read `_serve` from top to bottom: settings, state directory, store, host, service, front ends,
+sockets. What is made last ends first. Only this module sees all the others.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import anyio.to_thread
 from microvm_orchestrator import errors, log, places
 from microvm_orchestrator.deliveries import deliver
 from microvm_orchestrator.events import Journal
+from microvm_orchestrator.host import open_host
 from microvm_orchestrator.service.service import Service
 from microvm_orchestrator.service.table import BY_NAME
 from microvm_orchestrator.store.base import Keep
@@ -94,8 +95,9 @@ async def _serve(settings: Settings, reread: Callable[[], Settings]) -> None:
         store = SqliteStore(settings.state_dir / places.STORE_FILE)
         await life.enter_async_context(store.opened())
         journal = Journal(store)
+        host = await life.enter_async_context(open_host(settings, store))
         meter = Meter()
-        service = Service(store, journal, settings, BY_NAME, meter.observe)
+        service = Service(store, journal, host, settings, BY_NAME, meter.observe)
 
         terms = Terms(settings.access, settings.limits)
         identity = Identity(service, terms)

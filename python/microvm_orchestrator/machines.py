@@ -9,16 +9,21 @@ those that do not are `lost` with a reason, and nothing is swept.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.abc
 import anyio.to_thread
+from pydantic import JsonValue
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine import base
+from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.model.machine import (
     ENDED,
     MACHINE,
@@ -34,11 +39,21 @@ from microvm_orchestrator.slots import Need, Slots
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import RecordById
+from microvm_orchestrator.together import together
 
 _log = log.get(__name__)
 
 # A state that was reached is worth writing down even while the daemon stops.
 _LAST_WORD_S = 3.0
+
+# What a guest may report, and the event that tells it. A guest that reports without end is heard
+# now and then.
+_REPORTS = {"oom": "oom", "disk_full": "disk_full", "pids_full": "pids_full"}
+_REPORT_EVERY_S = 5.0
+_REPORT_CHARS = 500
+
+# By its serial a guest knows the disk that is for whatever it likes.
+_SCRATCH = "scratch"
 
 _STARTABLE = frozenset({MachineState.DEFINED, *ENDED})
 
@@ -47,11 +62,14 @@ _STARTABLE = frozenset({MachineState.DEFINED, *ENDED})
 class Wish:
     """A machine as it is asked for."""
 
-    boot: base.Boot
+    # The digest of what it boots.
+    image: str
     memory_mib: int
     vcpus: int
     accel: base.Accel
     name: str | None = None
+    # Of an empty disk of its own; None for none.
+    disk_mib: int | None = None
 
 
 class Machines:
@@ -71,8 +89,12 @@ class Machines:
         self._boot_of = boot_of
         self._live: dict[str, base.Machine] = {}
         self._ended: dict[str, anyio.Event] = {}
+        # Between looking whether a name is free and taking it.
+        self._naming = anyio.Lock()
         # One verb at a time for each machine.
         self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        # When the guest of a machine was last heard of each thing.
+        self._reported: dict[tuple[str, str], float] = {}
         self._watchers: anyio.abc.TaskGroup | None = None
 
     @contextlib.asynccontextmanager
@@ -93,10 +115,10 @@ class Machines:
         """Find a machine by its id or name. Raises: NotFound, also for what `by` cannot see."""
         return (await self._find(reference, by))[0]
 
-    async def list(self, by: Actor) -> list[Machine]:
+    async def visible(self, by: Actor) -> list[Machine]:
         records = await every_record(self._store, MACHINE, by)
         machines = [Machine.model_validate(record.body) for record in records]
-        return [machine for machine in machines if _sees(by, machine.owner)]
+        return [machine for machine in machines if sees(by, machine.owner)]
 
     def live(self, machine: Machine) -> base.Machine:
         """The running machine itself. Raises: StateForbids."""
@@ -109,20 +131,43 @@ class Machines:
             )
         return running
 
+    def runs(self, machine: Machine) -> bool:
+        return machine.machine_id in self._live
+
+    def console(self, machine: Machine) -> Path:
+        """The file with the last of what its guest wrote; there may be none yet."""
+        return self._hypervisor.console(machine.machine_id)
+
     # Verbs
 
-    async def define(self, wish: Wish, by: Actor, *, snapshot_id: str | None = None) -> Machine:
+    async def define(
+        self,
+        wish: Wish,
+        by: Actor,
+        *,
+        machine_id: str | None = None,
+        snapshot_id: str | None = None,
+    ) -> Machine:
         """Write a machine down; nothing runs yet. Raises: AlreadyExists when the name is taken."""
-        if wish.name is not None and any(m.name == wish.name for m in await self.list(SYSTEM)):
-            raise errors.AlreadyExists(f"machine {wish.name} already exists")
+        async with self._naming:
+            if wish.name is not None and any(
+                m.name == wish.name for m in await self.visible(SYSTEM)
+            ):
+                raise errors.AlreadyExists(f"machine {wish.name} already exists")
+            return await self._write_down(wish, by, machine_id or new_id("m"), snapshot_id)
+
+    async def _write_down(
+        self, wish: Wish, by: Actor, machine_id: str, snapshot_id: str | None
+    ) -> Machine:
         machine = Machine(
-            machine_id=new_id("m"),
+            machine_id=machine_id,
             name=wish.name,
             owner=by.name,
-            image=wish.boot.digest,
+            image=wish.image,
             snapshot_id=snapshot_id,
             memory_mib=wish.memory_mib,
             vcpus=wish.vcpus,
+            disk_mib=wish.disk_mib,
             accel=wish.accel,
             state=MachineState.DEFINED,
             created_at=moment(await self._store.now()),
@@ -160,6 +205,7 @@ class Machines:
         spec = base.MachineSpec(
             machine_id=machine.machine_id,
             boot=boot,
+            disks=_own_disks(machine.disk_mib),
             memory_mib=machine.memory_mib,
             vcpus=machine.vcpus,
             accel=base.Accel(machine.accel),
@@ -254,6 +300,7 @@ class Machines:
             image=machine.image,
             memory_mib=machine.memory_mib,
             vcpus=machine.vcpus,
+            disk_mib=machine.disk_mib,
             pause_s=saved.pause_s,
             unique_mib=saved.unique_mib,
             created_at=moment(await self._store.now()),
@@ -268,14 +315,14 @@ class Machines:
         record = await self._store.query(RecordById(SNAPSHOT, snapshot_id), by)
         if record is not None:
             snapshot = MachineSnapshot.model_validate(record.body)
-            if _sees(by, snapshot.owner):
+            if sees(by, snapshot.owner):
                 return snapshot
         raise errors.NotFound(f"no snapshot {snapshot_id}", hint="snapshot_list shows them")
 
     async def snapshots(self, by: Actor) -> list[MachineSnapshot]:
         records = await every_record(self._store, SNAPSHOT, by)
         found = [MachineSnapshot.model_validate(record.body) for record in records]
-        return [snapshot for snapshot in found if _sees(by, snapshot.owner)]
+        return [snapshot for snapshot in found if sees(by, snapshot.owner)]
 
     async def branch(self, snapshot_id: str, by: Actor, *, name: str | None = None) -> Machine:
         """Start a machine where a saved one stood. Raises: as `start`."""
@@ -284,7 +331,12 @@ class Machines:
         if saved is None:
             raise errors.NotFound(f"the files of snapshot {snapshot_id} are gone")
         wish = Wish(
-            saved.spec.boot, snapshot.memory_mib, snapshot.vcpus, saved.spec.accel, name=name
+            snapshot.image,
+            snapshot.memory_mib,
+            snapshot.vcpus,
+            saved.spec.accel,
+            name=name,
+            disk_mib=snapshot.disk_mib,
         )
         machine = await self.define(wish, by, snapshot_id=snapshot_id)
         try:
@@ -294,6 +346,35 @@ class Machines:
                 await self.delete(machine.machine_id, by)
             raise
 
+    async def branch_all(
+        self, snapshot_id: str, by: Actor, names: Sequence[str | None]
+    ) -> list[Machine]:
+        """Start as many machines where one was saved: all, or none. Raises: as `branch`."""
+        started: dict[int, Machine] = {}
+
+        async def start(number: int, name: str | None) -> None:
+            started[number] = await self.branch(snapshot_id, by, name=name)
+
+        try:
+            await together([partial(start, *each) for each in enumerate(names)])
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                for machine in started.values():
+                    await self._take_away(machine.machine_id)
+            raise
+        return [started[number] for number in range(len(names))]
+
+    async def _take_away(self, machine_id: str) -> None:
+        with contextlib.suppress(errors.NotFound, errors.StateForbids):
+            await self.kill(machine_id, SYSTEM)
+        with contextlib.suppress(errors.NotFound):
+            await self.delete(machine_id, SYSTEM)
+
+    async def verify(self, snapshot_id: str, by: Actor) -> None:
+        """Read all of a snapshot, and compare. Raises: NotFound, SnapshotDamaged."""
+        await self.snapshot(snapshot_id, by)
+        await self._hypervisor.verify(snapshot_id)
+
     async def forget(self, snapshot_id: str, by: Actor) -> None:
         """Remove a snapshot; machines that were started from it go on. Raises: NotFound."""
         await self.snapshot(snapshot_id, by)
@@ -301,6 +382,31 @@ class Machines:
         await self._store.erase(SNAPSHOT, snapshot_id, by)
 
     # What happens by itself
+
+    async def hear(self, change: base.Change) -> None:
+        """Write down what a machine did unasked: its disk failed, and it stands still."""
+        running = self._live.get(change.machine_id)
+        if running is None or change.state not in {MachineState.RUNNING, MachineState.PAUSED}:
+            return  # starts and ends are written by who starts and who watches
+        if self._turns[change.machine_id].locked():
+            return  # it was asked to, and who asked writes it down
+        machine, _ = await self._find(change.machine_id, SYSTEM)
+        if machine.state is not change.state:
+            await self._change(change.machine_id, change.state, change.reason, SYSTEM)
+
+    async def hear_guest(self, machine_id: str, event: GuestEvent) -> None:
+        """Pass on what the guest of a machine reports, which may be anything."""
+        what = _REPORTS.get(event.kind)
+        if what is None or machine_id not in self._live:
+            return
+        now = anyio.current_time()
+        if now - self._reported.get((machine_id, what), -math.inf) < _REPORT_EVERY_S:
+            return
+        self._reported[machine_id, what] = now
+        _, record = await self._find(machine_id, SYSTEM)
+        body: dict[str, JsonValue] = {"text": event.text[:_REPORT_CHARS], **event.figures}
+        tell = Tell(what, body, audited=False)
+        await self._store.save(record, SYSTEM, expect=record.version, tell=tell)
 
     async def _take_on(self, running: base.Machine, state: MachineState, by: Actor) -> Machine:
         """Watch a machine from now on."""
@@ -322,6 +428,8 @@ class Machines:
             _log.error("machine_end_unwritten", machine=machine_id, reason=error.message)
         finally:
             del self._live[machine_id]
+            for what in _REPORTS.values():
+                self._reported.pop((machine_id, what), None)
             self._slots.release(machine_id)
             self._ended.pop(machine_id).set()
 
@@ -354,7 +462,7 @@ class Machines:
             record = next((each for each in named if each.body["name"] == reference), None)
         if record is not None:
             machine = Machine.model_validate(record.body)
-            if _sees(by, machine.owner):
+            if sees(by, machine.owner):
                 return machine, record
         raise errors.NotFound(f"no machine {reference}", hint="machine_list shows the machines")
 
@@ -378,5 +486,12 @@ class Machines:
         return machine
 
 
-def _sees(by: Actor, owner: str) -> bool:
+def _own_disks(disk_mib: int | None) -> tuple[base.Disk, ...]:
+    if disk_mib is None:
+        return ()
+    return (base.Disk(_SCRATCH, read_only=False, size_mib=disk_mib),)
+
+
+def sees(by: Actor, owner: str) -> bool:
+    """Whether an actor may know of what belongs to somebody."""
     return by.scope.everything or owner == by.name

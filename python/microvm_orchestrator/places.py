@@ -25,6 +25,8 @@ CONFIG_VARIABLE = PREFIX + "CONFIG"
 # Names in the state directory.
 STORE_FILE = "store.db"
 LOCK_FILE = "lock"
+IMAGES = "images"
+IMAGE_CACHE = "image-cache"
 
 SYSTEM_STATE = Path("/var/lib") / NAME
 SYSTEM_SOCKET = Path("/run") / NAME / "socket"

@@ -16,6 +16,7 @@ import pytest
 from bench.figures import Stopwatch, Timed, median_ms, p95_ms, tell
 from microvm_orchestrator import config
 from microvm_orchestrator.events import Journal
+from microvm_orchestrator.host import open_host
 from microvm_orchestrator.model.access import Principal, Role
 from microvm_orchestrator.service import journal as journal_calls
 from microvm_orchestrator.service import tasks as task_calls
@@ -42,11 +43,11 @@ async def _service(folder: Path) -> AsyncGenerator[Service]:
     folder.mkdir(parents=True)  # noqa: ASYNC240 - before anything else runs
     settings = config.load(None, {}, {"state_dir": str(folder)}).settings
     store = SqliteStore(folder / "store.sqlite")
-    async with store.opened():
+    async with store.opened(), open_host(settings, store) as host:
         journal = Journal(store)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(journal.pump)
-            yield Service(store, journal, settings, BY_NAME)
+            yield Service(store, journal, host, settings, BY_NAME)
             tasks.cancel_scope.cancel()
 
 

@@ -30,6 +30,8 @@ LEAST = {
     Role.VIEWER: """
         task_get task_list task_wait task_history task_runs group_list group_get group_tasks
         group_report template_get template_list template_preview worker_get worker_list event_wait
+        machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
+        image_list image_get operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """
         task_claim task_heartbeat task_complete task_fail task_release task_extend worker_register
@@ -39,7 +41,9 @@ LEAST = {
         group_retry group_prioritize template_save template_delete template_run worker_drain
         worker_remove webhook_create webhook_get webhook_list webhook_update webhook_delete
         webhook_test delivery_list delivery_retry token_create token_list token_revoke
-        doctor_run""",
+        machine_define machine_start machine_stop machine_kill machine_pause machine_resume
+        machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
+        image_build image_verify image_remove operation_cancel doctor_run""",
     Role.ADMIN: "audit_list backup_create",
 }
 HOLDERS = {

@@ -20,8 +20,8 @@ from machines import CACHE
 from microvm_orchestrator.images.build import ImageSpec, build
 from microvm_orchestrator.images.progress import Stage
 from microvm_orchestrator.images.store import Image, ImageStore
-from microvm_orchestrator.images.together import together
 from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
     from microvm_orchestrator.machine.shell import Shell

@@ -37,9 +37,8 @@ class House:
     slots: Slots
     machines: Machines
 
-    async def define(self, name: str | None = None, *, words: str = "") -> Machine:
-        boot = self.rig.spec(words=words).boot
-        return await self.machines.define(Wish(boot, 64, 1, Accel.TCG, name), ALICE)
+    async def define(self, name: str | None = None) -> Machine:
+        return await self.machines.define(Wish("none", 64, 1, Accel.TCG, name), ALICE)
 
     def qemu_of(self, machine: Machine) -> QemuMachine:
         running = self.machines.live(machine)
@@ -96,7 +95,7 @@ async def test_a_machine_goes_from_defined_to_stopped_and_tells_each_step(rig: R
         with pytest.raises(errors.StateForbids):
             await house.machines.stop("box", ALICE, grace_s=5)
         await house.machines.delete("box", ALICE)
-        assert (await house.machines.list(ALICE), house.qemu.found()) == ([], [])
+        assert (await house.machines.visible(ALICE), house.qemu.found()) == ([], [])
 
 
 async def test_a_machine_whose_qemu_is_killed_crashes_and_frees_its_place(rig: Rig) -> None:
@@ -120,7 +119,7 @@ async def test_a_boot_that_fails_says_why_and_the_machine_can_be_started_again(r
         boots = iter([house.rig.spec(words=house.rig.panicking).boot, boot])
         machines = Machines(house.store, house.qemu, house.slots, lambda _: next(boots))
         async with machines.running():
-            machine = await machines.define(Wish(boot, 64, 1, Accel.TCG), ALICE)
+            machine = await machines.define(Wish("none", 64, 1, Accel.TCG), ALICE)
             with pytest.raises(errors.MachineBootFailed):
                 await machines.start(machine.machine_id, ALICE)
             failed = await machines.get(machine.machine_id, ALICE)
@@ -154,7 +153,7 @@ async def test_branches_start_where_a_machine_was_saved_and_the_source_goes_on(r
         snapshot = await house.machines.save("source", ALICE)
         one = await house.machines.branch(snapshot.snapshot_id, ALICE, name="one")
         two = await house.machines.branch(snapshot.snapshot_id, ALICE)
-        states = [machine.state for machine in await house.machines.list(ALICE)]
+        states = [machine.state for machine in await house.machines.visible(ALICE)]
         assert states == [MachineState.RUNNING] * 3
         assert one.snapshot_id == two.snapshot_id == snapshot.snapshot_id
         for machine in (source, one, two):
@@ -172,4 +171,4 @@ async def test_names_are_unique_and_machines_of_others_are_not_seen(rig: Rig) ->
             await house.define("box")
         with pytest.raises(errors.NotFound):
             await house.machines.get("box", BOB)
-        assert await house.machines.list(BOB) == []
+        assert await house.machines.visible(BOB) == []

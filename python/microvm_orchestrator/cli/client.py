@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT_S = 60.0
 # These read or copy the whole store.
 LONG_TIMEOUT_S = 3600.0
-_LONG = frozenset({"backup_create", "doctor_run"})
+_LONG = frozenset({"backup_create", "doctor_run", "image_verify"})
 # How long a call means to wait at the daemon, where it says so.
 _PATIENCE = ("timeout_s", "wait_s")
 # A restart of the daemon takes seconds, the upgrade of a whole system some tens of them.
@@ -244,11 +244,21 @@ def _read(name: str, status: int, data: bytes) -> Answer:
 def _refusal(status: int, problem: Json) -> errors.OrchestratorError:
     """Give the daemon's problem back as the error it was there."""
     code = str(problem.get("code", ""))
-    kind = _BY_CODE.get(code) or _BY_STATUS.get(status, errors.OrchestratorError)
+    kind = _BY_STATUS.get(status, errors.OrchestratorError)
+    return error_of(code, str(problem.get("detail", f"HTTP {status}")), problem.get("hint"), kind)
+
+
+def error_of(
+    code: str,
+    message: str,
+    hint: str | None,
+    otherwise: type[errors.OrchestratorError] = errors.OrchestratorError,
+) -> errors.OrchestratorError:
+    """Make an error that the daemon told by its code."""
+    kind = _BY_CODE.get(code) or otherwise
     # Not by the kind's own way: some want to be told more, which stays at the daemon.
     error = kind.__new__(kind)
-    detail = str(problem.get("detail", f"HTTP {status}"))
-    errors.OrchestratorError.__init__(error, detail, hint=problem.get("hint"))
+    errors.OrchestratorError.__init__(error, message, hint=hint)
     if code:
         error.code = code  # pyright: ignore[reportAttributeAccessIssue] - a newer daemon may know more kinds
     return error
@@ -300,5 +310,9 @@ _LOOK = {
     "webhook": f"`{places.NAME} webhook list` shows the webhooks",
     "delivery": f"`{places.NAME} delivery list` shows the deliveries",
     "token": f"`{places.NAME} token list` shows the tokens",
+    "machine": f"`{places.NAME} machine list` and `operation list` show what became of it",
+    "snapshot": f"`{places.NAME} snapshot list` and `operation list` show what became of it",
+    "image": f"`{places.NAME} image list` and `operation list` show what became of it",
+    "operation": f"`{places.NAME} operation get` shows how it stands",
     "backup": "see whether the file is there; an unfinished one has another name",
 }

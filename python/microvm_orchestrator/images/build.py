@@ -23,10 +23,10 @@ from microvm_orchestrator.images.packages import ARCHITECTURE, Package, check_na
 from microvm_orchestrator.images.progress import Progress, Stage, silent
 from microvm_orchestrator.images.store import Image, ImageStore, check_name, stored
 from microvm_orchestrator.images.tar import EPOCH, write_tar
-from microvm_orchestrator.images.together import together
 from microvm_orchestrator.images.toolbox import Toolbox, open_toolbox
 from microvm_orchestrator.images.tree import Link
 from microvm_orchestrator.images.unpack import merged, unpack
+from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
     from pathlib import Path

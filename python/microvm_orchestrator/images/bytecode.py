@@ -16,9 +16,9 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.images.progress import Progress, Stage
-from microvm_orchestrator.images.together import together
 from microvm_orchestrator.images.toolbox import Toolbox, write_out
 from microvm_orchestrator.images.tree import File, Slice, Tree
+from microvm_orchestrator.together import together
 
 _PYTHON = re.compile(r"usr/bin/python3\.[0-9]+")
 _LISTS = 4

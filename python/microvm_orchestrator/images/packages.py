@@ -24,7 +24,7 @@ import anyio.to_thread
 from microvm_orchestrator import errors, log, proc
 from microvm_orchestrator.images.files import remove_abandoned, scratch_folder, write_whole
 from microvm_orchestrator.images.progress import Progress, Stage
-from microvm_orchestrator.images.together import together
+from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -11,8 +11,8 @@ from microvm_orchestrator import proc
 from microvm_orchestrator.images.archive import read_tar
 from microvm_orchestrator.images.packages import place
 from microvm_orchestrator.images.progress import Progress, Stage
-from microvm_orchestrator.images.together import together
 from microvm_orchestrator.images.tree import Tree
+from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,8 +15,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from microvm_orchestrator import errors
 from microvm_orchestrator.machine.shell import GuestEvent, Shell
 from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.runner import Runner
 
 # From the call until the guest says that it is ready: a cold boot under emulation on a busy host
 # takes ten seconds, one that takes a minute hangs.
@@ -58,7 +60,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What a machine starts from: files of an image, which nobody writes."""
+    """What a machine that we put together starts from: files of an image, which nobody writes."""
 
     # Tells images apart, and so which snapshots belong to one.
     digest: str
@@ -86,7 +88,8 @@ class MachineSpec:
     """Everything that decides how a machine is made."""
 
     machine_id: str
-    boot: Boot
+    # A runner brings a whole machine of its own.
+    boot: Boot | Runner
     # Beside those of what it boots.
     disks: tuple[Disk, ...] = ()
     memory_mib: int = 256
@@ -98,8 +101,15 @@ class MachineSpec:
     boot_timeout_s: float = BOOT_TIMEOUT_S
 
     @property
+    def parts(self) -> Boot:
+        """What it starts from, for who puts it together. Raises: NotOffered for a runner."""
+        if isinstance(self.boot, Runner):
+            raise errors.NotOffered(f"machine {self.machine_id} is started by a runner directory")
+        return self.boot
+
+    @property
     def all_disks(self) -> tuple[Disk, ...]:
-        return self.boot.disks + self.disks
+        return self.parts.disks + self.disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +306,10 @@ class Hypervisor(Protocol):
 
     async def remove(self, machine_id: str) -> None:
         """Take away everything that a machine has left on this host, ending it if it runs."""
+        ...
+
+    def console(self, machine_id: str) -> Path:
+        """Name the file with the last of what a machine wrote, also of one that has ended."""
         ...
 
     def found(self) -> list[str]:

@@ -48,6 +48,7 @@ class Machine(_Told):
     snapshot_id: str | None = Field(default=None, description="the snapshot it was started from")
     memory_mib: int
     vcpus: int
+    disk_mib: int | None = Field(default=None, description="size of its scratch disk, if any")
     accel: str
     state: MachineState
     reason: str = ""
@@ -65,6 +66,7 @@ class MachineSnapshot(_Told):
     image: str
     memory_mib: int
     vcpus: int
+    disk_mib: int | None = None
     pause_s: float = Field(description="how long the saved machine stood still")
     unique_mib: float = Field(description="what it takes on the disk by itself")
     created_at: Moment

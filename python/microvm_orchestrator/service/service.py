@@ -22,6 +22,7 @@ from microvm_orchestrator.service.standing import refuse_ended, while_good
 if TYPE_CHECKING:
     from microvm_orchestrator.config import Settings
     from microvm_orchestrator.events import Journal
+    from microvm_orchestrator.host import Host
     from microvm_orchestrator.service.calls import Call, Caller
     from microvm_orchestrator.store.base import Store
 
@@ -44,6 +45,7 @@ class Service:
 
     store: Store
     journal: Journal
+    host: Host
     settings: Settings
     calls: Mapping[str, Call]
     observe: Observe = _unobserved
@@ -131,7 +133,10 @@ def _explained(error: ValidationError) -> errors.OrchestratorError:
 
 
 # Arguments that name what a call is about, so that a refused call can be found by its target.
-_NAMING = ("task_id", "group", "name", "worker", "webhook_id", "token_id", "key")
+_NAMING = (
+    *("task_id", "group", "machine", "snapshot_id", "image", "operation_id", "name", "worker"),
+    *("webhook_id", "token_id", "key"),
+)
 
 
 def _target(arguments: Mapping[str, object]) -> str:

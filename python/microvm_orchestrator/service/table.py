@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from microvm_orchestrator.service import (
     groups,
+    images,
     journal,
+    machines,
+    operations,
     server,
+    snapshots,
     tasks,
     templates,
     tokens,
@@ -21,6 +25,10 @@ CALLS: tuple[Call, ...] = (
     *groups.CALLS,
     *templates.CALLS,
     *workers.CALLS,
+    *machines.CALLS,
+    *snapshots.CALLS,
+    *images.CALLS,
+    *operations.CALLS,
     *journal.CALLS,
     *webhooks.CALLS,
     *tokens.CALLS,

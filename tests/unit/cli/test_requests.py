@@ -233,6 +233,77 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "worker_list": (["--limit", "1"], {"limit": 1}),
     "worker_drain": (["w", "--no-draining"], {"worker": "w", "draining": False}),
     "worker_remove": (["w"], {"worker": "w"}),
+    "machine_define": (
+        [
+            *("box", "--image", "node", "--memory-mib", "1024", "--vcpus", "2"),
+            *("--disk-mib", "64", "--accel", "tcg", "--idempotency-key", "k"),
+        ],
+        {
+            "name": "box",
+            "image": "node",
+            "memory_mib": 1024,
+            "vcpus": 2,
+            "disk_mib": 64,
+            "accel": "tcg",
+            "idempotency_key": "k",
+        },
+    ),
+    "machine_get": (["box"], {"machine": "box"}),
+    "machine_list": (
+        ["--state", "running", "--state", "paused", "--limit", "2", "--cursor", "c"],
+        {"state": ["running", "paused"], "limit": 2, "cursor": "c"},
+    ),
+    "machine_start": (
+        ["box", "--no-queue", "--wait-s", "0"],
+        {"machine": "box", "queue": False, "wait_s": 0.0},
+    ),
+    "machine_stop": (
+        ["box", "--grace-s", "1.5", "--wait-s", "2"],
+        {"machine": "box", "grace_s": 1.5, "wait_s": 2.0},
+    ),
+    "machine_kill": (["box"], {"machine": "box"}),
+    "machine_pause": (["box"], {"machine": "box"}),
+    "machine_resume": (["box"], {"machine": "box"}),
+    "machine_delete": (["box"], {"machine": "box"}),
+    "machine_usage": (["box"], {"machine": "box"}),
+    "machine_console": (
+        ["box", "--offset", "0", "--limit", "9", "--timeout-s", "1"],
+        {"machine": "box", "offset": 0, "limit": 9, "timeout_s": 1.0},
+    ),
+    "machine_branch": (
+        ["s_1", "--count", "4", "--name", "try", "--wait-s", "0"],
+        {"source": "s_1", "count": 4, "name": "try", "wait_s": 0.0},
+    ),
+    "snapshot_create": (["box", "--wait-s", "0"], {"machine": "box", "wait_s": 0.0}),
+    "snapshot_get": (["s_1"], {"snapshot_id": "s_1"}),
+    "snapshot_list": (
+        ["--machine", "box", "--limit", "2", "--cursor", "c"],
+        {"machine": "box", "limit": 2, "cursor": "c"},
+    ),
+    "snapshot_verify": (["s_1", "--wait-s", "0"], {"snapshot_id": "s_1", "wait_s": 0.0}),
+    "snapshot_delete": (["s_1"], {"snapshot_id": "s_1"}),
+    "image_build": (
+        ["--name", "x", "--with", "nodejs,npm", "--with", "jq", "--claude", "1.2.3"]
+        + ["--wait-s", "0"],
+        {"name": "x", "packages": ["nodejs", "npm", "jq"], "claude": "1.2.3", "wait_s": 0.0},
+    ),
+    "image_list": ([], {}),
+    "image_get": (["x"], {"image": "x"}),
+    "image_verify": (["x"], {"image": "x"}),
+    "image_remove": (["x"], {"image": "x"}),
+    "operation_get": (["op_1"], {"operation_id": "op_1"}),
+    "operation_wait": (
+        ["op_1", "--timeout-s", "3"],
+        {"operation_id": "op_1", "timeout_s": 3.0},
+    ),
+    "operation_list": (
+        [
+            *("--state", "running", "--kind", "image_build", "--target", "x"),
+            *("--limit", "2", "--cursor", "c"),
+        ],
+        {"state": "running", "kind": "image_build", "target": "x", "limit": 2, "cursor": "c"},
+    ),
+    "operation_cancel": (["op_1"], {"operation_id": "op_1"}),
     "event_wait": (
         [
             *("--after", "now", "--kind", "task.*", "--group", "g", "--subject", "t_1"),

@@ -1,4 +1,4 @@
-"""Several steps of a build at once, with one plain error if one of them fails."""
+"""Several things at once, with one plain error if one of them fails."""
 
 from __future__ import annotations
 

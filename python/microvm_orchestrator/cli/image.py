@@ -1,0 +1,95 @@
+"""`image`: what machines boot."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from microvm_orchestrator.cli import failure, output
+from microvm_orchestrator.cli.command import Session, command
+from microvm_orchestrator.cli.operation import WaitS, follow
+
+app = typer.Typer(help="Images: what machines boot, built here and kept by content.")
+
+BRIEF = ("names", "digest", "kind", "kernel_release", "size_mib")
+
+ImageRef = Annotated[
+    str,
+    typer.Argument(metavar="IMAGE", help="A name, or the whole digest.", show_default=False),
+]
+
+
+@command(
+    app,
+    "build",
+    example="image build\nimage build --name node --with nodejs,npm\n"
+    "image build --name claude --claude stable",
+)
+def build(
+    here: Session,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What it is called.")
+    ] = None,
+    packages: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="PACKAGE,...",
+            help="Debian packages besides those that every guest has; may be repeated.",
+        ),
+    ] = None,
+    claude: Annotated[
+        str | None,
+        typer.Option(
+            "--claude",
+            metavar="VERSION",
+            help="Put the Claude Code command line in: a version, stable or latest.",
+        ),
+    ] = None,
+    wait_s: WaitS = None,
+) -> int:
+    """Build a guest from Debian packages, or find the one that was made of the same before.
+
+    Needs no privilege and no Nix. What was fetched is kept; the same inputs give the same image.
+    """
+    named = [each for some in packages or () for each in some.split(",") if each]
+    given = {"name": name, "packages": named or None, "claude": claude}
+    return follow(here, "image_build", given, wait_s, _show)
+
+
+@command(app, "list", example="image list")
+def list_(here: Session) -> None:
+    """List the images of this host, and those that are damaged."""
+    here.tell("image_list", {}, _show_list)
+
+
+@command(app, "get", example="image get embedded")
+def get(here: Session, image: ImageRef) -> None:
+    """Look at an image."""
+    here.tell("image_get", {"image": image}, _show)
+
+
+@command(app, "verify", example="image verify embedded")
+def verify(here: Session, image: ImageRef) -> int:
+    """Read all of an image, and compare it with what it was; the exit status is 1 if it differs."""
+    answer = here.client.call("image_verify", {"image": image})
+    here.give(answer)
+    return failure.OK if answer.value["whole"] else failure.INTERNAL
+
+
+@command(app, "remove", example="image remove node")
+def remove(here: Session, image: ImageRef) -> None:
+    """Remove an image. Refused while a machine or a snapshot needs it."""
+    here.tell("image_remove", {"image": image})
+
+
+def _show(image: dict[str, Any]) -> None:
+    packages = image["packages"]
+    output.record({**image, "packages": f"{len(packages)}"})
+
+
+def _show_list(answer: dict[str, Any]) -> None:
+    output.page(answer, BRIEF, "no images; `image build` makes one")
+    for digest, why in answer["damaged"].items():
+        failure.say(f"damaged: {digest}: {why}")

@@ -1,0 +1,119 @@
+"""What this host lends to those who ask: images, machines on it, and long work.
+
+Made once by the daemon, from the bottom up, and ended from the top down; the machines go on. Above
+is the service; below, each part in a module of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from microvm_orchestrator import config, errors, places
+from microvm_orchestrator.images.store import Image, ImageStore
+from microvm_orchestrator.machine.base import Boot, Change, Disk
+from microvm_orchestrator.machine.probe import Acceleration
+from microvm_orchestrator.machine.qemu.hypervisor import open_qemu
+from microvm_orchestrator.machine.shell import GuestEvent
+from microvm_orchestrator.machines import Machines
+from microvm_orchestrator.operations import Operations
+from microvm_orchestrator.slots import Capacity, Slots
+from microvm_orchestrator.store.base import Store
+
+# Of the host's memory, what machines may have when nothing is said.
+_MEMORY_SHARE = 0.75
+_VCPUS_FOR_EACH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The parts the service works with."""
+
+    operations: Operations
+    images: ImageStore
+    # What builds have fetched; may be removed at any time between two.
+    image_cache: Path
+    machines: Machines
+    slots: Slots
+    # How guest code can run here.
+    find_acceleration: Callable[[], Awaitable[Acceleration]]
+
+
+@asynccontextmanager
+async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[Host]:
+    """Adopt what runs, and take on machines and long work until the block ends.
+
+    Raises: ConfigInvalid when there is no such user.
+    """
+    state_dir = settings.state_dir
+    images = ImageStore(state_dir / places.IMAGES)
+    slots = Slots(capacity(settings.machines))
+
+    def boot(reference: str) -> Boot:
+        return boot_of(images.get(reference))
+
+    # Nothing happens to a machine before there are machines.
+    async def on_change(change: Change) -> None:
+        await machines.hear(change)
+
+    async def on_guest_event(machine_id: str, event: GuestEvent) -> None:
+        await machines.hear_guest(machine_id, event)
+
+    async with AsyncExitStack() as life:
+        qemu = await life.enter_async_context(
+            open_qemu(
+                state_dir,
+                on_change=on_change,
+                on_guest_event=on_guest_event,
+                binary=settings.machines.qemu,
+                user=_user(settings.machines.user),
+            )
+        )
+        machines = Machines(store, qemu, slots, boot)
+        operations = Operations(store)
+        await life.enter_async_context(machines.running())
+        await life.enter_async_context(operations.running())
+        yield Host(
+            operations=operations,
+            images=images,
+            image_cache=state_dir / places.IMAGE_CACHE,
+            machines=machines,
+            slots=slots,
+            find_acceleration=qemu.acceleration,
+        )
+
+
+def boot_of(image: Image) -> Boot:
+    """Tell what a machine of an image starts from."""
+    manifest = image.manifest
+    return Boot(
+        digest=image.digest,
+        kernel=image.path(manifest.kernel),
+        initrd=image.path(manifest.initrd),
+        cmdline=manifest.cmdline,
+        disks=tuple(Disk(disk.serial, image.path(disk)) for disk in manifest.disks),
+    )
+
+
+def capacity(settings: config.Machines) -> Capacity:
+    """Decide what machines may take of this host."""
+    total_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return Capacity(
+        count=settings.count,
+        memory_mib=settings.memory_mib or int(total_mib * _MEMORY_SHARE),
+        vcpus=settings.vcpus or _VCPUS_FOR_EACH * (os.cpu_count() or 1),
+    )
+
+
+def _user(name: str | None) -> tuple[int, int] | None:
+    if name is None:
+        return None
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        raise errors.ConfigInvalid(f"machines.user: there is no user {name}") from None
+    return found.pw_uid, found.pw_gid

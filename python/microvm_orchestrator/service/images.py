@@ -1,0 +1,228 @@
+"""Images: what machines boot, built here and kept by content.
+
+Above are the front ends; below, the builder and the store of images.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+import anyio.to_thread
+from pydantic import Field, JsonValue
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.images.build import ImageSpec, build
+from microvm_orchestrator.images.progress import Progress, Stage
+from microvm_orchestrator.images.store import Image, check_name
+from microvm_orchestrator.model.access import Role
+from microvm_orchestrator.model.operation import Operation
+from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
+from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
+from microvm_orchestrator.service.service import Service, actor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from microvm_orchestrator.operations import Report
+
+ImageName = Annotated[str, Field(min_length=1, max_length=64)]
+_REFERENCE = "a name, or the whole digest"
+_MIB = 1 << 20
+# More news of a build than anybody reads; older ones may be dropped.
+_NEWS = 16
+
+
+class BuildImage(Request):
+    """What kind of guest is wanted."""
+
+    name: ImageName = Field(default="embedded", description="what the image is called from now on")
+    packages: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=200)
+    ] = Field(default=[], description="Debian packages besides those that every guest has")
+    claude: Annotated[str, Field(min_length=1, max_length=40)] | None = Field(
+        default=None,
+        description="the version of the Claude Code command line to put in, or `stable`, `latest`",
+    )
+    wait_s: WaitS = USUAL_WAIT_S
+
+
+class ImageRef(Request):
+    """An image."""
+
+    image: ImageName = Field(description=_REFERENCE)
+
+
+class NoImageFilter(Request):
+    """No parameters."""
+
+
+class ImageInfo(Answer):
+    """An image."""
+
+    digest: str = Field(description="names what it holds: the same digest is the same image")
+    names: list[str]
+    kind: str
+    architecture: str
+    kernel_release: str
+    size_mib: float
+    packages: dict[str, str] = Field(description="what it was made of, each with its version")
+
+
+class ImageList(Answer):
+    """The images of this host, and those that are damaged."""
+
+    items: list[ImageInfo]
+    damaged: dict[str, str] = Field(description="digests that cannot be used, and why")
+
+
+class ImageVerified(Answer):
+    """What came of reading all of an image."""
+
+    digest: str
+    whole: bool
+    damaged: list[str] = Field(description="files that are not what they were")
+
+
+class ImageRemoved(Answer):
+    """The image that is gone."""
+
+    digest: str
+
+
+@declare("image_build", "POST /v1/images", role=Role.OPERATOR, waits=True)
+async def image_build(service: Service, caller: Caller, request: BuildImage) -> Operation:
+    """Build a guest from Debian packages, or find the one that was made of the same before.
+
+    Needs no privilege and no Nix. The operation's result is the image.
+    """
+    check_name(request.name)
+
+    async def work(report: Report) -> JsonValue:
+        image = await built(
+            service,
+            ImageSpec(request.name, tuple(request.packages), request.claude),
+            report,
+        )
+        return _info(image).model_dump(mode="json")
+
+    return await long_call(service, caller, "image_build", request.name, request.wait_s, work)
+
+
+async def built(service: Service, spec: ImageSpec, report: Report) -> Image:
+    """Have an image, and tell how far it is."""
+    host = service.host
+    async with _told(report) as progress:
+        return await build(spec, host.images, host.image_cache, progress)
+
+
+@asynccontextmanager
+async def _told(report: Report) -> AsyncGenerator[Progress]:
+    send, receive = anyio.create_memory_object_stream[tuple[Stage, int, int]](_NEWS)
+
+    def tell(stage: Stage, done: int, total: int) -> None:
+        if send.statistics().current_buffer_used < _NEWS:
+            send.send_nowait((stage, done, total))
+
+    async def pass_on() -> None:
+        async for stage, done, total in receive:
+            await report(_fraction(stage, done, total), _line(stage, done, total))
+
+    with receive:
+        async with anyio.create_task_group() as group:
+            group.start_soon(pass_on)
+            with send:
+                yield tell
+
+
+def _fraction(stage: Stage, done: int, total: int) -> float:
+    stages = list(Stage)
+    within = done / total if total else 0.0
+    return (stages.index(stage) + min(within, 1.0)) / len(stages)
+
+
+def _line(stage: Stage, done: int, total: int) -> str:
+    if stage is Stage.DOWNLOAD:
+        return f"{stage}: {done / _MIB:.1f} of {total / _MIB:.1f} MiB"
+    return f"{stage}: {done} of {total}"
+
+
+@declare("image_list", "GET /v1/images", role=Role.VIEWER, effect=Effect.READ)
+async def image_list(service: Service, caller: Caller, request: NoImageFilter) -> ImageList:
+    """List the images of this host, those with a name first."""
+    del caller, request
+    images = service.host.images
+    found = await anyio.to_thread.run_sync(images.list)
+    damaged = await anyio.to_thread.run_sync(images.damaged)
+    return ImageList(items=[_info(image) for image in found], damaged=damaged)
+
+
+@declare("image_get", "GET /v1/images/{image}", role=Role.VIEWER, effect=Effect.READ)
+async def image_get(service: Service, caller: Caller, request: ImageRef) -> ImageInfo:
+    """Look at an image."""
+    del caller
+    return _info(await anyio.to_thread.run_sync(service.host.images.get, request.image))
+
+
+@declare("image_verify", "GET /v1/images/{image}/verify", role=Role.OPERATOR, effect=Effect.READ)
+async def image_verify(service: Service, caller: Caller, request: ImageRef) -> ImageVerified:
+    """Read all of an image, and compare it with what it was when it was made."""
+    del caller
+    images = service.host.images
+    image = await anyio.to_thread.run_sync(images.get, request.image)
+    damaged = await anyio.to_thread.run_sync(images.verify, image)
+    return ImageVerified(digest=image.digest, whole=not damaged, damaged=damaged)
+
+
+@declare("image_remove", "DELETE /v1/images/{image}", role=Role.OPERATOR, effect=Effect.DESTROY)
+async def image_remove(service: Service, caller: Caller, request: ImageRef) -> ImageRemoved:
+    """Remove an image, a damaged one too. Refused while a machine or a snapshot needs it."""
+    by = actor(caller, "image_remove")
+    images = service.host.images
+    digest = await _digest(service, request.image)
+    users = [
+        m.name or m.machine_id
+        for m in await service.host.machines.visible(SYSTEM)
+        if m.image == digest
+    ]
+    users += [
+        s.snapshot_id for s in await service.host.machines.snapshots(SYSTEM) if s.image == digest
+    ]
+    if users:
+        raise errors.StateForbids(
+            f"image {request.image} is needed by {', '.join(users[:8])}"
+            + (f" and {len(users) - 8} more" if len(users) > 8 else ""),
+            hint="delete these first",
+        )
+    await anyio.to_thread.run_sync(images.remove, request.image)
+    await service.store.note(by, digest, "ok")
+    return ImageRemoved(digest=digest)
+
+
+async def _digest(service: Service, reference: str) -> str:
+    try:
+        return (await anyio.to_thread.run_sync(service.host.images.get, reference)).digest
+    except errors.ImageDamaged:
+        # It shall go all the same; no machine can be started from it.
+        return reference
+
+
+def _info(image: Image) -> ImageInfo:
+    manifest = image.manifest
+    return ImageInfo(
+        digest=image.digest,
+        names=list(image.names),
+        kind=manifest.kind,
+        architecture=manifest.architecture,
+        kernel_release=manifest.kernel_release,
+        size_mib=round(manifest.size() / _MIB, 1),
+        packages={
+            name: made.version
+            for name, made in {**manifest.inputs.packages, **manifest.inputs.extras}.items()
+        },
+    )
+
+
+CALLS: tuple[Call, ...] = (image_build, image_list, image_get, image_verify, image_remove)
