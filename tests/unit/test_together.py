@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.images.together import together
+from microvm_orchestrator.together import together
 
 
 async def test_results_come_in_the_order_of_the_jobs_whoever_is_first() -> None:
