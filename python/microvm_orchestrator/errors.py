@@ -7,7 +7,8 @@
     │   ├── CursorInvalid
     │   ├── TemplateInvalid
     │   ├── TargetRefused
-    │   └── PackageUnknown
+    │   ├── PackageUnknown
+    │   └── NotOffered        a machine of this kind, or the way into it, does not do that
     ├── TooLarge              a limit on size or count was passed
     ├── Unauthenticated       we do not know who asks
     ├── Denied                we know, and the answer is no
@@ -33,6 +34,7 @@
         ├── MachineFailed     a machine did not do what was asked
         │   ├── MachineBootFailed
         │   ├── MachineUnreachable
+        │   ├── HostKeyWrong  somebody else answers in its place
         │   ├── ProtocolBroken
         │   ├── MachineCrashed
         │   ├── MachineLost
@@ -104,6 +106,12 @@ class PackageUnknown(InvalidInput):
     """No configured source has a package of that name, or not all that it depends on."""
 
     code = "package-unknown"
+
+
+class NotOffered(InvalidInput):
+    """This kind of machine, or the way into it, does not offer that; another one may."""
+
+    code = "not-offered"
 
 
 class TooLarge(OrchestratorError):
@@ -276,6 +284,12 @@ class MachineUnreachable(MachineFailed):
     """A machine runs, but does not answer."""
 
     code = "machine-unreachable"
+
+
+class HostKeyWrong(MachineFailed):
+    """Whoever answers for a machine has another SSH host key; nothing was said to it."""
+
+    code = "host-key-wrong"
 
 
 class ProtocolBroken(MachineFailed):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     Argument = str | PurePath
 
+_ROOT = PurePath("/")
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
 
@@ -206,15 +207,19 @@ def _start(
 def launch(
     argv: Sequence[Argument],
     *,
+    cwd: PurePath = _ROOT,
+    env: Mapping[str, str] | None = None,
+    stdout: int | IO[bytes] = DEVNULL,
     stderr: int | IO[bytes] = DEVNULL,
     pass_fds: Collection[int] = (),
     user: tuple[int, int] | None = None,
 ) -> int:
     """Start a program that outlives us, in a session of its own, and return its number.
 
-    Whoever calls ends it, and reaps it if it ends while we live. It runs as that user and group, if
-    given. A file that reaches the limit set for it is an error to the program and not its end,
-    because it inherits our deafness to that signal.
+    Of our environment it has nothing; `env` adds to the little it is given. Whoever calls ends it,
+    and reaps it if it ends while we live. It runs as that user and group, if given. A file that
+    reaches the limit set for it is an error to the program and not its end, because it inherits our
+    deafness to that signal.
 
     Raises: CommandFailed when it cannot be started.
     """
@@ -223,10 +228,10 @@ def launch(
         started = subprocess.Popen(
             _words(argv),
             stdin=DEVNULL,
-            stdout=DEVNULL,
+            stdout=stdout,
             stderr=stderr,
-            cwd="/",
-            env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+            cwd=cwd,
+            env={"PATH": os.defpath, "LANG": "C.UTF-8", **(env or {})},
             pass_fds=tuple(pass_fds),
             start_new_session=True,
             restore_signals=False,

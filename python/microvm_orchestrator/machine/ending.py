@@ -47,6 +47,8 @@ def conclude(seen: Seen) -> tuple[MachineState, str]:
             return MachineState.CRASHED, "its hypervisor was ended from outside by a signal"
         case "host-qmp-quit":
             return MachineState.STOPPED, "its hypervisor was told to quit"
+        case _ if seen.status == 0:  # one that tells us nothing else
+            return MachineState.STOPPED, "its hypervisor ended by itself"
         case _:
             pass
     how = "ended" if seen.status is None else f"ended with status {seen.status}"

@@ -45,6 +45,10 @@ class Keeper(ABC, Generic[M]):
         self._group = group
         self._live: dict[str, M] = {}
 
+    @property
+    def host(self) -> Host:
+        return self._host
+
     async def adopt(self, machine_id: str) -> M:
         """Take over a machine that an earlier daemon started. Raises: MachineLost."""
         record = self._host.record(machine_id)

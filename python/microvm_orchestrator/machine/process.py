@@ -14,6 +14,7 @@ import re
 import resource
 import signal
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _GET_INFO = 0xC040FF0B
 _INFO_EXIT = 1 << 3
 _INFO = struct.Struct("=QQ11Ii")
 # Fields of /proc/PID/stat, counted from the one behind the name, which may hold anything.
-_STATE, _USER_TICKS, _SYSTEM_TICKS, _STARTED, _EXIT_CODE = 0, 11, 12, 19, 49
+_STATE, _SESSION, _USER_TICKS, _SYSTEM_TICKS, _STARTED, _EXIT_CODE = 0, 3, 11, 12, 19, 49
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _MIB = 1 << 20
 # The kernel ends a killed process at once, unless it sleeps in a driver that does not answer.
@@ -165,18 +166,35 @@ def find(identity: Identity) -> Resident | None:
 
 def find_by_words(words: tuple[str, ...], users: frozenset[int]) -> Identity | None:
     """Find a process of one of these users with these words in a row on its command line."""
-    wanted = b"\0".join(word.encode() for word in words) + b"\0"
+    return next(_having("cmdline", words, users), None)
+
+
+def find_by_variable(name: str, value: str, users: frozenset[int]) -> Identity | None:
+    """Find what was launched with a variable of this value, as one of these users."""
+    for identity in every_with_variable(name, value, users):
+        fields = _stat(identity.pid)
+        if fields is not None and int(fields[_SESSION]) == identity.pid:
+            return identity
+    return None
+
+
+def every_with_variable(name: str, value: str, users: frozenset[int]) -> Iterator[Identity]:
+    """Find what was launched with a variable of this value, and what that has started."""
+    return _having("environ", (f"{name}={value}",), users)
+
+
+def _having(file: str, words: tuple[str, ...], users: frozenset[int]) -> Iterator[Identity]:
+    wanted = b"\0" + b"\0".join(os.fsencode(word) for word in words) + b"\0"
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
             continue
         try:
-            if folder.stat().st_uid in users and wanted in (folder / "cmdline").read_bytes():
+            if folder.stat().st_uid in users and wanted in b"\0" + (folder / file).read_bytes():
                 fields = _stat(int(folder.name))
                 if fields is not None:
-                    return Identity(int(folder.name), int(fields[_STARTED]), boot_id())
-        except (FileNotFoundError, ProcessLookupError):
+                    yield Identity(int(folder.name), int(fields[_STARTED]), boot_id())
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-    return None
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -43,6 +43,8 @@ class Record:
         self.monitor = folder / "qmp"
         self.agent = folder / "ctl"
         self.terminal = folder / "tty"
+        # Where a runner's script makes the files it names without a folder: volumes and sockets.
+        self.run = folder / "run"
         self._made = folder / "machine.json"
         self._process = folder / "process.json"
         self._paused = folder / "paused"
@@ -110,7 +112,7 @@ class Record:
     @property
     def disk_mib(self) -> float:
         blocks = 0
-        for path in self.folder.iterdir():
+        for path in self.folder.rglob("*"):
             with suppress(FileNotFoundError):  # the machine has just ended
                 blocks += path.stat().st_blocks
         return blocks * 512 / (1 << 20)

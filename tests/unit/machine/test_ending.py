@@ -45,6 +45,12 @@ PANIC = "[    3.1] Kernel panic - not syncing: VFS: Unable to mount root fs\n[ 3
             CRASHED,
             "its hypervisor ended with status 1: cannot set up guest memory",
         ),
+        (Seen(status=0), STOPPED, "its hypervisor ended by itself"),
+        (
+            Seen(status=0, console=PANIC),
+            CRASHED,
+            "the guest's kernel panicked: VFS: Unable to mount root fs",
+        ),
         (Seen(), CRASHED, "its hypervisor ended"),
     ],
 )

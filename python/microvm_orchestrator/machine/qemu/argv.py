@@ -19,7 +19,7 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 # The cache of translated code: the default takes 400 MB of memory and is no faster than this.
 _TCG = "tcg,tb-size=64"
 # The cheapest processor that runs what is compiled for x86-64-v2; "max" boots a sixth slower.
-_TCG_CPU = "Nehalem"
+TCG_CPU = "Nehalem"
 # The port the agent in the guest looks for.
 AGENT_PORT = "ctl"
 
@@ -142,7 +142,7 @@ def kernel_words(spec: MachineSpec, accel: Accel, tsc_khz: int | None) -> str:
         # against a timer, which fails on a busy host, and boots then hang at random. Moving the
         # kernel about costs a tenth of a second.
         words += ["nokaslr", f"tsc_early_khz={tsc_khz}", "tsc=reliable"]
-    return " ".join([*words, spec.boot.cmdline]).strip()
+    return " ".join([*words, spec.parts.cmdline]).strip()
 
 
 def _served(name: str, fd: int) -> str:
@@ -152,7 +152,7 @@ def _served(name: str, fd: int) -> str:
 def _accelerated(accel: Accel) -> list[str]:
     match accel:
         case Accel.TCG:
-            return ["-accel", _TCG, "-cpu", _TCG_CPU]
+            return ["-accel", _TCG, "-cpu", TCG_CPU]
         case Accel.KVM:
             return ["-accel", "kvm", "-cpu", "host"]
         case Accel.AUTO:

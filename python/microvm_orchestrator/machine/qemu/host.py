@@ -97,24 +97,26 @@ def launch(
         pid = proc.launch(
             [*words, *given.words], stderr=messages, pass_fds=given.fds, user=host.user
         )
+    resident = take_charge(host, record, spec, pid)
+    resident.limit(resource.RLIMIT_FSIZE, file_limit(spec, 0))
+    return resident
+
+
+def take_charge(host: Host, record: Record, spec: MachineSpec, pid: int) -> process.Resident:
+    """Look after a hypervisor that was just launched; it is bounded, and known on the disk."""
     resident = process.look_after(pid)
     try:
         record.write_process(resident.identity)
-        _bound(host, spec, resident)
+        # A core would be the guest's memory, secrets and all.
+        resident.limit(resource.RLIMIT_CORE, 0)
+        if host.groups is not None:
+            group = host.groups.make(spec.machine_id)
+            group.limit(cgroup.Limits(spec.memory_mib, spec.vcpus))
+            group.add(resident.identity.pid)
     except BaseException:
         resident.abandon()
         raise
     return resident
-
-
-def _bound(host: Host, spec: MachineSpec, resident: process.Resident) -> None:
-    # A core would be the guest's memory, secrets and all.
-    resident.limit(resource.RLIMIT_CORE, 0)
-    resident.limit(resource.RLIMIT_FSIZE, file_limit(spec, 0))
-    if host.groups is not None:
-        group = host.groups.make(spec.machine_id)
-        group.limit(cgroup.Limits(spec.memory_mib, spec.vcpus))
-        group.add(resident.identity.pid)
 
 
 def file_limit(spec: MachineSpec, console_size: int) -> int:
@@ -131,8 +133,8 @@ def cold(spec: MachineSpec, accel: Accel, tsc_khz: int | None, given: Handover) 
             hint="allow the daemon memory that is writable and executable while it measures",
         )
     return argv.Start(
-        kernel=given.open_again(spec.boot.kernel),
-        initrd=given.open_again(spec.boot.initrd),
+        kernel=given.open_again(spec.parts.kernel),
+        initrd=given.open_again(spec.parts.initrd),
         cmdline=argv.kernel_words(spec, accel, tsc_khz),
     )
 

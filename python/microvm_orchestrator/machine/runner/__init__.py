@@ -1,0 +1,1 @@
+"""Machines that a runner directory starts: ours to look after, not to put together."""

@@ -1,0 +1,108 @@
+"""A runner directory as microvm.nix makes one, without Nix: the same layout, the same scripts.
+
+Its `microvm-run` is written the way `lib/runner.nix` and `lib/runners/qemu.nix` write it, and so
+starts a real QEMU; what differs is the guest, which is the embedded one. For a hypervisor that this
+host does not have, a program of ours stands in that offers a guest by vsock as those do.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from microvm_orchestrator.machine.base import Boot
+
+NAME = "slot0"
+_FOREIGN = Path(__file__).with_name("fake_foreign.py")
+# What a guest's configuration says in `microvm.extraArgsScript`.
+RUNTIME_ARGS = '#!/bin/sh\nprintf %s "${MICROVM_ORCHESTRATOR_ARGS-}"\n'
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is said in a guest's configuration."""
+
+    hypervisor: str = "qemu"
+    # The hypervisor's command line.
+    command: Sequence[str] = ()
+    takes_arguments: bool = True
+    # Lines that the script begins with.
+    pre_start: str = ""
+    tap: str | None = None
+    share: str | None = None
+
+
+def make(folder: Path, wanted: Wanted) -> Path:
+    """Write a runner directory, and beside it the scripts it points to, as in the store."""
+    store, out = folder / "store", folder / "runner"
+    share = out / "share" / "microvm"
+    for path in (store, out / "bin", share):
+        path.mkdir(parents=True)
+    arguments = _script(store / f"microvm-{NAME}-runtime-args", RUNTIME_ARGS)
+    asked = f"$({arguments})\n" if wanted.takes_arguments else ""
+    lines = (
+        "#!/bin/bash\nset -eou pipefail\n"
+        f"{wanted.pre_start}\n\n\nruntime_args={asked}\n\n"
+        f'exec -a "microvm@{NAME}" {shlex.join(wanted.command)} ${{runtime_args:-}}\n'
+    )
+    run = _script(store / f"microvm-{NAME}-microvm-run", lines)
+    (out / "bin" / "microvm-run").symlink_to(run)
+    _write(share / "hypervisor", wanted.hypervisor)
+    _write(share / "tap-flags", "vnet_hdr")
+    if wanted.tap is not None:
+        _write(share / "tap-interfaces", wanted.tap)
+    if wanted.share is not None:
+        (share / "virtiofs" / wanted.share).mkdir(parents=True)
+        _write(share / "virtiofs" / wanted.share / "source", "/nix/store")
+        _write(share / "virtiofs" / wanted.share / "socket", f"{NAME}-{wanted.share}.sock")
+    (share / "system").symlink_to("/nix/store/nixos-system-of-a-guest")
+    return out
+
+
+def qemu_command(boot: Boot, kernel_words: str, *, memory_mib: int, vcpus: int) -> list[str]:
+    """Write what microvm.nix has for a guest with a store disk and no network."""
+    (root,) = boot.disks
+    # fmt: off
+    return [
+        "/usr/bin/qemu-system-x86_64",
+        "-name", NAME,
+        "-M", "microvm,accel=kvm:tcg,acpi=on,mem-merge=on,pcie=off,pic=off,pit=off,rtc=on,usb=off",
+        "-m", f"{memory_mib}M",
+        "-smp", str(vcpus),
+        "-nodefaults", "-no-user-config",
+        "-no-reboot",
+        "-kernel", str(boot.kernel),
+        "-initrd", str(boot.initrd),
+        "-chardev", "stdio,id=stdio,signal=off",
+        "-device", "virtio-rng-device",
+        "-smbios", "type=1,uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+        "-serial", "chardev:stdio",
+        "-enable-kvm",
+        "-cpu", "host,+x2apic,-sgx",
+        "-device", "i8042",
+        "-append", f"earlyprintk=ttyS0 console=ttyS0 reboot=t panic=-1 {kernel_words}",
+        "-nographic",
+        "-sandbox", "on",
+        "-qmp", f"unix:{NAME}.sock,server,nowait",
+        "-drive", f"id=store,format=raw,read-only=on,file={root.path},if=none,aio=io_uring",
+        "-device", "virtio-blk-device,drive=store",
+    ]
+    # fmt: on
+
+
+def foreign_command(*words: str) -> list[str]:
+    """Write the command of what stands in for a hypervisor in user space."""
+    return [sys.executable, "-I", "-S", str(_FOREIGN), *words]
+
+
+def _script(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def _write(path: Path, line: str) -> None:
+    path.write_text(line + "\n")
