@@ -31,6 +31,7 @@ from microvm_orchestrator.model.machine import (
     Machine,
     MachineSnapshot,
     MachineState,
+    SnapshotState,
 )
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
@@ -173,7 +174,9 @@ class Machines:
             created_at=moment(await self._store.now()),
         )
         record = Record(MACHINE, machine.machine_id, machine.model_dump(mode="json"))
-        tell = Tell("defined", {"image": machine.image, "name": machine.name})
+        # One that branches off is part of a larger deed.
+        told: dict[str, JsonValue] = {"image": machine.image, "name": machine.name}
+        tell = Tell("defined", told, audited=snapshot_id is None)
         await self._store.save(record, by, expect=0, tell=tell)
         return machine
 
@@ -235,7 +238,12 @@ class Machines:
 
     async def kill(self, reference: str, by: Actor) -> Machine:
         """End a machine as a power cut would. Raises: NotFound, StateForbids."""
-        return await self._end(reference, by, lambda running: running.kill())
+
+        async def kill(running: base.Machine) -> None:
+            await self._store.note(by, running.spec.machine_id, "ok")
+            await running.kill()
+
+        return await self._end(reference, by, kill)
 
     async def _end(
         self, reference: str, by: Actor, verb: Callable[[base.Machine], Awaitable[None]]
@@ -244,7 +252,6 @@ class Machines:
         async with self._turns[machine.machine_id]:
             running = self.live(await self.get(machine.machine_id, by))
             ended = self._ended[machine.machine_id]
-            await self._store.note(by, machine.machine_id, "ok")
             await verb(running)
             await ended.wait()
         return await self.get(machine.machine_id, by)
@@ -269,7 +276,7 @@ class Machines:
                 )
             running = self.live(machine)
             await (running.pause() if becomes is MachineState.PAUSED else running.resume())
-            return await self._change(machine.machine_id, becomes, "", by)
+            return await self._change(machine.machine_id, becomes, "", by, audited=True)
 
     async def delete(self, reference: str, by: Actor) -> Machine:
         """Forget a machine that does not run, with its console. Raises: NotFound, StateForbids."""
@@ -292,23 +299,38 @@ class Machines:
         machine = await self.get(reference, by)
         async with self._turns[machine.machine_id]:
             running = self.live(await self.get(machine.machine_id, by))
-            saved = await running.save(new_id("s"))
+            return await self._save(machine, running, by)
+
+    async def _save(self, machine: Machine, running: base.Machine, by: Actor) -> MachineSnapshot:
+        """Write down that there will be a snapshot, make it, and write down what came of it."""
         snapshot = MachineSnapshot(
-            snapshot_id=saved.snapshot_id,
+            snapshot_id=new_id("s"),
+            state=SnapshotState.SAVING,
             machine_id=machine.machine_id,
             owner=by.name,
             image=machine.image,
             memory_mib=machine.memory_mib,
             vcpus=machine.vcpus,
             disk_mib=machine.disk_mib,
-            pause_s=saved.pause_s,
-            unique_mib=saved.unique_mib,
             created_at=moment(await self._store.now()),
         )
-        record = Record(SNAPSHOT, snapshot.snapshot_id, snapshot.model_dump(mode="json"))
-        tell = Tell("saved", {"machine_id": machine.machine_id, "pause_s": saved.pause_s})
-        await self._store.save(record, by, expect=0, tell=tell)
+        told: dict[str, JsonValue] = {"machine_id": machine.machine_id}
+        await self._store.save(_record_of(snapshot), by, expect=0, tell=Tell("saving", told))
+        try:
+            saved = await running.save(snapshot.snapshot_id)
+            done = {"pause_s": saved.pause_s, "unique_mib": saved.unique_mib}
+            snapshot = snapshot.model_copy(update={"state": SnapshotState.READY, **done})
+            tell = Tell("saved", {**told, **done}, audited=False)
+            await self._store.save(_record_of(snapshot), by, tell=tell)
+        except BaseException:
+            with anyio.move_on_after(_LAST_WORD_S, shield=True):
+                await self._drop(snapshot.snapshot_id, SYSTEM)
+            raise
         return snapshot
+
+    async def _drop(self, snapshot_id: str, by: Actor) -> None:
+        await self._hypervisor.forget(snapshot_id)
+        await self._store.erase(SNAPSHOT, snapshot_id, by)
 
     async def snapshot(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
         """Raises: NotFound."""
@@ -319,6 +341,12 @@ class Machines:
                 return snapshot
         raise errors.NotFound(f"no snapshot {snapshot_id}", hint="snapshot_list shows them")
 
+    async def _ready(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
+        snapshot = await self.snapshot(snapshot_id, by)
+        if snapshot.state is not SnapshotState.READY:
+            raise errors.StateForbids(f"snapshot {snapshot_id} is {snapshot.state}")
+        return snapshot
+
     async def snapshots(self, by: Actor) -> list[MachineSnapshot]:
         records = await every_record(self._store, SNAPSHOT, by)
         found = [MachineSnapshot.model_validate(record.body) for record in records]
@@ -326,7 +354,7 @@ class Machines:
 
     async def branch(self, snapshot_id: str, by: Actor, *, name: str | None = None) -> Machine:
         """Start a machine where a saved one stood. Raises: as `start`."""
-        snapshot = await self.snapshot(snapshot_id, by)
+        snapshot = await self._ready(snapshot_id, by)
         saved = await self._hypervisor.find_snapshot(snapshot_id)
         if saved is None:
             raise errors.NotFound(f"the files of snapshot {snapshot_id} are gone")
@@ -343,7 +371,7 @@ class Machines:
             return await self.start(machine.machine_id, by)
         except BaseException:
             with anyio.move_on_after(_LAST_WORD_S, shield=True):
-                await self.delete(machine.machine_id, by)
+                await self.delete(machine.machine_id, SYSTEM)
             raise
 
     async def branch_all(
@@ -372,14 +400,13 @@ class Machines:
 
     async def verify(self, snapshot_id: str, by: Actor) -> None:
         """Read all of a snapshot, and compare. Raises: NotFound, SnapshotDamaged."""
-        await self.snapshot(snapshot_id, by)
+        await self._ready(snapshot_id, by)
         await self._hypervisor.verify(snapshot_id)
 
     async def forget(self, snapshot_id: str, by: Actor) -> None:
         """Remove a snapshot; machines that were started from it go on. Raises: NotFound."""
-        await self.snapshot(snapshot_id, by)
-        await self._hypervisor.forget(snapshot_id)
-        await self._store.erase(SNAPSHOT, snapshot_id, by)
+        await self._ready(snapshot_id, by)
+        await self._drop(snapshot_id, by)
 
     # What happens by itself
 
@@ -440,6 +467,10 @@ class Machines:
             known.add(machine.machine_id)
             if machine.state not in _STARTABLE:
                 await self._adopt(machine)
+        for record in await every_record(self._store, SNAPSHOT, SYSTEM):
+            if MachineSnapshot.model_validate(record.body).state is SnapshotState.SAVING:
+                # The daemon ended meanwhile; the hypervisor knows no half of one.
+                await self._drop(record.id, SYSTEM)
         for stranger in set(self._hypervisor.found()) - known:
             # A store that was put back from a backup does not know it: told, not ended.
             _log.warning("machine_unknown", machine=stranger)
@@ -467,7 +498,13 @@ class Machines:
         raise errors.NotFound(f"no machine {reference}", hint="machine_list shows the machines")
 
     async def _change(
-        self, machine_id: str, state: MachineState, reason: str, by: Actor
+        self,
+        machine_id: str,
+        state: MachineState,
+        reason: str,
+        by: Actor,
+        *,
+        audited: bool = False,
     ) -> Machine:
         machine, record = await self._find(machine_id, SYSTEM)
         now = moment(await self._store.now())
@@ -478,7 +515,6 @@ class Machines:
             update["ended_at"] = now
         machine = machine.model_copy(update=update)
         body = machine.model_dump(mode="json")
-        audited = by is not SYSTEM
         tell = Tell(state, {"was": record.body["state"], "reason": reason}, audited=audited)
         await self._store.save(
             Record(MACHINE, machine_id, body), by, expect=record.version, tell=tell
@@ -490,6 +526,10 @@ def _own_disks(disk_mib: int | None) -> tuple[base.Disk, ...]:
     if disk_mib is None:
         return ()
     return (base.Disk(_SCRATCH, read_only=False, size_mib=disk_mib),)
+
+
+def _record_of(snapshot: MachineSnapshot) -> Record:
+    return Record(SNAPSHOT, snapshot.snapshot_id, snapshot.model_dump(mode="json"))
 
 
 def sees(by: Actor, owner: str) -> bool:

@@ -57,16 +57,24 @@ class Machine(_Told):
     ended_at: Moment | None = None
 
 
+class SnapshotState(StrEnum):
+    """Where a snapshot stands."""
+
+    SAVING = "saving"
+    READY = "ready"
+
+
 class MachineSnapshot(_Told):
     """A saved machine, from which others can be started."""
 
     snapshot_id: str
+    state: SnapshotState = SnapshotState.READY
     machine_id: str = Field(description="the machine that was saved")
     owner: str
     image: str
     memory_mib: int
     vcpus: int
     disk_mib: int | None = None
-    pause_s: float = Field(description="how long the saved machine stood still")
-    unique_mib: float = Field(description="what it takes on the disk by itself")
+    pause_s: float = Field(default=0.0, description="how long the saved machine stood still")
+    unique_mib: float = Field(default=0.0, description="what it takes on the disk by itself")
     created_at: Moment
