@@ -42,7 +42,7 @@ class Link:
     ) -> None:
         self.engine = engine
         self.streams: dict[int, Stream] = {}
-        # What is told when the transport has ended; the port decides what comes next.
+        # What is told when the transport has ended, or seems to; the port decides what that means.
         self.on_gone: Callable[[], None] = lambda: None
         self.on_forget: Callable[[str], None] = lambda _: None
         self._find_opener = find_opener
@@ -53,6 +53,7 @@ class Link:
         self._reader = wire.FrameReader()
         self._out = Outgoing()
         self._blocked = False
+        self._paused = False  # nobody seems to be there
         self._ready: dict[Stream, None] = {}
         self._highest = 0  # the last stream that the host has opened
         self._own = 0  # the last stream that we have opened
@@ -64,8 +65,8 @@ class Link:
     def connect(self, fd: int) -> None:
         """Take a descriptor that does not block; what was said on another one is over."""
         self._fd = fd
-        self._blocked = False
-        self._forget_all()
+        self._blocked = self._paused = False
+        self.forget()
         self._watch()
 
     def beacon(self) -> None:
@@ -77,11 +78,25 @@ class Link:
             self.engine.unwatch(self._fd)
         self._fd = -1
         self._blocked = False
-        self._forget_all()
+        self.forget()
+
+    def pause(self) -> None:
+        """Neither hear nor speak until `resume`, and forget nothing."""
+        self.engine.unwatch(self._fd)
+        self._blocked = False
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on; a new host may have said something first, and that makes the old one's void."""
+        self._paused = False
+        self.receive()
+        if not self._paused:
+            self.flush()
+            self._watch()
 
     def flush(self) -> None:
         """Write what waits, as far as the transport takes it."""
-        if self._blocked or self._fd < 0:
+        if self._blocked or self._paused or self._fd < 0:
             return
         try:
             self._out.write(self._fd)
@@ -108,11 +123,7 @@ class Link:
             if self._blocked:  # there may be too much to say by now to hear more
                 self._watch()
         elif events & GONE:
-            self._gone()
-
-    def _gone(self) -> None:
-        self.disconnect()
-        self.on_gone()
+            self.on_gone()
 
     # What comes in.
 
@@ -133,7 +144,7 @@ class Link:
                 break
         self._read(before)
         if ended:
-            self._gone()
+            self.on_gone()
 
     def _read(self, before: int) -> None:
         buffer = self._reader.buffer
@@ -168,7 +179,7 @@ class Link:
     def _begin(self) -> bool:
         """Start over with the host whose preamble the buffer begins with, if it is all there."""
         buffer = self._reader.buffer
-        self._forget_all(but_buffer=True)
+        self._forget_host()
         if len(buffer) < wire.PREAMBLE_BYTES:
             return False
         nonce, oldest, newest = wire.read_preamble(buffer)
@@ -263,7 +274,8 @@ class Link:
     def tell(self, fields: wire.Fields) -> None:
         """Report something that happened; what happens without a host is told to the next."""
         event = wire.encode(fields)
-        if self._synced and not self._unheard and self._out.has_room:
+        heard = self._synced and not self._unheard and not self._paused
+        if heard and self._out.has_room:
             self.send(wire.EVENT, 0, event)
         else:
             self._events = [*self._events[1 - _MAX_EVENTS :], event]
@@ -293,12 +305,15 @@ class Link:
         self.flush()
         return bool(self._ready) and self._out.has_room
 
-    def _forget_all(self, *, but_buffer: bool = False) -> None:
+    def forget(self) -> None:
+        """End all that was begun with the host; the next one begins with its marker."""
+        self._reader.buffer.clear()
+        self._forget_host()
+
+    def _forget_host(self) -> None:
         self._synced = self._unheard = False
         self._out.clear()
         self._highest = self._own = 0
-        if not but_buffer:
-            self._reader.buffer.clear()
         self._drop_streams()
 
     def _drop_streams(self) -> None:

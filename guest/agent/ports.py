@@ -22,13 +22,18 @@ _VIRTIO_PORTS = "/sys/class/virtio-ports"
 # A device cannot be waited for, nor can a host on a virtio port: the kernel answers at once that
 # there is none. Looking is 0.1 ms of work under emulation; a clone is asked for within this time.
 _LOOK_S = 0.01
-# After so many looks nobody is in a hurry.
+# After so many looks nobody is in a hurry, and what the last host has begun is over.
 _HURRIED_LOOKS = 500
 _CALM_LOOK_S = 0.1
 
 
 class Device:
-    """A character device, by path or by the name of a virtio port."""
+    """A character device, by path or by the name of a virtio port.
+
+    The kernel hands out what a new host says by an interrupt, and tells that there is one from a
+    worker, which may come later. So a hang-up may be older than what has just been read, even than
+    a marker, and what was begun with a host is kept for a while.
+    """
 
     def __init__(self, engine: Engine, link: Link, name: str) -> None:
         self.engine = engine
@@ -51,6 +56,7 @@ class Device:
         self.link.beacon()
 
     def on_gone(self) -> None:
+        self.link.pause()
         self.looks = 0
         self._later()
 
@@ -63,10 +69,12 @@ class Device:
             os.read(self.fd, 0)
         except OSError:
             pass
-        if _is_hung_up(self.fd):
-            self._later()
-        else:
-            self.link.connect(self.fd)
+        if not _is_hung_up(self.fd):
+            self.link.resume()
+            return
+        if self.looks == _HURRIED_LOOKS:
+            self.link.forget()
+        self._later()
 
 
 class Listener:
@@ -85,6 +93,7 @@ class Listener:
         self.engine.watch(self.socket.fileno(), READ, self._accept)
 
     def on_gone(self) -> None:
+        self.link.disconnect()
         os.close(self.fd)
         self.fd = -1
 
