@@ -18,20 +18,25 @@ from pathlib import Path
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.images.build import ImageSpec, build
-from microvm_orchestrator.images.store import ImageStore
+from microvm_orchestrator.images.manifest import Agent, Inputs, Manifest
+from microvm_orchestrator.images.manifest import Disk as ImageDisk
+from microvm_orchestrator.images.store import Image, ImageStore, stored
 from microvm_orchestrator.machine.base import (
     Accel,
     Boot,
     Disk,
+    Hypervisor,
     Machine,
     MachineSpec,
     OnChange,
     Snapshot,
     untold,
 )
+from microvm_orchestrator.machine.hypervisor import AnyKind, open_hypervisor
+from microvm_orchestrator.machine.living import LivingMachine
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
-from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.runner import Runner
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache"
@@ -91,16 +96,24 @@ class Rig:
     boot: Boot
     binary: str
     # The folder in a guest that belongs to that machine alone.
-    home: Callable[[QemuMachine], str]
+    home: Callable[[LivingMachine], str]
     # Kernel words that let a boot hang, and end in a panic.
     silent: str
     panicking: str
     # Lets the kernel of a guest that runs panic.
-    panic: Callable[[QemuMachine], Awaitable[None]]
+    panic: Callable[[LivingMachine], Awaitable[None]]
+    # Makes a runner directory of what a machine would be started from otherwise.
+    runner: Callable[[MachineSpec], Runner] | None = None
+    # What its machines can do beyond being started, reached and ended.
+    offers: frozenset[str] = frozenset({"save", "pause", "attach"})
 
     def open(self, on_change: OnChange = untold) -> AbstractAsyncContextManager[Qemu]:
         """As a daemon does when it starts."""
         return open_qemu(self.state_dir, on_change=on_change, binary=self.binary)
+
+    def open_any(self, on_change: OnChange = untold) -> AbstractAsyncContextManager[AnyKind]:
+        """As a daemon does that runs machines of every kind."""
+        return open_hypervisor(self.state_dir, on_change=on_change, binary=self.binary)
 
     def spec(self, *, words: str = "", **more: object) -> MachineSpec:
         machine_id = new_machine_id()
@@ -108,15 +121,40 @@ class Rig:
         spec = MachineSpec(
             machine_id, boot, hostname=machine_id, accel=Accel.TCG, boot_timeout_s=LONG_S
         )
-        return replace(spec, **more)  # type: ignore[arg-type]
+        spec = replace(spec, **more)  # type: ignore[arg-type]
+        return spec if self.runner is None else replace(spec, boot=self.runner(spec))
+
+
+def fake_program(folder: Path) -> Path:
+    """Write a program that can stand where a QEMU is named."""
+    program = folder / "fake-qemu"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {FAKE} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def publish_no_image(images: ImageStore, name: str) -> Image:
+    """Make an image of the files of `no_image`."""
+    nothing = "0" * 64
+    with images.new_folder() as folder:
+        no_image(folder)
+        manifest = Manifest(
+            architecture="amd64",
+            kernel_release="6.1",
+            kernel=stored(folder / "kernel"),
+            initrd=stored(folder / "initrd"),
+            disks=(ImageDisk(**stored(folder / "root").model_dump(), serial="root"),),
+            cmdline="console=ttyS0",
+            agent=Agent(protocol=1, port="ctl"),
+            inputs=Inputs(builder=nothing, guest=nothing, packages={}, tools={}, extras={}),
+        )
+        return images.name(images.publish(folder, manifest), name)
 
 
 def fake_rig(state_dir: Path) -> Rig:
-    program = state_dir / "fake-qemu"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {FAKE} "$@"\n')
-    program.chmod(0o755)
+    program = fake_program(state_dir)
 
-    async def panic(machine: QemuMachine) -> None:
+    async def panic(machine: LivingMachine) -> None:
         with machine.console.open("ab") as console:
             console.write(b"[    1.0] Kernel panic - not syncing: sysrq triggered crash\n")
         await _last_words(machine, 'kill -KILL "$PPID"')
@@ -133,7 +171,7 @@ def fake_rig(state_dir: Path) -> Rig:
 
 
 def qemu_rig(state_dir: Path, boot: Boot) -> Rig:
-    async def panic(machine: QemuMachine) -> None:
+    async def panic(machine: LivingMachine) -> None:
         await _last_words(machine, "echo c >/proc/sysrq-trigger")
 
     return Rig(
@@ -147,19 +185,19 @@ def qemu_rig(state_dir: Path, boot: Boot) -> Rig:
     )
 
 
-async def _last_words(machine: QemuMachine, script: str) -> None:
+async def _last_words(machine: LivingMachine, script: str) -> None:
     """Run what ends the guest, and so never answers."""
     with contextlib.suppress(errors.OrchestratorError):
         await machine.shell.exec(Command(["/bin/sh", "-c", script]))
 
 
-def kill_process(machine: QemuMachine, number: signal.Signals = signal.SIGKILL) -> None:
+def kill_process(machine: LivingMachine, number: signal.Signals = signal.SIGKILL) -> None:
     """End what runs a machine, from outside."""
     os.kill(machine.pid, number)
 
 
 @asynccontextmanager
-async def removed_in_the_end(qemu: Qemu) -> AsyncGenerator[None]:
+async def removed_in_the_end(qemu: Hypervisor) -> AsyncGenerator[None]:
     """Remove every machine there is when the block is left."""
     try:
         yield

@@ -315,7 +315,8 @@ class Machines:
             created_at=moment(await self._store.now()),
         )
         told: dict[str, JsonValue] = {"machine_id": machine.machine_id}
-        await self._store.save(_record_of(snapshot), by, expect=0, tell=Tell("saving", told))
+        tell = Tell("saving", told, audited=False)
+        await self._store.save(_record_of(snapshot), by, expect=0, tell=tell)
         try:
             saved = await running.save(snapshot.snapshot_id)
             done = {"pause_s": saved.pause_s, "unique_mib": saved.unique_mib}

@@ -66,7 +66,10 @@ class Operations:
                 tasks.cancel_scope.cancel()
 
     async def begin(self, kind: str, target: str, by: Actor, work: Work) -> Operation:
-        """Store a new operation and start its work. Raises: Stopping."""
+        """Store a new operation and start its work. Raises: Stopping.
+
+        This is the deed that the audit log tells of; what the work changes are only events.
+        """
         tasks = self._tasks
         if tasks is None:
             raise errors.Stopping("the daemon takes on no more work")
@@ -79,7 +82,8 @@ class Operations:
             created_at=moment(await self._store.now()),
         )
         running = _Running(operation, 0)
-        await self._save(running, by, Tell("started", {"kind": kind, "target": target}))
+        tell = Tell("started", {"kind": kind, "target": target}, target=target)
+        await self._save(running, by, tell)
         self._running[operation.operation_id] = running
         tasks.start_soon(self._perform, running, work)
         return operation

@@ -18,7 +18,7 @@ from daemon import running_daemon
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.service.table import CALLS
 from system import doors
-from system.world import World, world_in
+from system.world import SLOTS, World, world_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,7 +130,8 @@ class Ledger:
         lines = self.world.every("audit_list", action=call)
         [line] = [line for line in lines if line["seq"] > self.newest]
         made = [*answer.get("tasks", []), answer][0]
-        ids = [made[name] for name in ("task_id", "token_id", "webhook_id", "path") if name in made]
+        made_by = ("task_id", "token_id", "webhook_id", "machine_id", "path")
+        ids = [made[name] for name in made_by if name in made]
         assert line["target"] == (target or ids[0])
         role = Role.WORKER if by == "ann" else Role.ADMIN
         assert (line["actor"], line["role"], line["via"], line["outcome"]) == (by, role, "rest", to)
@@ -144,6 +145,7 @@ def test_every_change_is_in_the_audit_log_with_who_what_and_to_which_end(world: 
     _work(ledger)
     _plan(ledger)
     _run(ledger)
+    _house(ledger)
     assert ledger.found == {call.name for call in CALLS if call.audited}
 
 
@@ -189,6 +191,43 @@ def _run(ledger: Ledger) -> None:
     act("delivery_retry", letter, delivery_id=letter)
     act("webhook_delete", hook, webhook_id=hook)
     act("backup_create")
+
+
+def _house(ledger: Ledger) -> None:
+    act = ledger.act
+
+    def machine(verb: str, /, **more: Any) -> dict[str, Any]:
+        return act(f"machine_{verb}", box, machine="box", **more)
+
+    box = act("machine_define", name="box")["machine_id"]
+    machine("start")
+    machine("pause")
+    machine("resume")
+    saved = act("snapshot_create", box, machine="box")["result"]["snapshot_id"]
+    act("snapshot_verify", saved, snapshot_id=saved)
+    [branch] = act("machine_branch", saved, source=saved)["result"]["machines"]
+    _cancel(ledger)
+    act("machine_kill", branch["machine_id"], machine=branch["machine_id"])
+    act("machine_delete", branch["machine_id"], machine=branch["machine_id"])
+    machine("stop")
+    machine("delete")
+    act("snapshot_delete", saved, snapshot_id=saved)
+    # It is begun, and ends before it asks anybody for anything.
+    act("image_build", "other", name="other", packages=["No-Package"])
+    [image] = ledger.world.ask("image_list")["items"]
+    act("image_remove", image["digest"], image="embedded")
+
+
+def _cancel(ledger: Ledger) -> None:
+    """Cancel a start that waits in line: every slot is taken."""
+    act = ledger.act
+    assert len(ledger.world.every("machine_list", state=["running"])) == SLOTS
+    third = act("machine_define", name="third")["machine_id"]
+    waiting = act("machine_start", third, machine="third", wait_s=0)["operation_id"]
+    act("operation_cancel", waiting, operation_id=waiting)
+    ended = ledger.world.ask("operation_wait", operation_id=waiting)["operation"]
+    assert ended["state"] == "cancelled"
+    act("machine_delete", third, machine="third")
 
 
 def _dead_letter(world: World, hook: str) -> str:

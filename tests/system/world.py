@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from daemon import Daemon, running_daemon
+from machines import fake_program, publish_no_image
+from microvm_orchestrator import places
+from microvm_orchestrator.images.store import ImageStore
 from system import doors
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TCP = {"listen": "127.0.0.1:0"}
+# Of machines, which only look so.
+SLOTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,10 @@ class World:
             "templates": [(each["name"], each["version"]) for each in self.every("template_list")],
             "webhooks": self.every("webhook_list"),
             "workers": sorted(worker["worker"] for worker in self.every("worker_list")),
+            "machines": self.every("machine_list"),
+            "snapshots": self.every("snapshot_list"),
+            "operations": self.every("operation_list"),
+            "images": self.ask("image_list"),
             "backups": sorted(path.name for path in self.daemon.state_dir.glob("backups/*")),
         }
 
@@ -76,7 +85,9 @@ class World:
 @contextmanager
 def world_in(folder: Path, webhooks: dict[str, Any] | None = None) -> Generator[World]:
     """Run a daemon and fill it; `webhooks` is a table of its settings."""
-    with running_daemon(folder, tcp=TCP, webhooks=webhooks or {}) as daemon:
+    publish_no_image(ImageStore(folder / places.IMAGES), "embedded")
+    machines = {"qemu": str(fake_program(folder)), "count": SLOTS}
+    with running_daemon(folder, tcp=TCP, webhooks=webhooks or {}, machines=machines) as daemon:
         assert daemon.tcp is not None
         world = World(daemon, doors.Place(daemon.socket, daemon.tcp), {}, {"root": None}, {})
         _let_in(world)

@@ -297,6 +297,8 @@ class Tell:
     body: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     # What the clock or a guest did is an event, but nobody's deed.
     audited: bool = True
+    # What the audit row names, where that is not the record itself.
+    target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ BOOKKEEPING = frozenset({"delivery", "delivery-cursor", "mcp-task", "template-na
 def _tell(tx: Tx, record: Record, tell: Tell) -> None:
     tx.plain_event(f"{record.kind}.{tell.what}", record.id, **tell.body)
     if tell.audited:
-        tx.audit(record.id)
+        tx.audit(tell.target or record.id)
 
 
 def enlist(tx: Tx, card: WorkerCard, ttl_s: float) -> None:
