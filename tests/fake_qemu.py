@@ -62,10 +62,10 @@ class Words:
 class Guest:
     """The agent, in a process that ends with us."""
 
-    def __init__(self, words: Words, console: int) -> None:
+    def __init__(self, kernel: str, ctl: int, console: int) -> None:
         self.console = console
-        self.kernel = words.find("-append")
-        self.ctl = words.descriptor("agent")
+        self.kernel = kernel
+        self.ctl = ctl
         # Whoever started us has opened the console in the machine's folder.
         self.folder = Path(f"/proc/self/fd/{console}").resolve().parent / "guest"
         self.pid = 0
@@ -133,7 +133,8 @@ class Qemu:
         log = re.search(r"logfile=([^,]+)", words.find("-chardev", "id=console,"))
         assert log
         self.name = words.find("-name").partition("=")[2]
-        self.guest = Guest(words, words.in_set(log[1]))
+        kernel, agent = words.find("-append"), words.descriptor("agent")
+        self.guest = Guest(kernel, agent, words.in_set(log[1]))
         self.listener = socket.socket(fileno=words.descriptor("monitor"))
         self.waits = words.find("-incoming") == "defer"
         self.monitor: socket.socket | None = None
@@ -248,4 +249,6 @@ class Qemu:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--version"]:
+        sys.exit(print("QEMU emulator version 7.2.0 (that is none)"))
     sys.exit(Qemu(Words(sys.argv)).run())

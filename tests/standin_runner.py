@@ -10,10 +10,12 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from microvm_orchestrator.machine.base import Boot
+from machines import Rig, fake_rig, qemu_rig
+from microvm_orchestrator.machine.base import Boot, MachineSpec
+from microvm_orchestrator.runner import Runner, read
 
 NAME = "slot0"
 _FOREIGN = Path(__file__).with_name("fake_foreign.py")
@@ -96,6 +98,31 @@ def qemu_command(boot: Boot, kernel_words: str, *, memory_mib: int, vcpus: int) 
 def foreign_command(*words: str) -> list[str]:
     """Write the command of what stands in for a hypervisor in user space."""
     return [sys.executable, "-I", "-S", str(_FOREIGN), *words]
+
+
+def runner_rig(state_dir: Path, image: Boot, tsc_khz: int) -> Rig:
+    """Machines that a runner's script starts on a real QEMU."""
+
+    def runner(spec: MachineSpec) -> Runner:
+        # Under emulation a guest's configuration says this in `boot.kernelParams`.
+        words = f"{spec.parts.cmdline} nokaslr tsc_early_khz={tsc_khz} tsc=reliable"
+        command = qemu_command(spec.parts, words, memory_mib=spec.memory_mib, vcpus=spec.vcpus)
+        return read(make(state_dir / "runners" / spec.machine_id, Wanted(command=command)))
+
+    rig = qemu_rig(state_dir, image)
+    return replace(rig, runner=runner, offers=frozenset({"pause", "attach"}))
+
+
+def foreign_rig(state_dir: Path) -> Rig:
+    """Machines that a runner's script starts on a hypervisor of which we use little."""
+
+    def runner(spec: MachineSpec) -> Runner:
+        command = foreign_command("--cmdline", spec.parts.cmdline)
+        wanted = Wanted("cloud-hypervisor", command)
+        return read(make(state_dir / "runners" / spec.machine_id, wanted))
+
+    rig = fake_rig(state_dir)
+    return replace(rig, runner=runner, offers=frozenset())
 
 
 def _script(path: Path, text: str) -> Path:

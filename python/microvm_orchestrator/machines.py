@@ -36,6 +36,7 @@ from microvm_orchestrator.model.machine import (
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.runner import Runner
 from microvm_orchestrator.slots import Need, Slots
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
@@ -81,7 +82,7 @@ class Machines:
         store: Store,
         hypervisor: base.Hypervisor,
         slots: Slots,
-        boot_of: Callable[[str], base.Boot],
+        boot_of: Callable[[str], base.Boot | Runner],
     ) -> None:
         """`boot_of` finds what an image boots by its name or digest; it reads files."""
         self._store = store
