@@ -33,7 +33,7 @@ FLOORS = [
     {"images", "machine"},
     {"store"},
     {"config", "proc", "systemd"},
-    {"model", "log", "runner", "together"},
+    {"model", "log", "runner", "together", "cpio"},
     {"errors", "places"},
     {"__init__"},
 ]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "virtio_rng", "squashfs", "overlay")
 # Loaded after those where the machine has a PCI bus.
 PCI_MODULES = ("virtio_pci",)
+# Loaded by a seeded run only, whose disks are files.
+SEEDED_MODULES = ("loop",)
 
 
 def make_initrd(kernel: Kernel, busybox: File) -> bytes:
@@ -29,7 +31,12 @@ def make_initrd(kernel: Kernel, busybox: File) -> bytes:
     always = kernel.modules(MODULES)
     names = {module.name for module in always}
     bus = [module for module in kernel.modules(PCI_MODULES) if module.name not in names]
-    for folder, modules in (("modules", always), ("modules-pci", bus)):
+    seeded = kernel.modules(SEEDED_MODULES)
+    for folder, modules in (
+        ("modules", always),
+        ("modules-pci", bus),
+        ("modules-seeded", seeded),
+    ):
         tree.put(folder, Directory())
         for number, module in enumerate(modules):
             tree.write(f"{folder}/{number:02}-{module.name}.ko", module.data)

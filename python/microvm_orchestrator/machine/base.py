@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.machine.seeded import RUN_TIMEOUT_S, Program, Ran
 from microvm_orchestrator.machine.shell import GuestEvent, Shell
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.runner import Runner
@@ -265,6 +266,16 @@ class Hypervisor(Protocol):
 
         A machine that has ended may be started again; it begins anew. Raises: MachineBootFailed,
             with the end of its console. Only its record and console are left then.
+        """
+        ...
+
+    async def run_seeded(
+        self, spec: MachineSpec, program: Program, timeout_s: float = RUN_TIMEOUT_S
+    ) -> Ran:
+        """Run a program in a machine of its own, the same way every time; nothing is left of it.
+
+        Raises: InvalidInput, NotOffered, TooLarge for what cannot be the same every time;
+            AlreadyExists; MachineFailed when it takes longer.
         """
         ...
 

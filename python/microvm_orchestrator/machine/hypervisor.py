@@ -18,6 +18,7 @@ from microvm_orchestrator.machine.base import MachineSpec, OnChange, OnGuestEven
 from microvm_orchestrator.machine.qemu.host import QEMU
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.runner.hypervisor import Runners
+from microvm_orchestrator.machine.seeded import RUN_TIMEOUT_S, Program, Ran
 from microvm_orchestrator.runner import Runner
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class AnyKind:
 
     async def start(self, spec: MachineSpec) -> LivingMachine:
         return await self._for(spec).start(spec)
+
+    async def run_seeded(
+        self, spec: MachineSpec, program: Program, timeout_s: float = RUN_TIMEOUT_S
+    ) -> Ran:
+        return await self._qemu.run_seeded(spec, program, timeout_s)
 
     async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> QemuMachine:
         return await self._for(spec).clone(snapshot, spec)

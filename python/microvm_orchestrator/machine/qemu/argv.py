@@ -15,9 +15,9 @@ from typing import assert_never
 from microvm_orchestrator.machine.base import Accel, MachineSpec
 
 # No monitor command may make QEMU start, become or slow down anything.
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # The cache of translated code: the default takes 400 MB of memory and is no faster than this.
-_TCG = "tcg,tb-size=64"
+TCG = "tcg,tb-size=64"
 # The cheapest processor that runs what is compiled for x86-64-v2; "max" boots a sixth slower.
 TCG_CPU = "Nehalem"
 # The port the agent in the guest looks for.
@@ -101,7 +101,7 @@ def command(
         "-nodefaults", "-no-user-config", "-display", "none",
         # A guest that reboots has ended; so do a panic and a triple fault.
         "-no-reboot",
-        "-sandbox", _SANDBOX,
+        "-sandbox", SANDBOX,
         # Modern virtio, as all our guests speak it.
         "-global", "virtio-mmio.force-legacy=false",
         # The log is QEMU's own doing, so nothing is lost while no daemon runs.
@@ -152,7 +152,7 @@ def _served(name: str, fd: int) -> str:
 def _accelerated(accel: Accel) -> list[str]:
     match accel:
         case Accel.TCG:
-            return ["-accel", _TCG, "-cpu", TCG_CPU]
+            return ["-accel", TCG, "-cpu", TCG_CPU]
         case Accel.KVM:
             return ["-accel", "kvm", "-cpu", "host"]
         case Accel.AUTO:

@@ -31,7 +31,7 @@ from microvm_orchestrator.machine.keeper import Keeper
 from microvm_orchestrator.machine.living import identity
 from microvm_orchestrator.machine.probe import Acceleration, choose, probe
 from microvm_orchestrator.machine.process import Resident
-from microvm_orchestrator.machine.qemu import argv, disks, migration
+from microvm_orchestrator.machine.qemu import argv, disks, migration, seeded
 from microvm_orchestrator.machine.qemu.host import (
     QEMU,
     Host,
@@ -43,6 +43,7 @@ from microvm_orchestrator.machine.qemu.host import (
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.qemu.snapshots import Manifest, SavedMachine
 from microvm_orchestrator.machine.record import Made, Record
+from microvm_orchestrator.machine.seeded import RUN_TIMEOUT_S, Program, Ran
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ class Qemu(Keeper[QemuMachine]):
             await shell.fresh(identity(spec))
 
         return await self._make(spec, accel, begin, prepare)
+
+    async def run_seeded(
+        self, spec: MachineSpec, program: Program, timeout_s: float = RUN_TIMEOUT_S
+    ) -> Ran:
+        """Run a program to its end. Raises: InvalidInput, AlreadyExists, MachineFailed."""
+        return await seeded.run(self._host, spec, program, timeout_s)
 
     async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> QemuMachine:
         """Start where a saved machine stood. Raises: as `start`, NotFound, SnapshotDamaged."""
