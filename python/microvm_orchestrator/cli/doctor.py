@@ -22,9 +22,10 @@ def show(answer: dict[str, Any]) -> None:
 
 @command(app, "doctor", example="doctor || journalctl -u microvm-orchestrator -e")
 def doctor(here: Session) -> int:
-    """Check the service: the store's integrity, the disk, the clock; each with what to do.
+    """Check the service and what machines need of its host; each with what to do.
 
-    The exit status is 1 when a check failed. It reads the whole store.
+    The exit status is 1 when a check failed; a warning tells what this host does without. It reads
+    the whole store.
     """
     answer = here.client.call("doctor_run", {})
     here.give(answer, show)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine import cgroup
 from microvm_orchestrator.machine.probe import Acceleration, probe
 from microvm_orchestrator.machine.qemu.host import QEMU
+from microvm_orchestrator.together import together
 
 # The oldest whose snapshots and sockets were tried.
 _QEMU_OLDEST = (7, 2)
@@ -58,11 +60,14 @@ class Observed:
 
 async def observe(state_dir: Path, qemu: str = QEMU) -> Observed:
     """Look at this host; takes a second the first time after it booted."""
+    found_qemu, nix, nft = await together(
+        [partial(_version, program) for program in (qemu, "nix", "nft")]
+    )
     return Observed(
         acceleration=await probe(state_dir),
-        qemu=await _version(qemu, "--version"),
-        nix=await _version("nix", "--version"),
-        nft=await _version("nft", "--version"),
+        qemu=found_qemu,
+        nix=nix,
+        nft=nft,
         libvirt_socket=next((str(path) for path in _LIBVIRT_SOCKETS if path.exists()), None),
         tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
         vhost_vsock=os.access("/dev/vhost-vsock", os.R_OK | os.W_OK),
@@ -163,11 +168,11 @@ def _program(name: str, version: str | None, meaning: str) -> Fact:
     return Fact(name, "ok" if version else "warning", version or f"{name} was not found", meaning)
 
 
-async def _version(program: str, word: str) -> str | None:
+async def _version(program: str) -> str | None:
     if shutil.which(program) is None:
         return None
     try:
-        ran = await proc.run([program, word], timeout_s=_ASK_S)
+        ran = await proc.run([program, "--version"], timeout_s=_ASK_S)
     except errors.CommandFailed as error:
         return f"it is there and fails: {error.message}"
     return ran.stdout.decode(errors="replace").partition("\n")[0].strip()

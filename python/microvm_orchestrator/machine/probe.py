@@ -7,6 +7,7 @@ stand the hypervisors and `facts.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -52,7 +53,9 @@ async def probe(state_dir: Path) -> Acceleration:
     kept = _read(path)
     if kept is None or kept.boot_id != boot_id():
         kept = _Kept(boot_id=boot_id(), acceleration=await measure())
-        _write(path, kept)
+        # On a disk that is full it is measured again the next time.
+        with contextlib.suppress(OSError):
+            _write(path, kept)
         log.get(__name__).info("acceleration_measured", **kept.acceleration.model_dump())
     found = kept.acceleration
     # Who may open the device can change at any time, and is asked for nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from microvm_orchestrator.service import (
+    doctor,
     groups,
     images,
     journal,
@@ -33,5 +34,6 @@ CALLS: tuple[Call, ...] = (
     *webhooks.CALLS,
     *tokens.CALLS,
     *server.CALLS,
+    *doctor.CALLS,
 )
 BY_NAME: dict[str, Call] = {call.name: call for call in CALLS}

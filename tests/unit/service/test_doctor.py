@@ -1,0 +1,56 @@
+"""What `doctor` tells of a service and its host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from calling import House, house
+from machines import fake_program, publish_no_image
+from microvm_orchestrator.slots import Need
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def examine(here: House) -> tuple[bool, dict[str, dict[str, Any]]]:
+    answer = await here.ask("doctor_run")
+    return answer["healthy"], {check["name"]: check for check in answer["checks"]}
+
+
+async def test_what_a_host_lacks_is_a_warning_and_without_a_qemu_it_is_not_well(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path, machines={"qemu": "no-such-qemu"}) as here:
+        healthy, checks = await examine(here)
+    assert (healthy, checks["qemu"]["state"]) == (False, "failed")
+    assert set(checks) == {
+        *("store", "disk", "clock", "images", "slots", "qemu", "kvm", "memory", "limits"),
+        *("tun", "vhost", "netem", "nft", "libvirt", "nix"),
+    }
+    assert all(check["meaning"] and check["found"] for check in checks.values())
+
+
+async def test_images_are_told_none_whole_or_damaged(tmp_path: Path) -> None:
+    async with house(tmp_path, machines={"qemu": str(fake_program(tmp_path))}) as here:
+        healthy, checks = await examine(here)
+        assert (healthy, checks["images"]["state"]) == (True, "warning")
+        image = publish_no_image(here.service.host.images, "box")
+        _, checks = await examine(here)
+        assert (checks["images"]["state"], checks["images"]["found"]) == ("ok", "box")
+        manifest = image.folder / "manifest.json"
+        manifest.chmod(0o644)
+        manifest.write_bytes(manifest.read_bytes() + b" ")
+        healthy, checks = await examine(here)
+        assert (healthy, checks["images"]["state"]) == (False, "failed")
+        assert image.digest in checks["images"]["found"]
+
+
+async def test_slots_are_told_with_who_waits(tmp_path: Path) -> None:
+    limits = {"count": 4, "memory_mib": 1000, "vcpus": 8}
+    async with house(tmp_path, machines={**limits, "qemu": str(fake_program(tmp_path))}) as here:
+        here.service.host.slots.keep("m_1", Need(100, 2))
+        _, checks = await examine(here)
+    assert checks["slots"]["state"] == "ok"
+    assert checks["slots"]["found"] == (
+        "1 of 4 are busy, with 100 of 1000 MiB and 2 of 8 processors; 0 wait"
+    )
