@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from ipaddress import ip_address
 
 from microvm_orchestrator.network.base import Port
@@ -39,7 +40,11 @@ def arp(by: bytes, hardware: bytes, sender: str, to: bytes = EVERYBODY) -> bytes
 
 def ipv4(to: bytes, by: bytes, source: str, payload: bytes = b"hello") -> bytes:
     size = (20 + len(payload)).to_bytes(2)
-    header = b"\x45\0" + size + bytes(4) + b"\x40\x11\0\0" + packed(source) + packed("10.9.0.3")
+    ends = packed(source) + packed("10.9.0.3")
+    begin = b"\x45\0" + size + bytes(4) + b"\x40\x11"
+    words = struct.unpack("!10H", begin + bytes(2) + ends)
+    checksum = 0xFFFF - sum(words) % 0xFFFF
+    header = begin + checksum.to_bytes(2) + ends
     return ethernet(to, by, 0x0800, header + payload)
 
 

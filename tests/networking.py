@@ -6,20 +6,35 @@ machine's QEMU does with a link, and no more.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import shutil
 import socket
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import subprocess
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from pathlib import Path
 from typing import Protocol
 
 import anyio
+import pytest
 
 from microvm_orchestrator.machine import sockets
 from microvm_orchestrator.machine.base import Link
+from microvm_orchestrator.machine.tap import open_tap
+from microvm_orchestrator.network import filters
 from microvm_orchestrator.network.base import Networks, OnPortEvent, Port
+from microvm_orchestrator.network.kernel import KernelNetworks
 from microvm_orchestrator.network.switch import open_switch, unheard
+
+CLONE_NEWNET = 0x40000000
 
 _numbers = itertools.count(1)
 
@@ -145,8 +160,97 @@ async def switch_stage(folder: Path) -> AsyncGenerator[Stage]:
     yield SwitchStage(folder)
 
 
+class TapEnd:
+    """What a QEMU does with `-netdev tap`."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+
+    async def send(self, frame: bytes) -> None:
+        await anyio.wait_writable(self._fd)
+        os.write(self._fd, frame)
+
+    async def receive(self) -> bytes:
+        await anyio.wait_readable(self._fd)
+        return os.read(self._fd, 1 << 17)
+
+
+class KernelStage:
+    """Links are taps in a network namespace of our own, which goes with its last file."""
+
+    def __init__(self, netns: Path) -> None:
+        self.netns = netns
+        self._owner = new_name("test")
+
+    @asynccontextmanager
+    async def open(
+        self,
+        on_event: OnPortEvent = unheard,  # noqa: ARG002 # nothing happens by itself
+    ) -> AsyncGenerator[Networks]:
+        yield KernelNetworks(netns=self.netns, owner=self._owner)
+
+    @asynccontextmanager
+    async def machine(self, port: Port, link: Link) -> AsyncGenerator[TapEnd]:
+        assert link.mac == port.mac
+        assert link.tap is not None
+        fd = open_tap(link.tap)
+        try:
+            yield TapEnd(fd)
+        finally:
+            os.close(fd)
+
+    def path(self, port: Port) -> Path:
+        return self.netns.with_name(port.machine_id)
+
+    def run(self, *words: str) -> str:
+        """Let a program of this host say what there is."""
+        command = ["nsenter", f"--net={self.netns}", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def own_namespace() -> Generator[Path]:
+    """Give a network namespace that has nothing in it, and is gone when the block is left."""
+
+    def make() -> int:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "no network namespace")
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    # In a thread that ends, so that nobody else is in it.
+    with ThreadPoolExecutor(1) as thread:
+        fd = thread.submit(make).result()
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def why_no_kernel() -> str:
+    """Say why the kernel's networks cannot be tried here; empty when they can."""
+    if os.geteuid():
+        return "only root makes bridges and taps"
+    if not Path("/dev/net/tun").exists():
+        return "this host has no /dev/net/tun"
+    missing = [
+        name for name in ("nft", "nsenter") if shutil.which(name, path=filters.PLACES) is None
+    ]
+    return f"this host has no {' and no '.join(missing)}" if missing else ""
+
+
+@asynccontextmanager
+async def kernel_stage(_: Path) -> AsyncGenerator[KernelStage]:
+    if why := why_no_kernel():
+        pytest.skip(why)
+    with own_namespace() as netns:
+        yield KernelStage(netns)
+
+
 STAGES: dict[str, Callable[[Path], AbstractAsyncContextManager[Stage]]] = {
     "switch": switch_stage,
+    "kernel": kernel_stage,
 }
 
 

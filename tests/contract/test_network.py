@@ -187,11 +187,11 @@ IN_ANOTHER_NAME: dict[str, Frame] = {
         to, frames.mac(me), frames.own_link_local(me), 134, bytes(12)
     ),
     "neither arp nor ip": lambda to, me, _: frames.plain(to, frames.mac(me)),
-    "with a tag": lambda to, me, you: frames.ethernet(
+    "with a tag": lambda to, me, _: frames.ethernet(
         to,
         frames.mac(me),
         0x8100,
-        b"\0\0\x08\0" + frames.ipv4(to, frames.mac(me), own(you, 4))[14:],
+        b"\0\0\x08\0" + frames.ipv4(to, frames.mac(me), own(me, 4))[14:],
     ),
     "too short for ipv4": lambda to, me, _: to + frames.mac(me) + b"\x08\0\x45",
 }

@@ -73,15 +73,26 @@ class Boot:
 
 
 @dataclass(frozen=True, slots=True)
+class Tap:
+    """An interface of this host's kernel that is there before the machine is started."""
+
+    name: str
+    # The file of the network namespace that it is in; the daemon's own where nothing is said.
+    netns: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A network interface, and what the guest sets up on it.
 
-    Its frames go to and from whoever connects to the machine's socket for it; see `Machine.links`.
+    Its frames go to and from its tap; where it has none, whoever connects to the machine's socket
+    for it; see `Machine.links`.
     """
 
     mac: str
     address: str | None = None  # with its prefix: 10.0.0.2/24
     gateway: str | None = None
+    tap: Tap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +218,8 @@ class Machine(Protocol):
     def links(self) -> Sequence[Path]:
         """The unix socket of each link: frames, each behind its length in four bytes.
 
-        One may connect, hang up and connect again at any time; frames of between are lost.
+        One may connect, hang up and connect again at any time; frames of between are lost. A link
+        with a tap has none.
         """
         ...
 

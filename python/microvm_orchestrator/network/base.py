@@ -17,7 +17,14 @@ from ipaddress import IPv4Interface, ip_interface
 from pathlib import Path
 from typing import Protocol
 
+from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Link
+from microvm_orchestrator.model.names import NAME
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise errors.InvalidInput(f"{name!r} is no name of a machine or a network")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,9 @@ class Network:
     network_id: str
     # At most one of each family: "10.80.3.0/24", "fd80:3::/64".
     prefixes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_name(self.network_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,10 @@ class Port:
     # Each with its prefix: "10.80.3.17/24". With none, the machine may say what it likes above
     # Ethernet; with any, it speaks ARP, IPv4 and IPv6 and from these addresses alone.
     addresses: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_name(self.network_id)
+        _check_name(self.machine_id)
 
     @property
     def ipv4(self) -> str | None:

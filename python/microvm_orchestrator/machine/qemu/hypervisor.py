@@ -28,6 +28,7 @@ from microvm_orchestrator.machine.base import (
 from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.handover import Handover
 from microvm_orchestrator.machine.keeper import Keeper
+from microvm_orchestrator.machine.links import netdev
 from microvm_orchestrator.machine.living import identity
 from microvm_orchestrator.machine.probe import Acceleration, choose, probe
 from microvm_orchestrator.machine.process import Resident
@@ -171,11 +172,7 @@ class Qemu(Keeper[QemuMachine]):
         memory: argv.Memory,
         given: Handover,
     ) -> Resident:
-        # QEMU listens, so that a switch which is started anew finds every machine.
-        links = [
-            f"stream,server=on,addr.type=fd,addr.str={given.listen(record.link(number))}"
-            for number in range(len(spec.links))
-        ]
+        links = [netdev(link, record.link(number), given) for number, link in enumerate(spec.links)]
         attached = disks.attach(spec, record.folder, given)
         return launch(self._host, record, spec, accel, how, memory, attached, links, given)
 

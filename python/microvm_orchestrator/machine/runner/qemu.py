@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
 from microvm_orchestrator.machine.base import Accel
+from microvm_orchestrator.machine.links import netdev
 from microvm_orchestrator.machine.qemu.argv import AGENT_PORT, TCG_CPU, word
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.qemu.qmp import Refused
@@ -52,9 +53,8 @@ def words(spec: MachineSpec, accel: Accel, record: Record, given: Handover) -> l
         # A runner asks for KVM, and for a processor that only KVM has. The last word counts.
         added += ["-machine", "accel=tcg", "-cpu", TCG_CPU]
     for number, link in enumerate(spec.links):
-        fd = given.listen(record.link(number))
         name = f"{_OURS}-net{number}"
-        added += ["-netdev", f"stream,id={name},server=on,addr.type=fd,addr.str={fd}"]
+        added += ["-netdev", f"{netdev(link, record.link(number), given)},id={name}"]
         added += ["-device", f"virtio-net-{bus},netdev={name},mac={word(link.mac)}"]
     return added
 

@@ -1,0 +1,213 @@
+"""The network in the kernel: a bridge for each network, and a tap for each port in it.
+
+It needs CAP_NET_ADMIN and the program nft, and costs the daemon nothing while frames pass. What is
+made stays when the daemon ends, and so do the machines' connections; each interface says in its
+alias whose it is and what for, so a fresh daemon finds what is there. An alias is given last: what
+has none was not finished. This host takes no part in the networks. Above stands the daemon; below,
+netlink and nft.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine.base import Link, Tap
+from microvm_orchestrator.machine.tap import within
+from microvm_orchestrator.network import filters, netlink
+from microvm_orchestrator.network.addresses import prefixes
+from microvm_orchestrator.network.base import Network, Port, PortUsage
+from microvm_orchestrator.network.guard import Guard
+from microvm_orchestrator.network.netlink import Interface
+
+T = TypeVar("T")
+
+OWNER = "microvm-orchestrator"
+# What the names of our interfaces begin with; the rest, of fifteen, is a digest.
+_BRIDGE, _TAP = "mvb", "mvt"
+# The kernel keeps no longer alias.
+_MAX_ALIAS = 254
+
+
+class KernelNetworks:
+    """All networks in one network namespace that belong to one owner."""
+
+    def __init__(self, *, netns: Path | None = None, owner: str = OWNER) -> None:
+        """`netns` is the file of a network namespace for nothing else; else the daemon's own.
+
+        In its own, what this host's firewall says about bridges holds for these too.
+        """
+        self._netns = netns
+        self._owner = owner
+        # One verb at a time: each is several steps.
+        self._turn = anyio.Lock()
+
+    async def make(self, network: Network) -> None:
+        prefixes(network)
+        name, alias = self._bridge(network.network_id), self._alias_of(network.network_id)
+        async with self._turn:
+            if not await self._is_free(name, alias):
+                return
+            await filters.load(self._netns, filters.hiding(self._owner, _TAP))
+            if self._netns is not None:
+                await self._do(netlink.unhook)
+            await self._do(lambda: netlink.make_bridge(name))
+            await self._do(lambda: netlink.mark(name, alias))
+
+    async def remove(self, network_id: str) -> None:
+        async with self._turn:
+            await self._remove(network_id)
+
+    async def found(self) -> list[str]:
+        return sorted(await self._networks())
+
+    async def prepare(self, port: Port) -> Link:
+        guard = Guard(port)
+        name, alias = self._tap(port), self._alias_for(port)
+        async with self._turn:
+            if port.network_id not in await self._networks():
+                raise errors.NotFound(f"there is no network {port.network_id}")
+            for other in (await self._ports()).values():
+                if other.network_id == port.network_id:
+                    _check_differs(port, guard, other)
+            if await self._is_free(name, alias):
+                await self._do(lambda: netlink.make_tap(name))
+                await filters.load(self._netns, filters.guarding(name, port))
+                await self._do(lambda: netlink.mark(name, alias))
+        return Link(port.mac, port.ipv4, tap=Tap(name, self._netns))
+
+    async def connect(self, port: Port, link: Path) -> None:  # noqa: ARG002 # it has a tap
+        async with self._turn:
+            await self._find(port)
+            tap, bridge = self._tap(port), self._bridge(port.network_id)
+            await self._do(lambda: netlink.plug(tap, bridge, port.mac))
+
+    async def disconnect(self, port: Port) -> None:
+        async with self._turn:
+            if self._tap(port) in await self._ports():
+                await self._do(lambda: netlink.unplug(self._tap(port)))
+
+    async def release(self, port: Port) -> None:
+        async with self._turn:
+            await self._release(self._tap(port))
+
+    async def usage(self, port: Port) -> PortUsage:
+        async with self._turn:
+            tap = await self._find(port)
+            refused = await filters.refused(self._netns, tap.name)
+        return PortUsage(
+            # What this host sends, the machine receives.
+            rx_packets=tap.tx_packets,
+            rx_bytes=tap.tx_bytes,
+            tx_packets=tap.rx_packets,
+            tx_bytes=tap.rx_bytes,
+            dropped=tap.tx_dropped,
+            refused=refused,
+        )
+
+    async def sweep(self, networks: Collection[str], ports: Collection[Port]) -> list[str]:
+        swept: list[str] = []
+        async with self._turn:
+            for name, port in (await self._ports()).items():
+                if port not in ports and port.network_id in networks:
+                    await self._release(name)
+                    swept.append(f"port of {port.machine_id} in network {port.network_id}")
+            for network_id in await self._networks():
+                if network_id not in networks:
+                    await self._remove(network_id)
+                    swept.append(f"network {network_id}")
+        return swept
+
+    # Steps, within a turn.
+
+    async def _remove(self, network_id: str) -> None:
+        for name, port in (await self._ports()).items():
+            if port.network_id == network_id:
+                await self._release(name)
+        await self._do(lambda: netlink.delete(self._bridge(network_id)))
+        if not await self._networks():
+            await filters.load(self._netns, filters.showing(self._owner))
+
+    async def _release(self, tap: str) -> None:
+        await self._do(lambda: netlink.delete(tap))
+        await filters.load(self._netns, filters.removing(tap))
+
+    async def _find(self, port: Port) -> Interface:
+        tap = await self._do(lambda: netlink.find(self._tap(port)))
+        if tap is None or tap.alias != self._alias_for(port):
+            raise errors.NotFound(
+                f"machine {port.machine_id} has no port in network {port.network_id}"
+            )
+        return tap
+
+    async def _is_free(self, name: str, alias: str) -> bool:
+        """Tell whether an interface is still to be made. Raises: Conflict when it is another's."""
+        there = await self._do(lambda: netlink.find(name))
+        if there is None:
+            return True
+        if there.alias == alias:
+            return False
+        if there.alias:
+            raise errors.Conflict(f"network interface {name} is already there, for {there.alias!r}")
+        await self._do(lambda: netlink.delete(name))
+        return True
+
+    async def _networks(self) -> list[str]:
+        begin = f"{self._owner} network "
+        return [
+            each.alias.removeprefix(begin)
+            for each in await self._do(netlink.interfaces)
+            if each.alias.startswith(begin)
+        ]
+
+    async def _ports(self) -> dict[str, Port]:
+        """Read every port by the name of its tap."""
+        begin = f"{self._owner} port "
+        ports: dict[str, Port] = {}
+        for each in await self._do(netlink.interfaces):
+            if each.alias.startswith(begin):
+                network_id, machine_id, mac, *addresses = each.alias.removeprefix(begin).split()
+                ports[each.name] = Port(network_id, machine_id, mac, tuple(addresses))
+        return ports
+
+    async def _do(self, act: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(lambda: within(self._netns, act))
+
+    # Names.
+
+    def _bridge(self, network_id: str) -> str:
+        return _BRIDGE + _digest(self._owner, network_id)
+
+    def _tap(self, port: Port) -> str:
+        return _TAP + _digest(self._owner, port.network_id, port.machine_id)
+
+    def _alias_of(self, network_id: str) -> str:
+        return f"{self._owner} network {network_id}"
+
+    def _alias_for(self, port: Port) -> str:
+        words = [self._owner, "port", port.network_id, port.machine_id, port.mac, *port.addresses]
+        alias = " ".join(words)
+        if len(alias) > _MAX_ALIAS:
+            raise errors.InvalidInput(
+                f"the names of {port.machine_id} and {port.network_id} are too long together"
+            )
+        return alias
+
+
+def _check_differs(port: Port, guard: Guard, other: Port) -> None:
+    if other.machine_id == port.machine_id and other != port:
+        raise errors.Conflict(
+            f"machine {port.machine_id} has another port in network {port.network_id}"
+        )
+    if other.machine_id != port.machine_id and Guard(other).mac == guard.mac:
+        raise errors.Conflict(f"two machines of network {port.network_id} have MAC {port.mac}")
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
