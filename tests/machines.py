@@ -52,10 +52,15 @@ def new_machine_id() -> str:
     return f"m-{os.getpid()}-{next(_numbers)}"
 
 
-async def built_image() -> Boot:
+async def guest_image() -> Image:
     """The embedded guest."""
     CACHE.mkdir(exist_ok=True)
-    image = await build(ImageSpec(), ImageStore(CACHE / "images"), CACHE / "build")
+    return await build(ImageSpec(), ImageStore(CACHE / "images"), CACHE / "build")
+
+
+async def built_image() -> Boot:
+    """What a machine of the embedded guest starts from."""
+    image = await guest_image()
     manifest = image.manifest
     return Boot(
         digest=image.digest,

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microvm_orchestrator import config, errors, places
-from microvm_orchestrator.images.store import Image, ImageStore
+from microvm_orchestrator.images.runner import bootable
+from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
 from microvm_orchestrator.machine.base import Boot, Change, Disk
+from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.probe import Acceleration
-from microvm_orchestrator.machine.qemu.hypervisor import open_qemu
 from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.machines import Machines
 from microvm_orchestrator.operations import Operations
+from microvm_orchestrator.runner import Runner
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.store.base import Store
 
@@ -53,7 +55,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
     images = ImageStore(state_dir / places.IMAGES)
     slots = Slots(capacity(settings.machines))
 
-    def boot(reference: str) -> Boot:
+    def boot(reference: str) -> Boot | Runner:
         return boot_of(images.get(reference))
 
     # Nothing happens to a machine before there are machines.
@@ -64,8 +66,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         await machines.hear_guest(machine_id, event)
 
     async with AsyncExitStack() as life:
-        qemu = await life.enter_async_context(
-            open_qemu(
+        hypervisor = await life.enter_async_context(
+            open_hypervisor(
                 state_dir,
                 on_change=on_change,
                 on_guest_event=on_guest_event,
@@ -73,7 +75,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 user=_user(settings.machines.user),
             )
         )
-        machines = Machines(store, qemu, slots, boot)
+        machines = Machines(store, hypervisor, slots, boot)
         operations = Operations(store)
         await life.enter_async_context(machines.running())
         await life.enter_async_context(operations.running())
@@ -83,12 +85,14 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             image_cache=state_dir / places.IMAGE_CACHE,
             machines=machines,
             slots=slots,
-            find_acceleration=qemu.acceleration,
+            find_acceleration=hypervisor.acceleration,
         )
 
 
-def boot_of(image: Image) -> Boot:
-    """Tell what a machine of an image starts from."""
+def boot_of(image: AnyImage) -> Boot | Runner:
+    """Tell what a machine of an image starts from. It reads files. Raises: ImageDamaged."""
+    if isinstance(image, RunnerImage):
+        return bootable(image)
     manifest = image.manifest
     return Boot(
         digest=image.digest,

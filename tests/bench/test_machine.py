@@ -14,8 +14,8 @@ import pytest
 
 from bare_qemu import booting
 from bench.figures import cpu_of, median_ms, own_cpu_s, tell
-from machines import CACHE, Rig, built_image, like, new_machine_id, qemu_rig
-from microvm_orchestrator.images.store import Image, ImageStore
+from machines import Rig, built_image, guest_image, like, new_machine_id, qemu_rig
+from microvm_orchestrator.images.store import Image
 from microvm_orchestrator.machine.base import Boot, MachineSpec, Snapshot
 from microvm_orchestrator.machine.pool import find_or_make_template, open_pool
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu
@@ -58,8 +58,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Rig:
 
 
 @pytest.fixture(scope="module")
-def image(boot: Boot) -> Image:
-    return ImageStore(CACHE / "images").get(boot.digest)
+async def image() -> Image:
+    return await guest_image()
 
 
 def median(costs: list[Cost]) -> Cost:

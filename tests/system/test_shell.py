@@ -17,8 +17,7 @@ from anyio.abc import ByteStream
 from bare_qemu import Bare, booting
 from contract.test_shell import *  # noqa: F403
 from guests import Guest
-from machines import CACHE, built_image
-from microvm_orchestrator.images.store import ImageStore
+from machines import guest_image
 from microvm_orchestrator.machine.shell import Command
 
 _numbers = itertools.count()
@@ -26,7 +25,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 async def machine(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Bare]:
-    image = ImageStore(CACHE / "images").get((await built_image()).digest)
+    image = await guest_image()
     async with booting(tmp_path_factory.mktemp("machine"), image, memory_mib=512) as machine:
         yield machine
 

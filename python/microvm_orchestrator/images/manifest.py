@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from microvm_orchestrator import errors
 
@@ -68,10 +68,19 @@ class Agent(_Part):
     port: str
 
 
-class Manifest(_Part):
+class _Document(_Part):
     """The document in an image's folder."""
 
     format: Literal[1] = FORMAT
+
+    def written(self) -> bytes:
+        """Write it in the one form that has its digest."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+
+
+class Manifest(_Document):
+    """An image that we have built."""
+
     kind: Literal["embedded"] = "embedded"
     architecture: str
     kernel_release: str
@@ -89,18 +98,32 @@ class Manifest(_Part):
     def size(self) -> int:
         return sum(file.bytes for file in self.files())
 
-    def written(self) -> bytes:
-        """Write it in the one form that has its digest."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+
+class RunnerManifest(_Document):
+    """An image that is a runner directory somewhere else; nothing of it is copied."""
+
+    kind: Literal["runner"] = "runner"
+    architecture: str
+    hypervisor: str
+    path: str
+    # Over all that stands in the directory.
+    runner: Sha256
+    # What the guest has, where that can be told.
+    memory_mib: int | None
+    vcpus: int | None
+
+
+AnyManifest = Annotated[Manifest | RunnerManifest, Field(discriminator="kind")]
+_MANIFESTS: TypeAdapter[Manifest | RunnerManifest] = TypeAdapter(AnyManifest)
 
 
 def digest_of(written: bytes) -> str:
     return hashlib.sha256(written).hexdigest()
 
 
-def read_manifest(written: bytes) -> Manifest:
+def read_manifest(written: bytes) -> Manifest | RunnerManifest:
     """Raises: ImageDamaged when it is none, or one of another release that we cannot read."""
     try:
-        return Manifest.model_validate_json(written)
+        return _MANIFESTS.validate_json(written)
     except ValidationError as error:
         raise errors.ImageDamaged(f"the manifest of an image cannot be read: {error}") from error

@@ -15,18 +15,19 @@ import errno
 import hashlib
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, overload
 
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, runner
 from microvm_orchestrator.images.files import remove_abandoned, sync
 from microvm_orchestrator.images.manifest import (
     MANIFEST,
     MAX_MANIFEST,
     Inputs,
     Manifest,
+    RunnerManifest,
     StoredFile,
     digest_of,
     read_manifest,
@@ -55,6 +56,20 @@ class Image:
         return self.folder / file.file
 
 
+@dataclass(frozen=True, slots=True)
+class RunnerImage:
+    """A runner directory that is known here, and the names that point at it."""
+
+    digest: str
+    folder: Path
+    manifest: RunnerManifest
+    names: tuple[str, ...]
+
+
+AnyImage = Image | RunnerImage
+_Kind = TypeVar("_Kind", Image, RunnerImage)
+
+
 def check_name(name: str) -> str:
     """Raises: InvalidInput when it is no name for an image, or could be taken for a digest."""
     if not _NAME.fullmatch(name) or _DIGEST.fullmatch(name):
@@ -72,10 +87,10 @@ class ImageStore:
         self.folder = folder
         self._names = folder / "names"
 
-    def list(self) -> list[Image]:
+    def list(self) -> list[AnyImage]:
         """Give every whole image, those with a name first, in the order of the names."""
         names = self._read_names()
-        found: list[Image] = []
+        found: list[AnyImage] = []
         for digest in self._digests():
             # It went while we looked, or `damaged` tells.
             with contextlib.suppress(errors.NotFound, errors.ImageDamaged):
@@ -94,7 +109,7 @@ class ImageStore:
                 continue
         return found
 
-    def get(self, reference: str) -> Image:
+    def get(self, reference: str) -> AnyImage:
         """Find an image by a name or its whole digest.
 
         Raises: NotFound, ImageDamaged.
@@ -104,17 +119,20 @@ class ImageStore:
 
     def find_made_of(self, inputs: Inputs) -> Image | None:
         """Find an image that was made of just these things."""
-        return next((image for image in self.list() if image.manifest.inputs == inputs), None)
+        images = (image for image in self.list() if isinstance(image, Image))
+        return next((image for image in images if image.manifest.inputs == inputs), None)
 
-    def verify(self, image: Image) -> list[str]:
+    def verify(self, image: AnyImage) -> list[str]:
         """Name the files that are not what they were when the image was made."""
+        if isinstance(image, RunnerImage):
+            return [] if _is_unchanged(image.manifest) else [image.manifest.path]
         return [
             file.file
             for file in image.manifest.files()
             if _digest_of_file(image.path(file)) != file.sha256
         ]
 
-    def name(self, image: Image, name: str) -> Image:
+    def name(self, image: _Kind, name: str) -> _Kind:
         """Let a name point at an image, and no longer at another.
 
         Raises: InvalidInput.
@@ -125,7 +143,7 @@ class ImageStore:
             link.symlink_to(f"../{image.digest}")
             link.replace(self._names / check_name(name))
         sync(self._names)
-        return self._open(image.digest, self._read_names())
+        return replace(image, names=_pointing(self._read_names(), image.digest))
 
     def remove(self, reference: str) -> str:
         """Remove an image, a damaged one too, with its names; return its digest.
@@ -151,7 +169,11 @@ class ImageStore:
         with TemporaryDirectory(dir=self.folder, prefix=_NEW) as folder:
             yield Path(folder)
 
-    def publish(self, folder: Path, manifest: Manifest) -> Image:
+    @overload
+    def publish(self, folder: Path, manifest: Manifest) -> Image: ...
+    @overload
+    def publish(self, folder: Path, manifest: RunnerManifest) -> RunnerImage: ...
+    def publish(self, folder: Path, manifest: Manifest | RunnerManifest) -> AnyImage:
         """Make an image of a folder that holds the manifest's files and nothing else."""
         written = manifest.written()
         (folder / MANIFEST).write_bytes(written)
@@ -199,7 +221,7 @@ class ImageStore:
                     names[path.name] = path.readlink().name
         return names
 
-    def _open(self, digest: str, names: dict[str, str]) -> Image:
+    def _open(self, digest: str, names: dict[str, str]) -> AnyImage:
         folder = self.folder / digest
         try:
             with (folder / MANIFEST).open("rb") as file:
@@ -208,8 +230,21 @@ class ImageStore:
             raise errors.NotFound(f"there is no image {digest}", hint=_LIST) from error
         if digest_of(written) != digest:
             raise errors.ImageDamaged(f"the manifest of image {digest} has been changed")
-        pointing = tuple(sorted(name for name, target in names.items() if target == digest))
-        return Image(digest, folder, read_manifest(written), pointing)
+        manifest, pointing = read_manifest(written), _pointing(names, digest)
+        if isinstance(manifest, RunnerManifest):
+            return RunnerImage(digest, folder, manifest, pointing)
+        return Image(digest, folder, manifest, pointing)
+
+
+def _pointing(names: dict[str, str], digest: str) -> tuple[str, ...]:
+    return tuple(sorted(name for name, target in names.items() if target == digest))
+
+
+def _is_unchanged(manifest: RunnerManifest) -> bool:
+    try:
+        return runner.read(Path(manifest.path)).digest == manifest.runner
+    except errors.InvalidInput:  # it is gone, or is no runner any more
+        return False
 
 
 def _digest_in(names: dict[str, str], reference: str) -> str:

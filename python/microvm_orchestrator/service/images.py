@@ -15,10 +15,10 @@ from pydantic import Field, JsonValue
 from microvm_orchestrator import errors
 from microvm_orchestrator.images.build import ImageSpec, build
 from microvm_orchestrator.images.progress import Progress, Stage
-from microvm_orchestrator.images.store import Image, check_name
+from microvm_orchestrator.images.store import AnyImage, Image, RunnerImage, check_name
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.operation import Operation
-from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
 from microvm_orchestrator.service.service import Service, actor
@@ -66,9 +66,10 @@ class ImageInfo(Answer):
     names: list[str]
     kind: str
     architecture: str
-    kernel_release: str
+    kernel_release: str | None = Field(description="null for a runner, whose guest we do not know")
     size_mib: float
     packages: dict[str, str] = Field(description="what it was made of, each with its version")
+    runner: str | None = Field(default=None, description="the runner directory, if it is one")
 
 
 class ImageList(Answer):
@@ -182,23 +183,26 @@ async def image_remove(service: Service, caller: Caller, request: ImageRef) -> I
     by = actor(caller, "image_remove")
     images = service.host.images
     digest = await _digest(service, request.image)
-    users = [
-        m.name or m.machine_id
-        for m in await service.host.machines.visible(SYSTEM)
-        if m.image == digest
-    ]
-    users += [
-        s.snapshot_id for s in await service.host.machines.snapshots(SYSTEM) if s.image == digest
-    ]
-    if users:
+    count = len(await _users(service, digest, SYSTEM))
+    if count:
+        # What the caller does not see is counted, not named.
+        told = (await _users(service, digest, by))[:8]
+        others = count - len(told)
+        named = ", ".join([*told, *([f"{others} others"] if others else [])])
         raise errors.StateForbids(
-            f"image {request.image} is needed by {', '.join(users[:8])}"
-            + (f" and {len(users) - 8} more" if len(users) > 8 else ""),
-            hint="delete these first",
+            f"image {request.image} is needed by {named}", hint="delete these first"
         )
     await anyio.to_thread.run_sync(images.remove, request.image)
     await service.store.note(by, digest, "ok")
     return ImageRemoved(digest=digest)
+
+
+async def _users(service: Service, digest: str, by: Actor) -> list[str]:
+    """Name the machines and snapshots that need an image, as far as `by` sees them."""
+    machines = await service.host.machines.visible(by)
+    snapshots = await service.host.machines.snapshots(by)
+    named = [machine.name or machine.machine_id for machine in machines if machine.image == digest]
+    return named + [each.snapshot_id for each in snapshots if each.image == digest]
 
 
 async def _digest(service: Service, reference: str) -> str:
@@ -209,7 +213,18 @@ async def _digest(service: Service, reference: str) -> str:
         return reference
 
 
-def _info(image: Image) -> ImageInfo:
+def _info(image: AnyImage) -> ImageInfo:
+    if isinstance(image, RunnerImage):
+        return ImageInfo(
+            digest=image.digest,
+            names=list(image.names),
+            kind=image.manifest.kind,
+            architecture=image.manifest.architecture,
+            kernel_release=None,
+            size_mib=0.0,
+            packages={},
+            runner=image.manifest.path,
+        )
     manifest = image.manifest
     return ImageInfo(
         digest=image.digest,
