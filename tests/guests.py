@@ -1,8 +1,8 @@
-"""Guests to talk to: the real agent, as a process of this host, behind each kind of transport.
+"""Guests to talk to: the real agent behind each kind of transport, and a real SSH server.
 
-A transport that can carry the contract of `Shell` adds itself to `GUESTS`; a booted machine does so
-where it can be booted. `connect` may be called again at any time: that is a daemon that was
-restarted. What the agent's commands see is this host, so a test leaves nothing behind.
+Both are processes of this host. What can carry the contract of `Shell` adds itself to `GUESTS`; a
+booted machine does so where it can be booted. `connect` may be called again at any time: that is a
+daemon that was restarted. What their commands see is this host, so a test leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import anyio
 from anyio.abc import ByteStream, UNIXSocketStream
@@ -23,10 +24,12 @@ from anyio.abc import ByteStream, UNIXSocketStream
 from descriptor_stream import DescriptorStream
 from microvm_orchestrator.machine.channel import open_shell
 from microvm_orchestrator.machine.shell import Shell
+from microvm_orchestrator.machine.ssh import Login, open_ssh
+from sshd import set_up_sshd
 
 AGENT = Path(__file__).parents[1] / "guest" / "agent" / "main.py"
 # Generous: they only decide how long a broken test takes to say so.
-START_S = 10.0
+START_S = 30.0
 STOP_S = 5.0
 
 
@@ -37,6 +40,8 @@ class Guest:
     connect: Callable[[], AbstractAsyncContextManager[ByteStream]]
     # For a test to write to, on the guest's side.
     folder: Path
+    # The verbs that its way in does not offer.
+    lacks: ClassVar[frozenset[str]] = frozenset()
 
     @asynccontextmanager
     async def shell(self) -> AsyncGenerator[Shell]:
@@ -54,6 +59,29 @@ class LocalGuest(Guest):
         """Return the most memory that the agent ever had."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0])
+
+
+@dataclass(frozen=True, slots=True)
+class SshGuest(Guest):
+    """An image that is not ours."""
+
+    login: Login
+    lacks: ClassVar[frozenset[str]] = frozenset({"attach", "fresh"})
+
+    @asynccontextmanager
+    async def shell(self) -> AsyncGenerator[Shell]:
+        async with (
+            self.connect() as transport,
+            open_ssh(transport, self.login, greeting_s=START_S) as shell,
+        ):
+            yield shell
+
+
+@asynccontextmanager
+async def behind_sshd(folder: Path) -> AsyncGenerator[SshGuest]:
+    """Set up a server; each host is a connection of its own, to a process of its own."""
+    server = set_up_sshd(folder / "sshd")
+    yield SshGuest(server.connect, _inside(folder), server.login)
 
 
 @asynccontextmanager
@@ -114,9 +142,13 @@ async def on_socketpair(*options: str) -> AsyncGenerator[tuple[Shell, subprocess
         process.wait(STOP_S)
 
 
-GUESTS: dict[str, Callable[[Path], AbstractAsyncContextManager[LocalGuest]]] = {
+AGENTS: dict[str, Callable[[Path], AbstractAsyncContextManager[LocalGuest]]] = {
     "socket": behind_socket,
     "device": behind_device,
+}
+GUESTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Guest]]] = {
+    **AGENTS,
+    "ssh": behind_sshd,
 }
 
 

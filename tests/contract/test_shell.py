@@ -33,6 +33,11 @@ SOON_S = 30.0
 @pytest.fixture(params=GUESTS)
 async def guest(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Guest]:
     async with GUESTS[request.param](tmp_path) as guest:
+        marker = request.node.get_closest_marker("needs")
+        if marker and guest.lacks.issuperset(marker.args):
+            # What a way in does not offer it must refuse, and by that name.
+            refused = pytest.mark.xfail(raises=errors.NotOffered, strict=True)
+            request.applymarker(refused)
         yield guest
 
 
@@ -201,6 +206,7 @@ async def test_a_cancelled_call_ends_the_command(shell: Shell, guest: Guest) -> 
     assert await gone(shell, int(pid))
 
 
+@pytest.mark.needs("attach")
 async def test_a_kept_command_goes_on_and_is_followed_again(shell: Shell) -> None:
     async with shell.stream(
         sh("echo one; read line; echo $line; exit 5"), exec_id="kept", keep=True
@@ -220,6 +226,7 @@ async def test_a_kept_command_goes_on_and_is_followed_again(shell: Shell) -> Non
             pass
 
 
+@pytest.mark.needs("attach")
 async def test_an_id_is_started_once(shell: Shell) -> None:
     async with shell.stream(sh("exit 1"), exec_id="once", keep=True) as process:
         await process.wait()
@@ -229,6 +236,7 @@ async def test_an_id_is_started_once(shell: Shell) -> None:
         assert await process.wait() == Exit(1)
 
 
+@pytest.mark.needs("attach")
 async def test_only_one_follows_a_command_at_a_time(shell: Shell) -> None:
     async with shell.stream(sh("sleep 1000"), exec_id="one"):
         with pytest.raises(errors.Unavailable):
@@ -236,6 +244,7 @@ async def test_only_one_follows_a_command_at_a_time(shell: Shell) -> None:
                 pass
 
 
+@pytest.mark.needs("attach")
 async def test_what_was_said_to_a_lost_connection_is_said_again_from_any_offset(
     guest: Guest,
 ) -> None:
@@ -501,12 +510,13 @@ print(sum(map(len, iter(lambda: one.recv(4096), b""))))
     assert ran.stdout == b"700000\n"
 
 
-async def test_a_guest_says_who_it_is_and_what_it_uses(shell: Shell) -> None:
+async def test_a_guest_says_who_it_is_and_what_it_uses(shell: Shell, guest: Guest) -> None:
     usage = await shell.usage()
     assert usage.memory_total_kib > usage.memory_available_kib > 0
     assert usage.pids > 1
     assert usage.cpu_busy_s > 0
     boot_id = await shell.exec(Command(["cat", "/proc/sys/kernel/random/boot_id"]))
     assert shell.guest.boot_id == boot_id.stdout.decode().strip()
-    assert {"exec", "put", "fresh"} <= shell.guest.verbs
+    assert {"exec", "put", "fresh", "attach"} - guest.lacks <= shell.guest.verbs
+    assert not guest.lacks & shell.guest.verbs
     assert 0 < await shell.ping() < SOON_S

@@ -16,7 +16,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from guests import GUESTS, Guest, LocalGuest, behind_device, behind_socket, on_socketpair
+from guests import AGENTS, Guest, LocalGuest, behind_device, behind_socket, on_socketpair
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import wire
 from microvm_orchestrator.machine.channel.link import Link
@@ -222,13 +222,13 @@ async def test_a_socket_that_the_agent_listens_on_takes_no_files_place(
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize("kind", GUESTS)
+@pytest.mark.parametrize("kind", AGENTS)
 async def test_a_guest_that_is_shut_down_ends_its_commands_and_says_so(
     tmp_path: Path, kind: str
 ) -> None:
     ending = "trap 'echo ending; exit 4' TERM; echo; while :; do sleep 0.01; done"
     with anyio.fail_after(SOON_S):
-        async with GUESTS[kind](tmp_path) as guest:
+        async with AGENTS[kind](tmp_path) as guest:
             async with guest.shell() as shell, shell.stream(sh(ending)) as process:
                 await anext(aiter(process))
                 await shell.shutdown(reboot=True)

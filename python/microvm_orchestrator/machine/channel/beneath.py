@@ -9,6 +9,7 @@ runs in a worker thread.
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ _MAX_NAME = 255
 _MAX_DEPTH = 65
 _MODE = 0o755
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -59,6 +61,18 @@ class Arrival:
     def finish(self) -> None:
         if self._left:
             raise wire.Broken("less of a file than it announced")
+
+    def reopen(self, path: bytes) -> int:
+        """Open a file that has arrived, for reading. Raises: wire.Broken where there is none."""
+        parts = _parts(path)
+        try:
+            file = os.open(parts[-1], _FILE, dir_fd=self._enter(parts[:-1]))
+        except OSError as error:
+            raise wire.Broken(f"another name of what is not there: {path[:200]!r}") from error
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise wire.Broken(f"another name of what is no file: {path[:200]!r}")
+        return file
 
     def _begin(self, fields: wire.Fields) -> None:
         self.finish()

@@ -187,7 +187,7 @@ async def run(
                         pass  # whoever reads meets it too
 
                 async with beside(*([feed] if stdin else [])):
-                    return await _collect(process, output_cap)
+                    return await collect(process, output_cap)
     except TimeoutError:
         raise errors.UnknownOutcome(
             f"the guest did not say within {limit_s:g} s what became of the command {exec_id}",
@@ -210,7 +210,7 @@ def checked_id(exec_id: str) -> str:
     return exec_id
 
 
-async def _collect(process: Process, cap: int) -> Finished:
+async def collect(process: Process, cap: int) -> Finished:
     kept = {Channel.STDOUT: bytearray(), Channel.STDERR: bytearray()}
     truncated = False
     async for output in process:

@@ -32,14 +32,14 @@ _PIECES = 16
 _MAX_SKIPS = 16
 
 # An entry, or a piece of the file before it.
-_Piece: TypeAlias = dict[str, int | bytes | list[bytes]] | bytes
+Piece: TypeAlias = dict[str, int | bytes | list[bytes]] | bytes
 
 
 async def put(link: Link, source: Path, path: str, user: str | None) -> None:
     """Copy a folder of the host into the guest."""
     owner = {} if user is None else {"user": os.fsencode(user)}
     request = {"verb": b"put_tree", "path": os.fsencode(path), **owner}
-    pieces = _read_tree(os.fsencode(source), b"")
+    pieces = read_tree(os.fsencode(source), b"")
     try:
         async with opened(link, request) as stream:
             with suppress(Over):  # the answer says why
@@ -73,7 +73,7 @@ async def get(link: Link, path: str, into: Path, limits: TreeLimits) -> Fetched:
         raise errors.Unavailable(f"{into} cannot be written: {error}") from error
 
 
-async def _send(stream: Stream, pieces: Iterator[_Piece]) -> None:
+async def _send(stream: Stream, pieces: Iterator[Piece]) -> None:
     while some := await anyio.to_thread.run_sync(lambda: list(islice(pieces, _PIECES))):
         for piece in some:
             if isinstance(piece, bytes):
@@ -96,7 +96,7 @@ async def _receive(stream: Stream, arrival: Arrival) -> Fetched:
     return Fetched(arrival.files, arrival.folders, arrival.size, skipped, names)
 
 
-def _read_tree(folder: bytes, below: bytes) -> Iterator[_Piece]:
+def read_tree(folder: bytes, below: bytes) -> Iterator[Piece]:
     """Give every folder and file below a folder of this host; links and the like are left out."""
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
@@ -105,12 +105,12 @@ def _read_tree(folder: bytes, below: bytes) -> Iterator[_Piece]:
         if entry.is_dir(follow_symlinks=False):
             mode = entry.stat(follow_symlinks=False).st_mode & 0o777
             yield {"type": b"folder", "path": path, "mode": mode}
-            yield from _read_tree(entry.path, path + b"/")
+            yield from read_tree(entry.path, path + b"/")
         elif entry.is_file(follow_symlinks=False):
             yield from _read_file(entry.path, path)
 
 
-def _read_file(file: bytes, path: bytes) -> Iterator[_Piece]:
+def _read_file(file: bytes, path: bytes) -> Iterator[Piece]:
     fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)

@@ -1,0 +1,83 @@
+"""A real OpenSSH server, as processes of this host: one for each connection, on a socketpair.
+
+It has keys and a configuration of its own and listens nowhere. Its commands see this host, as the
+user who runs the tests.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import subprocess
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from anyio.abc import ByteStream, UNIXSocketStream
+
+from microvm_orchestrator.machine.ssh import Login, MachineKeys, keep_keys
+
+SSHD = "/usr/sbin/sshd"
+# Where a server of root's wants an empty folder, which its service makes where there is one.
+_EMPTY = Path("/run/sshd")
+STOP_S = 10.0
+
+_CONFIG = """
+HostKey {folder}/keys/host
+AuthorizedKeysFile {folder}/authorized
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+PidFile none
+PrintMotd no
+LogLevel ERROR
+{more}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sshd:
+    """A server that is set up, and the processes of its connections."""
+
+    folder: Path
+    keys: MachineKeys
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
+
+    @property
+    def login(self) -> Login:
+        return Login(getpass.getuser(), self.keys.client, (self.keys.host.public,))
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncGenerator[ByteStream]:
+        ours, theirs = socket.socketpair()
+        with theirs, (self.folder / "log").open("ab") as log:
+            words = [SSHD, "-i", "-e", "-f", str(self.folder / "config")]
+            process = subprocess.Popen(  # noqa: ASYNC220
+                words,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        try:
+            async with await UNIXSocketStream.from_socket(ours) as stream:
+                yield stream
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(process.wait, STOP_S)
+
+
+def set_up_sshd(folder: Path, more: str = "") -> Sshd:
+    """Write keys and configuration of a server."""
+    if os.geteuid() == 0:
+        _EMPTY.mkdir(mode=0o755, exist_ok=True)
+    folder.mkdir()
+    keys = keep_keys(folder / "keys", "test")
+    (folder / "authorized").write_text(keys.client.public + "\n")
+    (folder / "config").write_text(_CONFIG.format(folder=folder, more=more))
+    return Sshd(folder, keys)
