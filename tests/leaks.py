@@ -7,6 +7,7 @@ end, by waiting for it, and are killed once they were reported, so that one leak
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -79,12 +80,10 @@ class Before:
         return found
 
     def _find_threads(self, deadline: float) -> list[str]:
-        # A loop's own threads end with the loop, which a fixture of the session keeps.
-        new = [
-            thread
-            for thread in threading.enumerate()
-            if thread not in self.threads and not thread.name.startswith("asyncio_")
-        ]
+        new = set(threading.enumerate()) - self.threads
+        # A look at all objects takes a moment, and there is seldom a reason for it.
+        if any(thread.name.startswith("asyncio_") for thread in new):
+            new -= _of_open_loops()
         for thread in new:
             thread.join(max(0.0, deadline - time.monotonic()))
         return [f"thread {thread.name}" for thread in new if thread.is_alive()]
@@ -95,6 +94,20 @@ def _children() -> set[int]:
     for listing in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(FileNotFoundError):  # that thread has just ended
             found.update(int(pid) for pid in listing.read_text().split())
+    return found
+
+
+def _of_open_loops() -> set[threading.Thread]:
+    """Return the threads that loops look up names in; they end with their loop.
+
+    A fixture of the session keeps one loop for all tests. One that a test has left open has files.
+    """
+    found: set[threading.Thread] = set()
+    for loop in gc.get_objects():
+        # Not `isinstance`, which asks objects that stand for others what they are.
+        if issubclass(type(loop), asyncio.BaseEventLoop) and not loop.is_closed():
+            executor = getattr(loop, "_default_executor", None)
+            found.update(getattr(executor, "_threads", ()))
     return found
 
 

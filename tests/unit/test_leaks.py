@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import leaks
@@ -46,6 +48,30 @@ def test_a_running_thread_is_named(scratch: Path) -> None:
     assert before.find(grace_s=0.01) == ["thread forgotten"]
     go_on.set()
     thread.join()
+    assert before.find() == []
+
+
+def test_a_thread_of_a_loops_own_is_no_leak_as_long_as_the_loop_is_open(scratch: Path) -> None:
+    go_on = threading.Event()
+    loop = asyncio.new_event_loop()
+    before = leaks.Before.take(scratch)
+    waiting = loop.run_in_executor(None, go_on.wait)
+    assert before.find(grace_s=0.01) == []
+    waiting.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert before.find(grace_s=0.01) == ["thread asyncio_0"]
+    go_on.set()
+    assert before.find() == []
+
+
+def test_a_thread_is_not_taken_for_one_of_a_loop_by_its_name(scratch: Path) -> None:
+    before = leaks.Before.take(scratch)
+    go_on = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="asyncio") as executor:
+        executor.submit(go_on.wait)
+        assert before.find(grace_s=0.01) == ["thread asyncio_0"]
+        go_on.set()
     assert before.find() == []
 
 
