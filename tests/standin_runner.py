@@ -86,13 +86,18 @@ def qemu_command(boot: Boot, kernel_words: str, *, memory_mib: int, vcpus: int) 
         "-cpu", "host,+x2apic,-sgx",
         "-device", "i8042",
         "-append", f"earlyprintk=ttyS0 console=ttyS0 reboot=t panic=-1 {kernel_words}",
+        "-drive", f"id=store,format=raw,read-only=on,file={root.path},if=none,aio=io_uring",
+        "-device", "virtio-blk-device,drive=store",
         "-nographic",
         "-sandbox", "on",
         "-qmp", f"unix:{NAME}.sock,server,nowait",
-        "-drive", f"id=store,format=raw,read-only=on,file={root.path},if=none,aio=io_uring",
-        "-device", "virtio-blk-device,drive=store",
     ]
     # fmt: on
+
+
+def kernel_words(spec: MachineSpec, tsc_khz: int) -> str:
+    """Write what a guest's configuration says in `boot.kernelParams` for an emulated processor."""
+    return f"{spec.parts.cmdline} nokaslr tsc_early_khz={tsc_khz} tsc=reliable".strip()
 
 
 def foreign_command(*words: str) -> list[str]:
@@ -104,8 +109,7 @@ def runner_rig(state_dir: Path, image: Boot, tsc_khz: int) -> Rig:
     """Machines that a runner's script starts on a real QEMU."""
 
     def runner(spec: MachineSpec) -> Runner:
-        # Under emulation a guest's configuration says this in `boot.kernelParams`.
-        words = f"{spec.parts.cmdline} nokaslr tsc_early_khz={tsc_khz} tsc=reliable"
+        words = kernel_words(spec, tsc_khz)
         command = qemu_command(spec.parts, words, memory_mib=spec.memory_mib, vcpus=spec.vcpus)
         return read(make(state_dir / "runners" / spec.machine_id, Wanted(command=command)))
 

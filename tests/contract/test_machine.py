@@ -1,8 +1,9 @@
 """What every way to run machines does.
 
 On a real QEMU, on the one that only looks so, and on runner directories: one whose script becomes a
-real QEMU, and one that becomes a hypervisor of which we use less. What a way does not offer is
-declared by its rig, and refused.
+real QEMU, and one that becomes a hypervisor of which we use less; and where NIX_SOURCES names the
+sources, on one that the real microvm.nix made. What a way does not offer is declared by its rig,
+and refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Protocol
 import anyio
 import pytest
 
+import nix_runner
 from machines import (
     LONG_S,
     Rig,
@@ -57,7 +59,16 @@ async def tsc_khz(tmp_path_factory: pytest.TempPathFactory) -> int:
     return (await probe(tmp_path_factory.mktemp("probe"))).tsc_khz or 0
 
 
-@pytest.fixture(scope="session", params=["fake", "qemu", "foreign-runner", "runner"])
+WAYS = [
+    "fake",
+    "qemu",
+    "foreign-runner",
+    "runner",
+    *(["nix-runner"] if nix_runner.wanted() else []),
+]
+
+
+@pytest.fixture(scope="session", params=WAYS)
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "fake":
@@ -67,7 +78,12 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     image = request.getfixturevalue("image")
     if request.param == "qemu":
         return qemu_rig(folder, image)
-    return runner_rig(folder, image, request.getfixturevalue("tsc_khz"))
+    khz = request.getfixturevalue("tsc_khz")
+    if request.param == "runner":
+        return runner_rig(folder, image, khz)
+    if why := nix_runner.why_not():
+        pytest.skip(why)
+    return nix_runner.nix_rig(folder, image, khz)
 
 
 @pytest.fixture(scope="session")
