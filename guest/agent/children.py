@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 class Children:
     """Who has to be told when a child ends."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, group: str = "") -> None:
+        # The control group that commands are in, if there is one.
+        self.group = group
         self._engine = engine
         self._children: dict[int, tuple[int, Callable[[int], None]]] = {}
         if os.getpid() == 1:

@@ -75,6 +75,7 @@ class Job:
             user=wire.blob(fields, "user", 256, b""),
             terminal=terminal,
             stdin=bool(wire.integer(fields, "stdin", 0, 1, 1)),
+            group=children.group,
         )
         self.pid, self._stdin, self._terminal = started.pid, started.stdin, terminal is not None
         self._error, self._sources = started.error, started.outputs

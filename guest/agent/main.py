@@ -1,6 +1,6 @@
 """The agent of a guest: started with where the host comes in, ends with the guest.
 
-    python3 -I -S main.pyc port:ctl [power=sysrq] [hook=PROGRAM] [disk=/] [look=10]
+    python3 -I -S main.pyc port:ctl [power=sysrq] [hook=PROGRAM] [disk=/] [look=10] [group=FOLDER]
 
 It must be there a moment after the kernel is, under emulation too. So what stands here at the top
 is all that is loaded before it answers; a verb brings its own module when it is first asked for.
@@ -47,7 +47,7 @@ class Agent:
         self.engine = Engine()
         self.options = options
         self.hook = options.get("hook", "").encode()
-        self.children = Children(self.engine)
+        self.children = Children(self.engine, options.get("group", ""))
         self.jobs = Jobs(self.engine, self.children)
         self.link = Link(self.engine, self.find_opener, self.hello)
         self.link.on_forget = self.jobs.forget
@@ -114,7 +114,7 @@ class Agent:
         from watch import Watch
 
         disk, look_s = self.options.get("disk", "/"), float(self.options.get("look", "10"))
-        watch = Watch(self.engine, self.link, disk, look_s)
+        watch = Watch(self.engine, self.link, disk, look_s, self.children.group)
         self.jobs.on_killed = watch.look_at_memory
 
 

@@ -88,6 +88,7 @@ def start(
     user: bytes,
     terminal: Terminal | None,
     stdin: bool,
+    group: str = "",
 ) -> Started:
     """Start a program. Raises Refused for a user that there is not, OSError when out of means."""
     who = find_user(user)
@@ -113,7 +114,14 @@ def start(
         pid = os.fork()
         if not pid:
             _become(
-                argv, environment, cwd, who, ends, error_write, on_terminal=terminal is not None
+                argv,
+                environment,
+                cwd,
+                who,
+                ends,
+                error_write,
+                on_terminal=terminal is not None,
+                group=group,
             )
         handle = os.pidfd_open(pid)
     except BaseException:
@@ -194,6 +202,7 @@ def _become(
     error: int,
     *,
     on_terminal: bool,
+    group: str,
 ) -> NoReturn:
     """Turn the forked child into the program; say on `error` why that failed."""
     stage = b"prepare"
@@ -204,6 +213,9 @@ def _become(
 
         for ignored in _IGNORED_BY_PYTHON:
             signal(ignored, SIG_DFL)
+        if group:
+            with open(group + "/cgroup.procs", "wb", buffering=0) as processes:
+                processes.write(b"0")
         os.setsid()
         if on_terminal:
             import fcntl

@@ -1,4 +1,4 @@
-"""What happens in the guest unasked: out of memory, out of disk. Told once for each time."""
+"""What happens in the guest unasked: out of memory, disk or processes. Told once for each time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _ROOM = 0.03
 class Watch:
     """Looks now and then at what the kernel counts."""
 
-    def __init__(self, engine: Engine, link: Link, disk: str, look_s: float) -> None:
+    def __init__(self, engine: Engine, link: Link, disk: str, look_s: float, group: str) -> None:
         self.engine = engine
         self.link = link
         self.disk = disk
         self.look_s = look_s
+        self.group = group
         self.full = False
         self.oom_kills = self._oom_kills()
+        self.refused = self._refused()
         self._later()
 
     def look_at_memory(self) -> None:
@@ -36,6 +38,7 @@ class Watch:
 
     def _look(self) -> None:
         self.look_at_memory()
+        self._look_at_pids()
         self._look_at_disk()
         self._later()
 
@@ -53,6 +56,18 @@ class Watch:
             )
         elif free > _ROOM:
             self.full = False
+
+    def _look_at_pids(self) -> None:
+        refused = self._refused()
+        if refused > self.refused:
+            self.link.tell({"event": b"pids", "refused": refused - self.refused})
+        self.refused = refused
+
+    def _refused(self) -> int:
+        """Return how many processes commands have asked for beyond what they may have."""
+        if not self.group:
+            return 0
+        return read_table(self.group + "/pids.events").get("max", 0)
 
     def _oom_kills(self) -> int:
         return read_table("/proc/vmstat").get("oom_kill", 0)

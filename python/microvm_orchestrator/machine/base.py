@@ -17,7 +17,7 @@ from typing import Protocol
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.seeded import RUN_TIMEOUT_S, Program, Ran
-from microvm_orchestrator.machine.shell import GuestEvent, Shell
+from microvm_orchestrator.machine.shell import GuestEvent, GuestUsage, Shell
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.runner import Runner
 
@@ -96,6 +96,24 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a machine may take beside its memory, its processors and its disks' sizes.
+
+    None is no limit. Whoever reaches one waits, or is refused in the guest; the machine goes on.
+    """
+
+    # Processes and threads that commands in the guest have at a time. The guest's own word holds
+    # here; reaching it is told as the event `pids`.
+    pids: int | None = None
+    # Of each disk, reads and writes together, by the second. Nobody is told of waiting for a disk.
+    disk_operations: int | None = None
+    disk_bytes: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """Everything that decides how a machine is made."""
 
@@ -111,6 +129,7 @@ class MachineSpec:
     # What the guest calls itself.
     hostname: str = "guest"
     boot_timeout_s: float = BOOT_TIMEOUT_S
+    limits: Limits = NO_LIMITS
 
     @property
     def parts(self) -> Boot:
@@ -151,10 +170,17 @@ class Usage:
 
     cpu_s: float
     rss_mib: float
+    # The most it ever had.
+    peak_mib: float
     # Shared pages counted by their share; None where the kernel does not tell us.
     pss_mib: float | None
     # What its own files take on the disk.
     disk_mib: float
+    # Over all its links; None where whoever carries the frames does not count them.
+    received_bytes: int | None = None
+    sent_bytes: int | None = None
+    # What the guest says; None when it does not answer at once.
+    guest: GuestUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)

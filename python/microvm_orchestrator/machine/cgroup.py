@@ -38,6 +38,11 @@ class Group:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @property
+    def path(self) -> Path:
+        """The folder by which the kernel is told."""
+        return self._path
+
     def limit(self, limits: Limits) -> None:
         """Set each limit whose controller the group has."""
         bytes_ = (limits.memory_mib + _overhead_mib(limits)) << 20
@@ -59,6 +64,14 @@ class Group:
             return [int(pid) for pid in (self._path / "cgroup.procs").read_text().split()]
         except FileNotFoundError:
             return []
+
+    def memory_kills(self) -> int:
+        """Return how often something was killed because the group had too much memory."""
+        try:
+            lines = (self._path / "memory.events").read_text().splitlines()
+        except FileNotFoundError:  # no limit on memory is kept here
+            return 0
+        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
     def kill(self) -> None:
         """End everything in the group."""

@@ -28,12 +28,16 @@ class Seen:
     console: str = ""
     # The last lines of the hypervisor's own messages.
     messages: str = ""
+    # Whether the host's kernel killed it for the memory it had.
+    out_of_memory: bool = False
 
 
 def conclude(seen: Seen) -> tuple[MachineState, str]:
     """Return the machine's last state and the reason, for a person."""
     if seen.asked is not None:
         return MachineState.STOPPED, seen.asked
+    if seen.out_of_memory and seen.status in {None, -signal.SIGKILL}:
+        return MachineState.CRASHED, "its hypervisor had more memory than it may and was killed"
     if seen.status is not None and seen.status < 0:
         return MachineState.CRASHED, f"its hypervisor was ended by {_name(-seen.status)}"
     if panic := _panic(seen):

@@ -12,7 +12,7 @@ import hashlib
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from microvm_orchestrator.machine.base import (
 )
 from microvm_orchestrator.machine.channel import open_shell
 from microvm_orchestrator.machine.channel.connection import GREETING_S
-from microvm_orchestrator.machine.qemu.host import leave_group
+from microvm_orchestrator.machine.qemu.host import killed_for_memory, leave_group
 from microvm_orchestrator.machine.shell import Identity, Interface
 from microvm_orchestrator.model.machine import MachineState
 
@@ -42,12 +42,14 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.process import Resident
     from microvm_orchestrator.machine.qemu.host import Host
     from microvm_orchestrator.machine.record import Made
-    from microvm_orchestrator.machine.shell import Shell
+    from microvm_orchestrator.machine.shell import GuestUsage, Shell
 
 # A hypervisor that ends lets go of what it holds first, and of the process after.
 LAST_WORDS_S = 1.0
 # Between two tries to reach an agent that hung up; an agent that restarts needs as long.
 _AGAIN_S = 1.0
+# A guest that is up and not busy answers in a hundredth of it.
+_GUEST_S = 2.0
 # Behind the words of a panic come registers and a call trace.
 _PANIC_BYTES = 32 << 10
 
@@ -162,9 +164,18 @@ class LivingMachine(ABC):
         return Usage(
             cpu_s=self._resident.cpu_s,
             rss_mib=self._resident.rss_mib,
+            peak_mib=self._resident.peak_mib,
             pss_mib=await anyio.to_thread.run_sync(lambda: self._resident.pss_mib),
             disk_mib=self.record.disk_mib,
+            guest=await self._guest_usage(),
         )
+
+    async def _guest_usage(self) -> GuestUsage | None:
+        if self._shell is None or self.state is not MachineState.RUNNING:
+            return None
+        with anyio.move_on_after(_GUEST_S), suppress(errors.OrchestratorError):
+            return await self._shell.usage()
+        return None
 
     # What its keeper does with it.
 
@@ -357,6 +368,7 @@ class LivingMachine(ABC):
                 status=self._resident.status,
                 console=console.tail(self.record.console, self._console_from, _PANIC_BYTES),
                 messages=console.tail(self.record.messages),
+                out_of_memory=killed_for_memory(self.host, self.machine_id),
             )
         )
         # A failure that ended the process; one that came of the process's own end says less.

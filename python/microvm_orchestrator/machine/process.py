@@ -108,6 +108,16 @@ class Resident:
         return int(pages) * resource.getpagesize() / _MIB
 
     @property
+    def peak_mib(self) -> float:
+        """The most memory it ever had."""
+        try:
+            status = Path(f"/proc/{self.identity.pid}/status").read_text(encoding="utf-8")
+        except (FileNotFoundError, ProcessLookupError):
+            return 0.0
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+        return int(found[1]) / 1024 if found else 0.0
+
+    @property
     def pss_mib(self) -> float | None:
         """Its memory, with shared pages by their share; needs the right to look into it."""
         try:

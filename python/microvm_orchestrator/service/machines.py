@@ -17,6 +17,7 @@ from pydantic import Field, JsonValue
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import console
 from microvm_orchestrator.machine.base import STOP_GRACE_S, Accel
+from microvm_orchestrator.machine.shell import GuestUsage
 from microvm_orchestrator.machines import Wish, sees
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.machine import MACHINE, Machine, MachineState
@@ -128,10 +129,18 @@ class MachineUsage(Answer):
     machine_id: str
     cpu_s: float
     rss_mib: float
+    peak_mib: float = Field(description="the most memory it ever had")
     pss_mib: float | None = Field(
         description="shared pages counted by their share; null where the kernel does not tell"
     )
     disk_mib: float = Field(description="what its own files take on the disk")
+    received_bytes: int | None = Field(
+        description="over all its links; null where nobody counts them"
+    )
+    sent_bytes: int | None
+    guest: GuestUsage | None = Field(
+        description="what the guest says; null when it does not answer at once"
+    )
 
 
 @declare("machine_define", "POST /v1/machines", role=Role.OPERATOR)

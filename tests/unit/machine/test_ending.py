@@ -17,6 +17,11 @@ PANIC = "[    3.1] Kernel panic - not syncing: VFS: Unable to mount root fs\n[ 3
         (Seen(asked="as asked", status=-9), STOPPED, "as asked"),
         (Seen(status=-11), CRASHED, "its hypervisor was ended by SIGSEGV"),
         (Seen(status=-40, console=PANIC), CRASHED, "its hypervisor was ended by signal 40"),
+        (
+            Seen(status=-9, out_of_memory=True),
+            CRASHED,
+            "its hypervisor had more memory than it may and was killed",
+        ),
         (Seen(shutdown="guest-shutdown", status=0), STOPPED, "the guest powered off"),
         # A guest that powers off is not judged by what stands on its console.
         (

@@ -137,6 +137,9 @@ def kernel_words(spec: MachineSpec, accel: Accel, tsc_khz: int | None) -> str:
         "mitigations=off",
         "random.trust_cpu=on",
     ]
+    if spec.limits.pids is not None:
+        # What the kernel does not know is a variable of the guest's first program.
+        words.append(f"guest_pids={spec.limits.pids}")
     if accel is Accel.TCG:
         # Under emulation the guest's TSC is the host's. Without these words the kernel measures it
         # against a timer, which fails on a busy host, and boots then hang at random. Moving the
@@ -175,6 +178,11 @@ def word(text: str) -> str:
     return text.replace(",", ",,")
 
 
+def device_name(number: int) -> str:
+    """Name a disk, as the guest sees it, in QEMU."""
+    return f"disk{number}"
+
+
 def node_name(number: int, index: int) -> str:
     """Name a file of a disk in QEMU."""
     return f"disk{number}-{index}"
@@ -195,7 +203,8 @@ def _block(number: int, disk: BlockDevice) -> list[str]:
         name = node_name(number, index)
         words += ["-blockdev", f"{node},node-name={name},read-only={only}{below}"]
     drive = node_name(number, top)
-    return [*words, "-device", f"virtio-blk-device,drive={drive},serial={word(disk.serial)}"]
+    device = f"virtio-blk-device,drive={drive},serial={word(disk.serial)},id={device_name(number)}"
+    return [*words, "-device", device]
 
 
 def _begun(how: Start | Load) -> list[str]:

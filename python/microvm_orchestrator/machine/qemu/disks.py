@@ -22,7 +22,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Disk, DiskFormat, MachineSpec
 from microvm_orchestrator.machine.handover import Handover
 from microvm_orchestrator.machine.qemu import qcow2
-from microvm_orchestrator.machine.qemu.argv import BlockDevice, BlockFile, node_name
+from microvm_orchestrator.machine.qemu.argv import BlockDevice, BlockFile, device_name, node_name
 from microvm_orchestrator.machine.qemu.qmp import Qmp
 
 _SECTOR = 512
@@ -109,6 +109,18 @@ async def freeze(qmp: Qmp, spec: MachineSpec, folder: Path, saved: Path) -> None
         for layer in layers(folder, number):
             if _index(layer) <= top:
                 os.link(layer, saved / layer.name)
+
+
+async def slow_down(qmp: Qmp, spec: MachineSpec) -> None:
+    """Hold each disk to the machine's limits."""
+    operations, bytes_ = spec.limits.disk_operations, spec.limits.disk_bytes
+    if operations is None and bytes_ is None:
+        return
+    # Zero is no limit; reads and writes are not told apart.
+    both = {"bps_rd": 0, "bps_wr": 0, "iops_rd": 0, "iops_wr": 0}
+    for number in range(len(spec.all_disks)):
+        limits = {"iops": operations or 0, "bps": bytes_ or 0, **both}
+        await qmp.execute("block_set_io_throttle", {"id": device_name(number), **limits})
 
 
 def most_bytes(spec: MachineSpec) -> int:

@@ -139,6 +139,11 @@ def cold(spec: MachineSpec, accel: Accel, tsc_khz: int | None, given: Handover) 
     )
 
 
+def killed_for_memory(host: Host, machine_id: str) -> bool:
+    """Tell whether this host's kernel has killed part of a machine at its limit of memory."""
+    return host.groups is not None and host.groups.find(machine_id).memory_kills() > 0
+
+
 def leave_group(host: Host, machine_id: str) -> None:
     """End what is left in a machine's control group and take the group away."""
     if host.groups is not None:

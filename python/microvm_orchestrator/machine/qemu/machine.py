@@ -16,7 +16,7 @@ import anyio
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
 from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine
-from microvm_orchestrator.machine.qemu import migration, saving
+from microvm_orchestrator.machine.qemu import disks, migration, saving
 from microvm_orchestrator.machine.qemu.host import file_limit
 from microvm_orchestrator.machine.qemu.qmp import ANSWER_S, Event, Qmp, open_qmp
 from microvm_orchestrator.machine.qemu.terminal import Terminal, open_terminal
@@ -121,6 +121,7 @@ class QemuMachine(LivingMachine):
             self._qmp = qmp
             await group.start(self._follow, qmp)
             await migration.prepare(qmp)
+            await disks.slow_down(qmp, self.spec)
             yield
 
     async def _call(self) -> UNIXSocketStream:
