@@ -256,6 +256,11 @@ class Machines(Section):
     default_memory_mib: Count = Field(
         default=512, description="The memory of a machine when nothing is said."
     )
+    warm: dict[str, Count] = Field(
+        default_factory=dict[str, Count],
+        description="How many machines of an image stand ready to be claimed, by the image's name, "
+        "with the usual memory and one processor; they take no slot until then.",
+    )
     qemu: str = Field(
         default="qemu-system-x86_64", min_length=1, description="The QEMU that runs them."
     )

@@ -13,10 +13,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio.to_thread
+
 from microvm_orchestrator import config, errors, places
 from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
-from microvm_orchestrator.machine.base import Boot, Change, Disk
+from microvm_orchestrator.machine.base import Boot, Change, Disk, MachineSpec
 from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.shell import GuestEvent
@@ -25,6 +27,7 @@ from microvm_orchestrator.operations import Operations
 from microvm_orchestrator.runner import Runner
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.store.base import Store
+from microvm_orchestrator.warm import Warm
 
 # Of the host's memory, what machines may have when nothing is said.
 _MEMORY_SHARE = 0.75
@@ -41,6 +44,7 @@ class Host:
     image_cache: Path
     machines: Machines
     slots: Slots
+    warm: Warm
     # How guest code can run here.
     find_acceleration: Callable[[], Awaitable[Acceleration]]
 
@@ -57,6 +61,10 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
 
     def boot(reference: str) -> Boot | Runner:
         return boot_of(images.get(reference))
+
+    async def usual(reference: str) -> MachineSpec:
+        found = await anyio.to_thread.run_sync(boot, reference)
+        return MachineSpec("usual", found, memory_mib=settings.machines.default_memory_mib)
 
     # Nothing happens to a machine before there are machines.
     async def on_change(change: Change) -> None:
@@ -75,9 +83,11 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 user=_user(settings.machines.user),
             )
         )
-        machines = Machines(store, hypervisor, slots, boot)
+        warm = Warm(hypervisor, settings.machines.warm, usual)
+        machines = Machines(store, hypervisor, slots, boot, warm)
         operations = Operations(store)
         await life.enter_async_context(machines.running())
+        await life.enter_async_context(warm.running())
         await life.enter_async_context(operations.running())
         yield Host(
             operations=operations,
@@ -85,6 +95,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             image_cache=state_dir / places.IMAGE_CACHE,
             machines=machines,
             slots=slots,
+            warm=warm,
             find_acceleration=hypervisor.acceleration,
         )
 

@@ -23,6 +23,7 @@ from pydantic import JsonValue
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine import base
+from microvm_orchestrator.machine.pool import Pool
 from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.model.machine import (
     ENDED,
@@ -42,6 +43,7 @@ from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import RecordById
 from microvm_orchestrator.together import together
+from microvm_orchestrator.warm import Warm
 
 _log = log.get(__name__)
 
@@ -83,13 +85,17 @@ class Machines:
         hypervisor: base.Hypervisor,
         slots: Slots,
         boot_of: Callable[[str], base.Boot | Runner],
+        warm: Warm | None = None,
     ) -> None:
         """`boot_of` finds what an image boots by its name or digest; it reads files."""
+        self._warm = warm
         self._store = store
         self._hypervisor = hypervisor
         self._slots = slots
         self._boot_of = boot_of
         self._live: dict[str, base.Machine] = {}
+        # The ids of those that run, by what the hypervisor calls them.
+        self._ids: dict[str, str] = {}
         self._ended: dict[str, anyio.Event] = {}
         # Between looking whether a name is free and taking it.
         self._naming = anyio.Lock()
@@ -138,7 +144,7 @@ class Machines:
 
     def console(self, machine: Machine) -> Path:
         """The file with the last of what its guest wrote; there may be none yet."""
-        return self._hypervisor.console(machine.machine_id)
+        return self._hypervisor.console(machine.on_host)
 
     # Verbs
 
@@ -197,30 +203,50 @@ class Machines:
             need = Need(machine.memory_mib, machine.vcpus)
             await self._slots.hold(machine.machine_id, need, wait=wait_for_room)
             try:
-                await self._change(machine.machine_id, MachineState.BOOTING, "", by)
-                running = await self._boot(machine)
+                running = await self._boot(machine, by)
             except BaseException as error:
                 await self._not_started(machine.machine_id, error)
                 raise
-            return await self._take_on(running, MachineState.RUNNING, by)
+            return await self._take_on(machine.machine_id, running, MachineState.RUNNING, by)
 
-    async def _boot(self, machine: Machine) -> base.Machine:
-        boot = await anyio.to_thread.run_sync(self._boot_of, machine.image)
-        spec = base.MachineSpec(
-            machine_id=machine.machine_id,
-            boot=boot,
-            disks=_own_disks(machine.disk_mib),
-            memory_mib=machine.memory_mib,
-            vcpus=machine.vcpus,
-            accel=base.Accel(machine.accel),
-            hostname=machine.name or machine.machine_id.replace("_", "-"),
-        )
+    async def _boot(self, machine: Machine, by: Actor) -> base.Machine:
+        async def enter(runtime_id: str | None) -> None:
+            await self._change(
+                machine.machine_id, MachineState.BOOTING, "", by, runtime_id=runtime_id
+            )
+
+        if machine.runtime_id is not None:
+            # It begins anew, and has kept nothing but its console.
+            await self._hypervisor.remove(machine.runtime_id)
+        if (pool := await self._pool(machine)) is not None:
+            return await pool.claim(_hostname(machine), enter)
+        await enter(None)
+        spec = await self._spec(machine)
         if machine.snapshot_id is None:
             return await self._hypervisor.start(spec)
         snapshot = await self._hypervisor.find_snapshot(machine.snapshot_id)
         if snapshot is None:
             raise errors.NotFound(f"snapshot {machine.snapshot_id} is gone")
         return await self._hypervisor.clone(snapshot, spec)
+
+    async def _pool(self, machine: Machine) -> Pool | None:
+        if self._warm is None or machine.snapshot_id is not None:
+            return None
+        with contextlib.suppress(errors.OrchestratorError):  # what is wrong is told by the boot
+            return self._warm.find(await self._spec(machine))
+        return None
+
+    async def _spec(self, machine: Machine) -> base.MachineSpec:
+        boot = await anyio.to_thread.run_sync(self._boot_of, machine.image)
+        return base.MachineSpec(
+            machine_id=machine.machine_id,
+            boot=boot,
+            disks=_own_disks(machine.disk_mib),
+            memory_mib=machine.memory_mib,
+            vcpus=machine.vcpus,
+            accel=base.Accel(machine.accel),
+            hostname=_hostname(machine),
+        )
 
     async def _not_started(self, machine_id: str, error: BaseException) -> None:
         failed = isinstance(error, errors.OrchestratorError)
@@ -241,7 +267,7 @@ class Machines:
         """End a machine as a power cut would. Raises: NotFound, StateForbids."""
 
         async def kill(running: base.Machine) -> None:
-            await self._store.note(by, running.spec.machine_id, "ok")
+            await self._store.note(by, self._id_of(running), "ok")
             await running.kill()
 
         return await self._end(reference, by, kill)
@@ -288,7 +314,7 @@ class Machines:
                 raise errors.StateForbids(
                     f"machine {machine.machine_id} is {machine.state}", hint="stop it first"
                 )
-            await self._hypervisor.remove(machine.machine_id)
+            await self._hypervisor.remove(machine.on_host)
             await self._store.erase(MACHINE, machine.machine_id, by)
         del self._turns[machine.machine_id]
         return machine
@@ -414,17 +440,19 @@ class Machines:
 
     async def hear(self, change: base.Change) -> None:
         """Write down what a machine did unasked: its disk failed, and it stands still."""
-        running = self._live.get(change.machine_id)
+        machine_id = self._ids.get(change.machine_id, change.machine_id)
+        running = self._live.get(machine_id)
         if running is None or change.state not in {MachineState.RUNNING, MachineState.PAUSED}:
             return  # starts and ends are written by who starts and who watches
-        if self._turns[change.machine_id].locked():
+        if self._turns[machine_id].locked():
             return  # it was asked to, and who asked writes it down
-        machine, _ = await self._find(change.machine_id, SYSTEM)
+        machine, _ = await self._find(machine_id, SYSTEM)
         if machine.state is not change.state:
-            await self._change(change.machine_id, change.state, change.reason, SYSTEM)
+            await self._change(machine_id, change.state, change.reason, SYSTEM)
 
     async def hear_guest(self, machine_id: str, event: GuestEvent) -> None:
         """Pass on what the guest of a machine reports, which may be anything."""
+        machine_id = self._ids.get(machine_id, machine_id)
         what = _REPORTS.get(event.kind)
         if what is None or machine_id not in self._live:
             return
@@ -437,11 +465,16 @@ class Machines:
         tell = Tell(what, body, audited=False)
         await self._store.save(record, SYSTEM, expect=record.version, tell=tell)
 
-    async def _take_on(self, running: base.Machine, state: MachineState, by: Actor) -> Machine:
+    def _id_of(self, running: base.Machine) -> str:
+        return self._ids.get(running.spec.machine_id, running.spec.machine_id)
+
+    async def _take_on(
+        self, machine_id: str, running: base.Machine, state: MachineState, by: Actor
+    ) -> Machine:
         """Watch a machine from now on."""
         if self._watchers is None:
             raise errors.Stopping("the daemon takes on no more machines")
-        machine_id = running.spec.machine_id
+        self._ids[running.spec.machine_id] = machine_id
         self._live[machine_id] = running
         self._ended[machine_id] = anyio.Event()
         machine = await self._change(machine_id, state, "", by)
@@ -456,7 +489,7 @@ class Machines:
             # The next start finds out for itself.
             _log.error("machine_end_unwritten", machine=machine_id, reason=error.message)
         finally:
-            del self._live[machine_id]
+            del self._live[machine_id], self._ids[running.spec.machine_id]
             for what in _REPORTS.values():
                 self._reported.pop((machine_id, what), None)
             self._slots.release(machine_id)
@@ -466,7 +499,7 @@ class Machines:
         known: set[str] = set()
         for record in await every_record(self._store, MACHINE, SYSTEM):
             machine = Machine.model_validate(record.body)
-            known.add(machine.machine_id)
+            known.add(machine.on_host)
             if machine.state not in _STARTABLE:
                 await self._adopt(machine)
         for record in await every_record(self._store, SNAPSHOT, SYSTEM):
@@ -479,12 +512,12 @@ class Machines:
 
     async def _adopt(self, machine: Machine) -> None:
         try:
-            running = await self._hypervisor.adopt(machine.machine_id)
+            running = await self._hypervisor.adopt(machine.on_host)
         except errors.MachineFailed as error:
             await self._change(machine.machine_id, MachineState.LOST, error.message, SYSTEM)
             return
         self._slots.keep(machine.machine_id, Need(machine.memory_mib, machine.vcpus))
-        await self._take_on(running, running.state, SYSTEM)
+        await self._take_on(machine.machine_id, running, running.state, SYSTEM)
 
     # The records
 
@@ -507,12 +540,13 @@ class Machines:
         by: Actor,
         *,
         audited: bool = False,
+        runtime_id: str | None = None,
     ) -> Machine:
         machine, record = await self._find(machine_id, SYSTEM)
         now = moment(await self._store.now())
         update: dict[str, object] = {"state": state, "reason": reason}
         if state is MachineState.BOOTING:
-            update |= {"started_at": now, "ended_at": None}
+            update |= {"started_at": now, "ended_at": None, "runtime_id": runtime_id}
         elif state in ENDED:
             update["ended_at"] = now
         machine = machine.model_copy(update=update)
@@ -522,6 +556,10 @@ class Machines:
             Record(MACHINE, machine_id, body), by, expect=record.version, tell=tell
         )
         return machine
+
+
+def _hostname(machine: Machine) -> str:
+    return machine.name or machine.machine_id.replace("_", "-")
 
 
 def _own_disks(disk_mib: int | None) -> tuple[base.Disk, ...]:

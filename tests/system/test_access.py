@@ -31,7 +31,7 @@ LEAST = {
         task_get task_list task_wait task_history task_runs group_list group_get group_tasks
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
-        image_list image_get operation_get operation_wait operation_list
+        image_list image_get pool_list operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """
         task_claim task_heartbeat task_complete task_fail task_release task_extend worker_register

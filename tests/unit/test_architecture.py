@@ -27,7 +27,7 @@ FLOORS = [
     {"service"},
     {"host"},
     {"machines"},
-    {"upkeep", "deliveries", "operations", "slots"},
+    {"upkeep", "deliveries", "operations", "slots", "warm"},
     {"events"},
     {"network"},
     {"images", "machine"},

@@ -89,6 +89,7 @@ ROUTES: dict[str, Route] = {
         "image_get": "GET /v1/images/{image}",
         "image_verify": "GET /v1/images/{image}/verify",
         "image_remove": "DELETE /v1/images/{image}",
+        "pool_list": "GET /v1/pools",
         "operation_get": "GET /v1/operations/{operation_id}",
         "operation_wait": "GET /v1/operations/{operation_id}/wait",
         "operation_list": "GET /v1/operations",

@@ -333,6 +333,10 @@ class Hypervisor(Protocol):
 
     async def find_snapshot(self, snapshot_id: str) -> Snapshot | None: ...
 
+    async def saved(self) -> list[str]:
+        """Name the snapshots there are."""
+        ...
+
     async def check(self, snapshot_id: str) -> None:
         """Look whether a snapshot can be used. Raises: NotFound, SnapshotDamaged."""
         ...

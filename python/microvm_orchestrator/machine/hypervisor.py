@@ -54,6 +54,9 @@ class AnyKind:
     async def find_snapshot(self, snapshot_id: str) -> Snapshot | None:
         return await self._qemu.find_snapshot(snapshot_id)
 
+    async def saved(self) -> list[str]:
+        return await self._qemu.saved()
+
     async def check(self, snapshot_id: str) -> None:
         await self._qemu.check(snapshot_id)
 

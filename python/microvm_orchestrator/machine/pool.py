@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import anyio
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.machine.base import Hypervisor, Machine, MachineSpec, Snapshot
+from microvm_orchestrator.machine.base import (
+    Hypervisor,
+    Machine,
+    MachineSpec,
+    Snapshot,
+    untold,
+)
 from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import Command
 
+# The names of all templates begin with it.
+TEMPLATE = "template-"
 # After a machine could not be made ready: what is wrong with the host will not mend faster.
 _AGAIN_S = 5.0
 # Whoever has just claimed a machine has the host's processors first.
@@ -30,7 +38,7 @@ _log = log.get(__name__)
 def template_id(spec: MachineSpec) -> str:
     """Name the template of all machines that are made like this one, but for who they are."""
     kind = replace(spec, machine_id="", hostname="", boot_timeout_s=0)
-    return "template-" + hashlib.sha256(repr(kind).encode()).hexdigest()[:24]
+    return TEMPLATE + hashlib.sha256(repr(kind).encode()).hexdigest()[:24]
 
 
 async def find_or_make_template(
@@ -82,14 +90,20 @@ class Pool:
         """How many can be claimed at once."""
         return len(self._ready)
 
-    async def claim(self, hostname: str) -> Machine:
+    async def claim(
+        self, hostname: str, on_taken: Callable[[str], Awaitable[None]] = untold
+    ) -> Machine:
         """Return a machine of one's own; where none stands ready, one is made.
+
+        Its id is told before it is anybody's: a daemon that dies in between knows it by that, or
+        takes it away as nobody's. Of several that are told the last one counts.
 
         Raises: MachineFailed, SnapshotDamaged.
         """
         while self._ready:
             machine = self._ready.popleft()
             try:
+                await on_taken(machine.spec.machine_id)
                 await machine.claim(hostname)
                 return machine
             except errors.OrchestratorError as error:
@@ -101,7 +115,9 @@ class Pool:
                 raise
             finally:
                 self._wanted.set()
-        return await self._hypervisor.clone(self._template, self._spec(hostname))
+        spec = self._spec(hostname)
+        await on_taken(spec.machine_id)
+        return await self._hypervisor.clone(self._template, spec)
 
     async def filled(self) -> None:
         """Wait until as many stand ready as are wanted."""

@@ -50,11 +50,21 @@ class Machine(_Told):
     vcpus: int
     disk_mib: int | None = Field(default=None, description="size of its scratch disk, if any")
     accel: str
+    runtime_id: str | None = Field(
+        default=None,
+        description="what its processes and files on the host are named by, where that is another "
+        "name: it stood ready before it was claimed",
+    )
     state: MachineState
     reason: str = ""
     created_at: Moment
     started_at: Moment | None = None
     ended_at: Moment | None = None
+
+    @property
+    def on_host(self) -> str:
+        """By which name the hypervisor knows it."""
+        return self.runtime_id or self.machine_id
 
 
 class SnapshotState(StrEnum):

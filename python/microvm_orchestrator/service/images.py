@@ -116,7 +116,9 @@ async def built(service: Service, spec: ImageSpec, report: Report) -> Image:
     """Have an image, and tell how far it is."""
     host = service.host
     async with _told(report) as progress:
-        return await build(spec, host.images, host.image_cache, progress)
+        image = await build(spec, host.images, host.image_cache, progress)
+    host.warm.look_again()
+    return image
 
 
 @asynccontextmanager
@@ -193,6 +195,7 @@ async def image_remove(service: Service, caller: Caller, request: ImageRef) -> I
             f"image {request.image} is needed by {named}", hint="delete these first"
         )
     await anyio.to_thread.run_sync(images.remove, request.image)
+    service.host.warm.look_again()
     await service.store.note(by, digest, "ok")
     return ImageRemoved(digest=digest)
 

@@ -289,6 +289,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "image_list": ([], {}),
     "image_get": (["x"], {"image": "x"}),
+    "pool_list": ([], {}),
     "image_verify": (["x"], {"image": "x"}),
     "image_remove": (["x"], {"image": "x"}),
     "operation_get": (["op_1"], {"operation_id": "op_1"}),

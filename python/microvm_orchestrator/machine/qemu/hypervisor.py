@@ -128,6 +128,10 @@ class Qemu(Keeper[QemuMachine]):
     async def find_snapshot(self, snapshot_id: str) -> Snapshot | None:
         return self._host.saved(snapshot_id).find()
 
+    async def saved(self) -> list[str]:
+        folder = self._host.snapshots
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
     async def check(self, snapshot_id: str) -> None:
         """Look whether nobody has touched it. Raises: NotFound, SnapshotDamaged."""
         saved = self._host.saved(snapshot_id)
