@@ -85,6 +85,13 @@ class Nix:
         )
         return Path(ran.stdout.strip())
 
+    def collect_garbage(self) -> None:
+        """Remove from the store what nothing keeps."""
+        words = ["nix-store", "--gc", "--quiet"]
+        subprocess.run(
+            words, env=self.environment, stdout=subprocess.DEVNULL, check=True, timeout=BUILD_S
+        )
+
 
 def lay_out(folder: Path) -> Nix:
     """Put the sources where the expression looks for them."""
