@@ -10,6 +10,7 @@ stands the daemon; below, segments and machines' sockets.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from microvm_orchestrator.network.base import (
     PortEvent,
     PortUsage,
 )
+from microvm_orchestrator.network.pace import Pace
 from microvm_orchestrator.network.segment import Lying, Plug, Segment
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class Switch:
         self._on_event = on_event
         self._segments: dict[str, Segment] = {}
         self._lines: dict[Plug, _Line] = {}
+        # How many machines are not listened to for a while because they flood.
+        self._held_back = 0
 
     async def make(self, network: Network) -> None:
         prefixes(network)
@@ -160,11 +164,45 @@ class Switch:
             plug.plug_in(connection)
             segment = self._segments[plug.port.network_id]
             async with _draining(plug, connection):
-                change, reason = await _listen(segment, plug, connection)
+                change, reason = await self._listen(segment, plug, connection)
             return PortEvent(plug.port.network_id, plug.port.machine_id, change, reason)
         finally:
             plug.pull()
             connection.close()
+
+    async def _listen(
+        self, segment: Segment, plug: Plug, connection: socket.socket
+    ) -> tuple[PortChange, str]:
+        """Pass on what a machine sends, until it hangs up or makes no sense."""
+        rest = b""
+        pace = Pace()
+        while True:
+            await anyio.wait_readable(connection)
+            try:
+                data = connection.recv(_CHUNK)
+            except BlockingIOError:
+                continue
+            except ConnectionError as error:
+                return PortChange.HUNG_UP, f"its connection broke: {error.strerror}"
+            if not data:
+                return PortChange.HUNG_UP, "its side was closed"
+            began = time.thread_time()
+            data = rest + data
+            try:
+                rest = data[segment.forward(plug, data) :]
+            except Lying as lie:
+                return PortChange.CUT_OFF, str(lie)
+            took_s = time.thread_time() - began
+            wait_s = pace.wait_s(anyio.current_time(), took_s, self._held_back)
+            if wait_s:
+                await self._hold_back(wait_s)
+
+    async def _hold_back(self, wait_s: float) -> None:
+        self._held_back += 1
+        try:
+            await anyio.sleep(wait_s)
+        finally:
+            self._held_back -= 1
 
 
 @asynccontextmanager
@@ -175,28 +213,6 @@ async def _draining(plug: Plug, connection: socket.socket) -> AsyncGenerator[Non
             yield
         finally:
             group.cancel_scope.cancel()
-
-
-async def _listen(
-    segment: Segment, plug: Plug, connection: socket.socket
-) -> tuple[PortChange, str]:
-    """Pass on what a machine sends, until it hangs up or makes no sense."""
-    rest = b""
-    while True:
-        await anyio.wait_readable(connection)
-        try:
-            data = connection.recv(_CHUNK)
-        except BlockingIOError:
-            continue
-        except ConnectionError as error:
-            return PortChange.HUNG_UP, f"its connection broke: {error.strerror}"
-        if not data:
-            return PortChange.HUNG_UP, "its side was closed"
-        data = rest + data
-        try:
-            rest = data[segment.forward(plug, data) :]
-        except Lying as lie:
-            return PortChange.CUT_OFF, str(lie)
 
 
 def _dial(plug: Plug, link: Path) -> socket.socket:
