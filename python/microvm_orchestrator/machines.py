@@ -200,14 +200,27 @@ class Machines:
                 raise errors.StateForbids(
                     f"machine {machine.machine_id} is {machine.state} already"
                 )
-            need = Need(machine.memory_mib, machine.vcpus)
-            await self._slots.hold(machine.machine_id, need, wait=wait_for_room)
+            await self._hold_slot(machine, by, wait=wait_for_room)
             try:
                 running = await self._boot(machine, by)
             except BaseException as error:
                 await self._not_started(machine.machine_id, error)
                 raise
-            return await self._take_on(machine.machine_id, running, MachineState.RUNNING, by)
+            # It runs: whoever leaves now leaves it as a running one.
+            machine_id = machine.machine_id
+            with anyio.CancelScope(shield=True):
+                machine = await self._take_on(machine_id, running, MachineState.RUNNING, by)
+        return machine
+
+    async def _hold_slot(self, machine: Machine, by: Actor, *, wait: bool) -> None:
+        need = Need(machine.memory_mib, machine.vcpus)
+        try:
+            await self._slots.hold(machine.machine_id, need, wait=wait)
+        except errors.NoRoom as full:
+            if by.scope.everything:
+                raise
+            # Whose machines there are is nothing to who does not see them.
+            raise errors.NoRoom("all slots are busy, or too few are free", hint=full.hint) from None
 
     async def _boot(self, machine: Machine, by: Actor) -> base.Machine:
         async def enter(runtime_id: str | None) -> None:
@@ -252,9 +265,11 @@ class Machines:
         failed = isinstance(error, errors.OrchestratorError)
         state = MachineState.CRASHED if failed else MachineState.STOPPED
         reason = error.message if isinstance(error, errors.OrchestratorError) else "not started"
-        with anyio.move_on_after(_LAST_WORD_S, shield=True):
-            await self._change(machine_id, state, reason, SYSTEM)
-        self._slots.release(machine_id)
+        try:
+            with anyio.move_on_after(_LAST_WORD_S, shield=True):
+                await self._change(machine_id, state, reason, SYSTEM)
+        finally:
+            self._slots.release(machine_id)
 
     async def stop(self, reference: str, by: Actor, *, grace_s: float) -> Machine:
         """Let the guest power off, and end it by force after `grace_s`.
@@ -276,6 +291,7 @@ class Machines:
         self, reference: str, by: Actor, verb: Callable[[base.Machine], Awaitable[None]]
     ) -> Machine:
         machine = await self.get(reference, by)
+        self.live(machine)  # one that boots, or waits in line for it, is not waited for
         async with self._turns[machine.machine_id]:
             running = self.live(await self.get(machine.machine_id, by))
             ended = self._ended[machine.machine_id]
@@ -308,6 +324,11 @@ class Machines:
     async def delete(self, reference: str, by: Actor) -> Machine:
         """Forget a machine that does not run, with its console. Raises: NotFound, StateForbids."""
         machine = await self.get(reference, by)
+        if self._turns[machine.machine_id].locked():
+            raise errors.StateForbids(
+                f"machine {machine.machine_id} is being started, saved or ended",
+                hint="wait for the operation that does it, or cancel it",
+            )
         async with self._turns[machine.machine_id]:
             machine = await self.get(machine.machine_id, by)
             if machine.state not in _STARTABLE:
@@ -460,10 +481,9 @@ class Machines:
         if now - self._reported.get((machine_id, what), -math.inf) < _REPORT_EVERY_S:
             return
         self._reported[machine_id, what] = now
-        _, record = await self._find(machine_id, SYSTEM)
-        body: dict[str, JsonValue] = {"text": event.text[:_REPORT_CHARS], **event.figures}
+        body: dict[str, JsonValue] = {**event.figures, "text": event.text[:_REPORT_CHARS]}
         tell = Tell(what, body, audited=False)
-        await self._store.save(record, SYSTEM, expect=record.version, tell=tell)
+        await self._rewrite(machine_id, lambda machine: (machine, tell), SYSTEM)
 
     def _id_of(self, running: base.Machine) -> str:
         return self._ids.get(running.spec.machine_id, running.spec.machine_id)
@@ -472,14 +492,17 @@ class Machines:
         self, machine_id: str, running: base.Machine, state: MachineState, by: Actor
     ) -> Machine:
         """Watch a machine from now on."""
-        if self._watchers is None:
+        watchers = self._watchers
+        if watchers is None:
             raise errors.Stopping("the daemon takes on no more machines")
         self._ids[running.spec.machine_id] = machine_id
         self._live[machine_id] = running
         self._ended[machine_id] = anyio.Event()
-        machine = await self._change(machine_id, state, "", by)
-        self._watchers.start_soon(self._watch, machine_id, running)
-        return machine
+        try:
+            return await self._change(machine_id, state, "", by)
+        finally:
+            # One whose state could not be written is watched all the same.
+            watchers.start_soon(self._watch, machine_id, running)
 
     async def _watch(self, machine_id: str, running: base.Machine) -> None:
         change = await running.wait()
@@ -542,20 +565,31 @@ class Machines:
         audited: bool = False,
         runtime_id: str | None = None,
     ) -> Machine:
-        machine, record = await self._find(machine_id, SYSTEM)
         now = moment(await self._store.now())
         update: dict[str, object] = {"state": state, "reason": reason}
         if state is MachineState.BOOTING:
             update |= {"started_at": now, "ended_at": None, "runtime_id": runtime_id}
         elif state in ENDED:
             update["ended_at"] = now
-        machine = machine.model_copy(update=update)
-        body = machine.model_dump(mode="json")
-        tell = Tell(state, {"was": record.body["state"], "reason": reason}, audited=audited)
-        await self._store.save(
-            Record(MACHINE, machine_id, body), by, expect=record.version, tell=tell
-        )
-        return machine
+
+        def entered(machine: Machine) -> tuple[Machine, Tell]:
+            told: dict[str, JsonValue] = {"was": machine.state, "reason": reason}
+            return machine.model_copy(update=update), Tell(state, told, audited=audited)
+
+        return await self._rewrite(machine_id, entered, by)
+
+    async def _rewrite(
+        self, machine_id: str, change: Callable[[Machine], tuple[Machine, Tell]], by: Actor
+    ) -> Machine:
+        while True:
+            machine, record = await self._find(machine_id, SYSTEM)
+            machine, tell = change(machine)
+            fresh = Record(MACHINE, machine_id, machine.model_dump(mode="json"))
+            try:
+                await self._store.save(fresh, by, expect=record.version, tell=tell)
+            except errors.VersionMoved:
+                continue  # what its guest reports comes at any time
+            return machine
 
 
 def _hostname(machine: Machine) -> str:

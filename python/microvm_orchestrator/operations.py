@@ -83,9 +83,14 @@ class Operations:
         )
         running = _Running(operation, 0)
         tell = Tell("started", {"kind": kind, "target": target}, target=target)
-        await self._save(running, by, tell)
-        self._running[operation.operation_id] = running
-        tasks.start_soon(self._perform, running, work)
+        # Whoever leaves now leaves no operation that nobody works on.
+        with anyio.CancelScope(shield=True):
+            await self._save(running, by, tell)
+            self._running[operation.operation_id] = running
+            if self._tasks is None:
+                await self._finish(running, {"state": OperationState.LOST, "error": _LOST})
+                raise errors.Stopping("the daemon takes on no more work")
+            tasks.start_soon(self._perform, running, work)
         return operation
 
     async def get(self, operation_id: str, by: Actor) -> Operation:

@@ -8,7 +8,8 @@ import anyio
 import pytest
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.store.base import Address, CancelTasks, Keep, Match, RetryTasks
+from microvm_orchestrator.model.records import SYSTEM, Actor, Record
+from microvm_orchestrator.store.base import Address, CancelTasks, Keep, Match, RetryTasks, Tell
 from storing import (
     ALICE,
     HandClock,
@@ -33,6 +34,22 @@ if TYPE_CHECKING:
     from microvm_orchestrator.store.base import Store
 
 ANY = Match()
+
+
+async def test_the_owner_of_a_record_sees_what_becomes_of_it_and_nobody_else_does(
+    store: Store,
+) -> None:
+    owner, other = own_only("owner"), own_only("other")
+    record = Record("machine", "m_1", {"owner": "owner"})
+    await store.save(record, owner, tell=Tell("defined"))
+    await store.save(record, SYSTEM, tell=Tell("crashed", audited=False))
+    await store.erase("machine", "m_1", SYSTEM)
+
+    async def kinds(by: Actor) -> list[str]:
+        return [event.kind for event in (await store.events(None, ANY, 100, by)).events]
+
+    assert await kinds(owner) == ["machine.defined", "machine.crashed", "machine.deleted"]
+    assert await kinds(other) == []
 
 
 async def test_a_follower_sees_every_event_exactly_once_while_many_write(store: Store) -> None:

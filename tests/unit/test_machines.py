@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from machines import Rig, fake_rig, kill_process, removed_in_the_end
@@ -15,7 +16,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
-from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.machine.shell import Command, GuestEvent
 from microvm_orchestrator.machines import Machines, Wish
 from microvm_orchestrator.model.access import Role, Scope
 from microvm_orchestrator.model.machine import Machine, MachineState
@@ -162,6 +163,72 @@ async def test_branches_start_where_a_machine_was_saved_and_the_source_goes_on(r
         assert await house.machines.snapshots(ALICE) == []
         with pytest.raises(errors.NotFound):
             await house.machines.branch(snapshot.snapshot_id, ALICE)
+
+
+async def test_what_a_guest_reports_never_costs_the_change_of_state_that_it_races_with(
+    rig: Rig,
+) -> None:
+    async with daemon(rig) as house:
+        machine = await house.define("box")
+        await house.machines.start("box", ALICE)
+        figures = {"kills": 7, "text": 8}
+        reports = [GuestEvent(kind, "x" * 5000, figures) for kind in ("oom", "disk_full")]
+        async with anyio.create_task_group() as group:
+            for report in reports:
+                group.start_soon(house.machines.hear_guest, machine.machine_id, report)
+            group.start_soon(house.machines.pause, "box", ALICE)
+            for report in reports:
+                group.start_soon(house.machines.hear_guest, machine.machine_id, report)
+        assert sorted((await house.told(machine))[3:]) == ["disk_full", "oom", "paused"]
+        read = await house.store.events(None, Match(kinds=("machine.oom",)), 9, SYSTEM)
+        [event] = read.events
+        assert event.body == {"kills": 7, "text": "x" * 500}
+        await house.machines.kill("box", ALICE)
+
+
+async def test_a_start_that_nobody_waits_for_any_more_leaves_no_machine_unwatched(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        for round_ in range(20):
+            machine = await house.define()
+            with anyio.move_on_after(round_ / 40):  # a start takes a fifth of a second
+                await house.machines.start(machine.machine_id, ALICE)
+            now = await house.machines.get(machine.machine_id, ALICE)
+            if now.state is MachineState.RUNNING:
+                assert house.slots.owners == [machine.machine_id]
+                with anyio.fail_after(PATIENCE_S):
+                    now = await house.machines.kill(machine.machine_id, ALICE)
+            assert now.state in {MachineState.DEFINED, MachineState.STOPPED}
+            assert house.slots.owners == []
+
+
+async def test_a_machine_in_line_for_a_slot_is_neither_waited_for_nor_deleted(rig: Rig) -> None:
+    async with daemon(rig, count=1) as house:
+        await house.define("first")
+        await house.machines.start("first", ALICE)
+        second = await house.define("second")
+        async with anyio.create_task_group() as group:
+            group.start_soon(house.machines.start, "second", ALICE)
+            with anyio.fail_after(PATIENCE_S):
+                while house.slots.waiting != [second.machine_id]:
+                    await anyio.lowlevel.checkpoint()
+                for verb in (house.machines.delete, house.machines.kill):
+                    with pytest.raises(errors.StateForbids):
+                        await verb("second", ALICE)
+            group.cancel_scope.cancel()
+        await house.machines.kill("first", ALICE)
+        await house.machines.delete("second", ALICE)
+
+
+async def test_a_refusal_for_want_of_room_names_no_machine_that_one_does_not_see(rig: Rig) -> None:
+    async with daemon(rig, count=1) as house:
+        await house.define("first")
+        first = await house.machines.start("first", ALICE)
+        wish = Wish("none", 64, 1, Accel.TCG, "second")
+        await house.machines.define(wish, BOB)
+        with pytest.raises(errors.NoRoom) as refused:
+            await house.machines.start("second", BOB, wait_for_room=False)
+        assert first.machine_id not in refused.value.message + str(refused.value.hint)
+        await house.machines.kill("first", ALICE)
 
 
 async def test_names_are_unique_and_machines_of_others_are_not_seen(rig: Rig) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ _PERIOD_US = 100_000
 # QEMU's threads for disks come and go; a fork bomb in the guest is not made of threads of the host.
 _THREADS = 256
 _WANTED = ("memory", "cpu", "pids")
+# From making a group until a process is in it, on a host that is very busy.
+_NEW_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +111,14 @@ class Tree:
         return Group(self._path / machine_id)
 
     def sweep(self) -> None:
-        """Take away every group that nothing is in."""
+        """Take away every group that nothing is in, but for those that were just made.
+
+        Another daemon's machines may be here too, and a group is there before its process is.
+        """
         for path in self._path.iterdir():
-            if path.is_dir():
-                Group(path).remove()
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_dir() and time.time() - path.stat().st_mtime > _NEW_S:
+                    Group(path).remove()
 
     @property
     def controllers(self) -> set[str]:

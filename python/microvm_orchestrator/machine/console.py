@@ -34,6 +34,8 @@ def read(path: Path, offset: int, most: int) -> tuple[int, bytes]:
     try:
         with path.open("rb") as file:
             begin = max(offset, _beginning(file))
+            if begin >= os.fstat(file.fileno()).st_size:  # further than a file can be, perhaps
+                return begin, b""
             file.seek(begin)
             return begin, file.read(most)
     except FileNotFoundError:

@@ -94,7 +94,10 @@ def read_events(
 def _seen(
     connection: sqlite3.Connection, classes: Classes, row: tuple[Any, ...], by: Actor
 ) -> Event | None:
-    """A task's event is seen by who sees the task; any other by who sees all, or did it."""
+    """The event of a task or of what has an owner is seen by who sees that.
+
+    Any other is seen by who sees all, or did it.
+    """
     class_id, actor = row[5], row[6]
     if class_id is None:
         seen = by.scope.everything or actor == by.name

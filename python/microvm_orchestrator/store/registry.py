@@ -41,10 +41,13 @@ def save(tx: Tx, record: Record, expect: int | None, tell: Tell | None) -> Recor
 
 
 def erase(tx: Tx, kind: str, id_: str) -> bool:
-    gone = tx.run("DELETE FROM record WHERE kind = ? AND id = ?", kind, id_) > 0
-    if gone and kind not in BOOKKEEPING:
-        _tell(tx, Record(kind, id_, {}), Tell("deleted"))
-    return gone
+    found = tx.one("SELECT body FROM record WHERE kind = ? AND id = ?", kind, id_)
+    if found is None:
+        return False
+    tx.run("DELETE FROM record WHERE kind = ? AND id = ?", kind, id_)
+    if kind not in BOOKKEEPING:
+        _tell(tx, Record(kind, id_, json.loads(found[0])), Tell("deleted"))
+    return True
 
 
 # Kinds that are the daemon's own bookkeeping: no event, no audit row for each of their changes.
@@ -52,7 +55,12 @@ BOOKKEEPING = frozenset({"delivery", "delivery-cursor", "mcp-task", "template-na
 
 
 def _tell(tx: Tx, record: Record, tell: Tell) -> None:
-    tx.plain_event(f"{record.kind}.{tell.what}", record.id, **tell.body)
+    kind, owner = f"{record.kind}.{tell.what}", record.body.get("owner")
+    if isinstance(owner, str):
+        # Whoever owns it sees what becomes of it, whoever did that: mostly it is nobody.
+        tx.owned_event(owner, kind, record.id, **tell.body)
+    else:
+        tx.plain_event(kind, record.id, **tell.body)
     if tell.audited:
         tx.audit(tell.target or record.id)
 

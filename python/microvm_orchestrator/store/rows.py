@@ -302,9 +302,22 @@ class Tx:
 
     def plain_event(self, kind: str, subject: str, /, **told: JsonValue) -> None:
         """Write down what happened to something that is no task."""
+        self._event_of_class(None, kind, subject, told)
+
+    def owned_event(self, owner: str, kind: str, subject: str, /, **told: JsonValue) -> None:
+        """Write down what happened to something that belongs to somebody, who is to see it."""
+        seen_by = self.classes.intern(
+            self.connection, owner=owner, capabilities=(), role=None, labels={}
+        )
+        self._event_of_class(seen_by, kind, subject, told)
+
+    def _event_of_class(
+        self, class_id: int | None, kind: str, subject: str, told: dict[str, JsonValue]
+    ) -> None:
         self.connection.execute(
-            "INSERT INTO event (at, kind, subject, actor, body) VALUES (?, ?, ?, ?, ?)",
-            (self.now, kind, subject, self.by.name, compact(told)),
+            "INSERT INTO event (at, kind, subject, class_id, actor, body)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (self.now, kind, subject, class_id, self.by.name, compact(told)),
         )
 
     def audit(self, target: str, outcome: str = "ok") -> None:

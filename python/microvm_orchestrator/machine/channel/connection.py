@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import anyio
@@ -40,7 +41,14 @@ from microvm_orchestrator.machine.shell import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterable,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterator,
+    )
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -48,6 +56,9 @@ if TYPE_CHECKING:
 
 # An agent that runs answers at once, also under emulation; one that boots may be waited for longer.
 GREETING_S = 10.0
+# Of what a guest reports, which goes into the journal and may be anything.
+_MAX_FIGURES = 8
+_MAX_FIGURE_NAME = 32
 # For a guest that does not read when the connection is closed.
 _LAST_WORDS_S = 1.0
 
@@ -194,14 +205,16 @@ async def _greeted(link: Link, within_s: float) -> Guest:
         raise
 
 
+def _figures(fields: wire.Fields) -> Iterator[tuple[str, int]]:
+    for name, value in fields.items():
+        if isinstance(value, int) and name.isidentifier() and len(name) <= _MAX_FIGURE_NAME:
+            yield name, value
+
+
 def _event(fields: wire.Fields) -> GuestEvent:
     kind, text = fields.get("event"), fields.get("text")
     return GuestEvent(
         kind=printable(kind[:32]) if isinstance(kind, bytes) else "",
         text=printable(text) if isinstance(text, bytes) else "",
-        figures={
-            printable(name.encode()): value
-            for name, value in fields.items()
-            if isinstance(value, int)
-        },
+        figures=dict(islice(_figures(fields), _MAX_FIGURES)),
     )

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 ANSWER_S = 15.0
 # The longest message seen, of a machine with many devices, had 20 KB.
 _MAX_MESSAGE = 1 << 20
+# Of why it refused something, in messages and logs.
+_MAX_TOLD = 500
 # Events that may wait for one listener; each tells of a change of state, so they are few.
 _MAX_EVENTS = 1024
 _GONE = (
@@ -48,7 +50,7 @@ class Event(BaseModel, frozen=True):
 
     name: str = Field(alias="event")
     data: dict[str, JsonValue] = {}
-    timestamp: dict[str, int]
+    timestamp: dict[str, Annotated[int, Field(ge=-(1 << 53), le=1 << 53)]]
 
     @property
     def at(self) -> float:
@@ -58,6 +60,9 @@ class Event(BaseModel, frozen=True):
 
 class _Refusal(BaseModel):
     desc: str
+
+    def __str__(self) -> str:
+        return "".join(char for char in self.desc[:_MAX_TOLD] if char.isprintable())
 
 
 class _Message(BaseModel):
@@ -121,7 +126,7 @@ class Qmp:
             why = self._why_over or f"no answer within {within_s:g} s"
             raise errors.MachineUnreachable(f"{self._name} did not answer {command}: {why}")
         if asked.message.error is not None:
-            raise Refused(f"{self._name} refused {command}: {asked.message.error.desc}")
+            raise Refused(f"{self._name} refused {command}: {asked.message.error}")
         return asked.message.answer
 
     @contextmanager
