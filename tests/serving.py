@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -18,6 +19,7 @@ from microvm_orchestrator.service.service import Service
 from microvm_orchestrator.service.table import BY_NAME
 from microvm_orchestrator.store.sqlite import SqliteStore
 from microvm_orchestrator.web.app import application
+from microvm_orchestrator.web.duplex import serve_duplex
 from microvm_orchestrator.web.identity import Identity
 from microvm_orchestrator.web.listener import Listener
 from microvm_orchestrator.web.metrics import Meter
@@ -90,7 +92,11 @@ async def served(
         terms = Terms(settings.access, settings.limits)
         identity = Identity(service, terms)
         listener = Listener(
-            application(service, identity, terms, meter, no_mcp), echo, identity, terms
+            application(service, identity, terms, meter, no_mcp),
+            echo,
+            partial(serve_duplex, service, terms),
+            identity,
+            terms,
         )
         group.start_soon(events.pump)
         with open_unix(settings.socket) as local, open_tcp(settings.tcp) as network:

@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -30,6 +31,7 @@ from microvm_orchestrator.store.sqlite import SqliteStore
 from microvm_orchestrator.systemd import Systemd, open_systemd
 from microvm_orchestrator.upkeep import upkeep
 from microvm_orchestrator.web.app import application
+from microvm_orchestrator.web.duplex import serve_duplex
 from microvm_orchestrator.web.identity import Identity
 from microvm_orchestrator.web.listener import Listener
 from microvm_orchestrator.web.metrics import Meter
@@ -103,7 +105,9 @@ async def _serve(settings: Settings, reread: Callable[[], Settings]) -> None:
         identity = Identity(service, terms)
         mcp = _Mcp(service)
         http = application(service, identity, terms, meter, mcp.routes)
-        listener = Listener(http, mcp.serve_stream, identity, terms)
+        listener = Listener(
+            http, mcp.serve_stream, partial(serve_duplex, service, terms), identity, terms
+        )
         listening = life.enter_context(_open_sockets(settings))
 
         def reload() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from microvm_orchestrator import config, errors, places
+from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
 from microvm_orchestrator.machine.base import Boot, Change, Disk, MachineSpec
@@ -43,6 +44,7 @@ class Host:
     # What builds have fetched; may be removed at any time between two.
     image_cache: Path
     machines: Machines
+    execs: Execs
     slots: Slots
     warm: Warm
     # How guest code can run here.
@@ -85,8 +87,10 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         )
         warm = Warm(hypervisor, settings.machines.warm, usual)
         machines = Machines(store, hypervisor, slots, boot, warm)
+        execs = Execs(store, machines)
         operations = Operations(store)
         await life.enter_async_context(machines.running())
+        await life.enter_async_context(execs.running())
         await life.enter_async_context(warm.running())
         await life.enter_async_context(operations.running())
         yield Host(
@@ -94,6 +98,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             images=images,
             image_cache=state_dir / places.IMAGE_CACHE,
             machines=machines,
+            execs=execs,
             slots=slots,
             warm=warm,
             find_acceleration=hypervisor.acceleration,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,6 +14,7 @@ from judges.beside import add_fixtures
 from microvm_orchestrator.mcp_server.server import McpFrontEnd
 from microvm_orchestrator.mcp_server.transport import serve_stream
 from microvm_orchestrator.web.app import application
+from microvm_orchestrator.web.duplex import serve_duplex
 from microvm_orchestrator.web.identity import Identity
 from microvm_orchestrator.web.listener import Listener
 from microvm_orchestrator.web.metrics import Meter
@@ -70,7 +72,7 @@ async def host(tmp_path: Path, *, fixtures: bool) -> AsyncGenerator[Host]:
         terms = Terms(settings.access, settings.limits)
         identity = Identity(service, terms)
         app = _WithToken(application(service, identity, terms, Meter(), routes), token["token"])
-        listener = Listener(app, stream, identity, terms)
+        listener = Listener(app, stream, partial(serve_duplex, service, terms), identity, terms)
         with open_unix(settings.socket) as local, open_tcp(settings.tcp) as network:
             assert network is not None
             async with front.running(), anyio.create_task_group() as group:

@@ -31,6 +31,7 @@ LEAST = {
         task_get task_list task_wait task_history task_runs group_list group_get group_tasks
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
+        exec_wait exec_output exec_list
         image_list image_get pool_list operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """
@@ -42,6 +43,7 @@ LEAST = {
         worker_remove webhook_create webhook_get webhook_list webhook_update webhook_delete
         webhook_test delivery_list delivery_retry token_create token_list token_revoke
         machine_define machine_start machine_stop machine_kill machine_pause machine_resume
+        machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel doctor_run""",
     Role.ADMIN: "audit_list backup_create",
@@ -203,6 +205,11 @@ def _house(ledger: Ledger) -> None:
     machine("start")
     machine("pause")
     machine("resume")
+    run: dict[str, Any] = {"argv": ["sleep", "60"], "stdin_open": True, "wait_s": 0}
+    act("machine_exec", "sleeper", machine="box", exec_id="sleeper", **run)
+    act("exec_input", "sleeper", exec_id="sleeper", data="x")
+    act("exec_signal", "sleeper", exec_id="sleeper", signal="KILL")
+    act("file_put", box, machine="box", path=str(ledger.world.daemon.state_dir / "f"), content="x")
     saved = act("snapshot_create", box, machine="box")["result"]["snapshot_id"]
     act("snapshot_verify", saved, snapshot_id=saved)
     [branch] = act("machine_branch", saved, source=saved)["result"]["machines"]

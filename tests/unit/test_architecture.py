@@ -26,6 +26,7 @@ FLOORS = [
     {"cli", "mcp_server", "web"},
     {"service"},
     {"host"},
+    {"execs"},
     {"machines"},
     {"upkeep", "deliveries", "operations", "slots", "warm"},
     {"events"},

@@ -142,6 +142,10 @@ class Client:
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
+    def dial(self, timeout_s: float) -> socket.socket:
+        """Connect, for what is no HTTP. Raises: as `call`."""
+        return cast("socket.socket", self._open(timeout_s).sock)
+
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         if self.url is None:
             return _UnixConnection(self.path, timeout_s)
@@ -311,6 +315,8 @@ _LOOK = {
     "delivery": f"`{places.NAME} delivery list` shows the deliveries",
     "token": f"`{places.NAME} token list` shows the tokens",
     "machine": f"`{places.NAME} machine list` and `operation list` show what became of it",
+    "exec": f"`{places.NAME} exec list` and `exec wait` show what became of it",
+    "file": "read the file; a file is written whole or not at all",
     "snapshot": f"`{places.NAME} snapshot list` and `operation list` show what became of it",
     "image": f"`{places.NAME} image list` and `operation list` show what became of it",
     "operation": f"`{places.NAME} operation get` shows how it stands",

@@ -104,6 +104,22 @@ def command(
     return add
 
 
+def interactive_command(
+    app: typer.Typer, name: str, *, example: str
+) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
+    """Add a command that has the terminal to itself, and so has nothing to show as JSON."""
+
+    def add(function: Callable[..., int | None]) -> Callable[..., int | None]:
+        def start(given: dict[str, Any]) -> int | None:
+            client = find_client(*(given.pop(name) for name in _CONNECTION))
+            return function(Session(client, json=False), **given)
+
+        _register(app, name, function, start, _CONNECTION, example)
+        return function
+
+    return add
+
+
 def local_command(
     app: typer.Typer, name: str, *, example: str
 ) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:

@@ -70,6 +70,7 @@ complete_webhook = _completion("webhook_list", "webhook_id", "url")
 complete_delivery = _completion("delivery_list", "delivery_id", "state", state="dead")
 complete_machine = _completion("machine_list", "machine_id", "name")
 complete_snapshot = _completion("snapshot_list", "snapshot_id", "machine_id")
+complete_exec = _completion("exec_list", "exec_id", "state")
 complete_operation = _completion("operation_list", "operation_id", "kind")
 complete_token = _completion("token_list", "token_id", "name")
 

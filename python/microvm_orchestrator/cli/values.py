@@ -6,6 +6,7 @@ can be read goes to the daemon, which says whether it makes sense.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
@@ -43,6 +44,11 @@ def pairs(words: Iterable[str] | None, option: str) -> dict[str, str] | None:
             raise errors.InvalidInput(f"{option} {key} is given twice")
         found[key] = value
     return found
+
+
+def octets_at(text: str, encoded: str | None) -> bytes:
+    """Give the bytes that an answer holds as text, or in base64 where they are none."""
+    return text.encode() if encoded is None else base64.b64decode(encoded)
 
 
 def text(word: str | None) -> str | None:

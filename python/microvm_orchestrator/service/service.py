@@ -61,6 +61,12 @@ class Service:
             raise errors.NotFound(
                 f"no call is named {name}", hint="list the tools to see the names"
             )
+        return await self.perform(call, caller, arguments)
+
+    async def perform(
+        self, call: Call, caller: Caller, arguments: Mapping[str, object]
+    ) -> BaseModel:
+        """Answer a call, be it one of the table or not. Raises: as `invoke`."""
         began = time.perf_counter()
         outcome = errors.OrchestratorError.code
         try:
@@ -72,13 +78,15 @@ class Service:
             if call.audited and not isinstance(refusal, errors.Unavailable):
                 # A store that cannot take the line shall not hide why the call was refused.
                 with contextlib.suppress(errors.Unavailable):
-                    await self.store.note(actor(caller, name), _target(arguments), refusal.code)
+                    await self.store.note(
+                        actor(caller, call.name), _target(arguments), refusal.code
+                    )
             raise
         except anyio.get_cancelled_exc_class():
             outcome = "cancelled"
             raise
         finally:
-            self.observe(name, caller.via, outcome, time.perf_counter() - began)
+            self.observe(call.name, caller.via, outcome, time.perf_counter() - began)
 
     async def _answer(
         self, call: Call, caller: Caller, arguments: Mapping[str, object]
@@ -134,7 +142,17 @@ def _explained(error: ValidationError) -> errors.OrchestratorError:
 
 # Arguments that name what a call is about, so that a refused call can be found by its target.
 _NAMING = (
-    *("task_id", "group", "machine", "snapshot_id", "image", "operation_id", "name", "worker"),
+    *(
+        "exec_id",
+        "task_id",
+        "group",
+        "machine",
+        "snapshot_id",
+        "image",
+        "operation_id",
+        "name",
+        "worker",
+    ),
     *("webhook_id", "token_id", "key"),
 )
 

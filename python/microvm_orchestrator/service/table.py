@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from microvm_orchestrator.service import (
     doctor,
+    execs,
+    files,
     groups,
     images,
     journal,
@@ -28,6 +30,8 @@ CALLS: tuple[Call, ...] = (
     *templates.CALLS,
     *workers.CALLS,
     *machines.CALLS,
+    *execs.CALLS,
+    *files.CALLS,
     *snapshots.CALLS,
     *images.CALLS,
     *pools.CALLS,

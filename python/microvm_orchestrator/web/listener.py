@@ -1,8 +1,9 @@
-"""Lets clients in: one socket speaks two protocols, and the first byte says which.
+"""Lets clients in: one socket speaks three protocols, and its beginning says which.
 
-`{` begins a stream of JSON-RPC lines, anything else is HTTP. Every connection is one task of one
-group, from the accept to the end. Above sits the daemon, which makes the sockets and says when to
-stop; below are the HTTP application and whoever serves streams. Lives as long as the daemon.
+`{"stream":` begins frames both ways, another `{` JSON-RPC lines, anything else is HTTP. Every
+connection is one task of one group, from the accept to the end. Above sits the daemon, which makes
+the sockets and says when to stop; below are the HTTP application and whoever serves streams. Lives
+as long as the daemon.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from microvm_orchestrator import errors, log
 from microvm_orchestrator.service.identity import peer_of
 from microvm_orchestrator.web.http import MAX_HEAD_BYTES, Http
 from microvm_orchestrator.web.identity import PEER
-from microvm_orchestrator.web.preface import read_preface
+from microvm_orchestrator.web.preface import StreamWish, read_preface
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,11 +56,24 @@ class Streams(Protocol):
     async def __call__(self, stream: ByteStream, principal: Principal, profile: str) -> None: ...
 
 
+class Frames(Protocol):
+    """Serves one connection of frames until it ends."""
+
+    async def __call__(
+        self, stream: BufferedByteStream, raw: ByteStream, principal: Principal, name: str
+    ) -> None: ...
+
+
 class Listener:
     """All connections of the daemon."""
 
     def __init__(
-        self, application: ASGIApp, streams: Streams, identity: Identity, terms: Terms
+        self,
+        application: ASGIApp,
+        streams: Streams,
+        frames: Frames,
+        identity: Identity,
+        terms: Terms,
     ) -> None:
         self._config = Config(
             application,
@@ -73,6 +87,7 @@ class Listener:
         self._config.load()
         self._http = ServerState()
         self._serve_stream = streams
+        self._serve_frames = frames
         self._identity = identity
         self._terms = terms
         self._accepting = anyio.CancelScope()
@@ -201,7 +216,10 @@ class Listener:
                     if principal.token_id is not None:
                         group.start_soon(self._cut_off, principal.token_id, group.cancel_scope)
                     with suppress(*_GONE):
-                        await self._serve_stream(stream, principal, wish.profile)
+                        if isinstance(wish, StreamWish):
+                            await self._serve_frames(stream, raw, principal, wish.call)
+                        else:
+                            await self._serve_stream(stream, principal, wish.profile)
                     group.cancel_scope.cancel()
             finally:
                 self._streaming.discard(connection)

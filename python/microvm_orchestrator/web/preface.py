@@ -1,7 +1,8 @@
-"""The optional first line of a stream of JSON messages: who comes, and which profile it wants.
+"""The optional first line of a stream: who comes, and what for.
 
-`{"connect": {"profile": "...", "token": "..."}}`, written exactly so at its start, both fields
-optional. A JSON-RPC message never begins like that. Above sits the listener.
+`{"connect": {"profile": "...", "token": "..."}}` begins JSON messages, both fields optional;
+`{"stream": {"call": "...", "token": "..."}}` begins frames. Written exactly so at its start: a
+JSON-RPC message never begins like that. Above sits the listener.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from anyio.streams.buffered import BufferedByteStream
 
 _BEGINNING = b'{"connect":'
+_STREAM = b'{"stream":'
+_BEGINNINGS = (_BEGINNING, _STREAM)
 # A token and a name fit many times over.
 _MAX_BYTES = 8192
 
@@ -31,29 +34,46 @@ class Wish(BaseModel):
     token: SecretStr | None = None
 
 
+class StreamWish(BaseModel):
+    """Which stream of frames a connection is to be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    call: str = Field(max_length=80)
+    token: SecretStr | None = None
+
+
+class _StreamPreface(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stream: StreamWish
+
+
 class _Preface(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     connect: Wish
 
 
-async def read_preface(stream: BufferedByteStream) -> Wish:
+async def read_preface(stream: BufferedByteStream) -> Wish | StreamWish:
     """Take the preface off `stream`; without one, leave the stream as it was.
 
     Raises:
         InvalidInput: it begins like a preface and is none.
     """
     begun = b""
-    while len(begun) < len(_BEGINNING) and _BEGINNING.startswith(begun):
+    while any(len(begun) < len(each) and each.startswith(begun) for each in _BEGINNINGS):
         try:
             begun += await stream.receive()
         except EndOfStream:
             break
     stream.feed_data(begun)
-    if not begun.startswith(_BEGINNING):
+    if not begun.startswith(_BEGINNINGS):
         return Wish()
     try:
         line = await stream.receive_until(b"\n", _MAX_BYTES)
+        if begun.startswith(_STREAM):
+            return _StreamPreface.model_validate(parse(line)).stream
         return _Preface.model_validate(parse(line)).connect
     except (DelimiterNotFound, IncompleteRead) as error:
         raise errors.InvalidInput(f"the preface is no line of {_MAX_BYTES} bytes") from error

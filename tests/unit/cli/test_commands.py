@@ -23,12 +23,15 @@ CONNECTION = {"json", "socket", "address", "token_file"}
 FROM_FILE = {
     "graph_submit": {"tasks"},
     "template_save": {"description", "parameters", "tasks", "group_prefix"},
+    # What comes on standard input.
+    "machine_exec": {"stdin", "stdin_base64"},
 }
 ONE_FIELD = {
     "token_create": {"scope_labels": "scope", "own": "scope"},
     "task_heartbeat": {"fraction": "progress", "message": "progress"},
     "template_preview": {"params": "parameters"},
     "template_run": {"params": "parameters"},
+    "machine_exec": {"tty": "terminal", "no_stdin": "stdin_open"},
 }
 # What makes up the field `changes`.
 CHANGES = {"task_update"}
@@ -115,7 +118,9 @@ def test_every_command_that_talks_to_the_daemon_can_print_json() -> None:
     silent = {
         path for path, command in LEAVES.items() if "json" not in {p.name for p in command.params}
     }
-    assert silent == {("serve",), ("connect",), ("completion",)}
+    # Those that have the terminal to themselves, and those that have no answer.
+    interactive = {("machine", "shell"), ("machine", "attach"), ("exec", "attach")}
+    assert silent == {("serve",), ("connect",), ("completion",)} | interactive
 
 
 def test_the_fast_way_of_the_bridge_takes_the_options_of_its_command() -> None:

@@ -274,6 +274,50 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["s_1", "--count", "4", "--name", "try", "--wait-s", "0"],
         {"source": "s_1", "count": 4, "name": "try", "wait_s": 0.0},
     ),
+    "machine_exec": (
+        [
+            *("box", "--env", "A=b=c", "--cwd", "/src", "--user", "1000:1000"),
+            *("--timeout-s", "9", "--output-cap", "10", "--wait-s", "0", "--exec-id", "build"),
+            *("make", "all", ""),
+        ],
+        {
+            "machine": "box",
+            "argv": ["make", "all", ""],
+            "env": {"A": "b=c"},
+            "cwd": "/src",
+            "user": "1000:1000",
+            "timeout_s": 9.0,
+            "output_cap": 10,
+            "wait_s": 0.0,
+            "exec_id": "build",
+        },
+    ),
+    "exec_wait": (["x_1", "--timeout-s", "3"], {"exec_id": "x_1", "timeout_s": 3.0}),
+    "exec_output": (
+        ["x_1", "--offset", "4", "--limit", "5", "--timeout-s", "1"],
+        {"exec_id": "x_1", "offset": 4, "limit": 5, "timeout_s": 1.0},
+    ),
+    "exec_input": (
+        ["x_1", "--data", "yes", "--end"],
+        {"exec_id": "x_1", "data": "yes", "end": True},
+    ),
+    "exec_signal": (["x_1", "INT"], {"exec_id": "x_1", "signal": "INT"}),
+    "exec_list": (
+        ["--machine", "box", "--state", "lost", "--limit", "2", "--cursor", "c"],
+        {"machine": "box", "state": "lost", "limit": 2, "cursor": "c"},
+    ),
+    "file_put": (
+        ["box", "/a", "--content", "x", "--mode", "0600", "--parents", "--user", "dev"],
+        {
+            "machine": "box",
+            "path": "/a",
+            "content": "x",
+            "mode": "0600",
+            "parents": True,
+            "user": "dev",
+        },
+    ),
+    "file_get": (["box", "/a", "--max-size", "9"], {"machine": "box", "path": "/a", "max_size": 9}),
     "snapshot_create": (["box", "--wait-s", "0"], {"machine": "box", "wait_s": 0.0}),
     "snapshot_get": (["s_1"], {"snapshot_id": "s_1"}),
     "snapshot_list": (
@@ -283,8 +327,10 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "snapshot_verify": (["s_1", "--wait-s", "0"], {"snapshot_id": "s_1", "wait_s": 0.0}),
     "snapshot_delete": (["s_1"], {"snapshot_id": "s_1"}),
     "image_build": (
-        ["--name", "x", "--with", "nodejs,npm", "--with", "jq", "--claude", "1.2.3"]
-        + ["--wait-s", "0"],
+        [
+            *("--name", "x", "--with", "nodejs,npm", "--with", "jq"),
+            *("--claude", "1.2.3", "--wait-s", "0"),
+        ],
         {"name": "x", "packages": ["nodejs", "npm", "jq"], "claude": "1.2.3", "wait_s": 0.0},
     ),
     "image_list": ([], {}),

@@ -1,0 +1,283 @@
+"""What is talked about both ways at once: a command's input and output, a machine's console.
+
+Opened as a call is made, with the same checks of role, sight and token; then frames go both ways
+until either side has had enough. Above is the front end that carries the frames; below, commands
+and machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import anyio
+import anyio.to_thread
+from pydantic import Field, ValidationError
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine import console
+from microvm_orchestrator.machine.shell import Channel, Terminal
+from microvm_orchestrator.model.access import Role
+from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request
+from microvm_orchestrator.service.execs import (
+    USUAL_TIMEOUT_S,
+    ExecRef,
+    RunCommand,
+    TerminalSize,
+    told_why,
+    wish_of,
+)
+from microvm_orchestrator.service.machines import NamedMachine
+from microvm_orchestrator.service.service import Service, actor
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.execs.job import Job, Tap
+
+# A client that is gone is found out by writing to it, where reading waits for a command that does
+# not read.
+_BEAT_S = 10.0
+# What somebody who attaches to a console sees first.
+_SCROLLBACK_BYTES = 1 << 14
+Offset = Annotated[int, Field(strict=True, ge=0)]
+
+
+class Kind(IntEnum):
+    """What a frame carries."""
+
+    # To the daemon: input; from it: stdout, or what a console shows.
+    DATA = 1
+    STDERR = 2
+    # To the daemon: the end of the input; from it, the last frame: how the command ended, as JSON.
+    END = 3
+    # From the daemon, the last frame: code, message and hint of an error.
+    ERROR = 4
+    # To the daemon: the size of the terminal, as JSON.
+    SIZE = 5
+    # To the daemon: the client leaves, and what it talked to goes on.
+    LEAVE = 6
+
+
+class Talk(Protocol):
+    """The client's end of a stream."""
+
+    async def begin(self, told: dict[str, object]) -> None:
+        """Say that it was opened; frames follow."""
+        ...
+
+    async def send(self, kind: Kind, payload: bytes) -> None:
+        """Raises: ClientGone."""
+        ...
+
+    async def receive(self) -> tuple[int, bytes] | None:
+        """Give the next frame; None when the client is gone."""
+        ...
+
+
+class ClientGone(Exception):
+    """The client of a stream does not listen any more."""
+
+
+class RunStream(RunCommand):
+    """A command to run, or one that was begun by this id; it is ended when its client goes."""
+
+    offset: Offset = Field(default=0, description="how much of what it says is known already")
+    timeout_s: Annotated[float, Field(strict=True, gt=0, le=2_592_000.0)] = USUAL_TIMEOUT_S
+
+
+class AttachExec(ExecRef):
+    """A command to follow; it goes on when its client goes."""
+
+    offset: Offset = 0
+
+
+async def _run(service: Service, caller: Caller, request: RunStream, talk: Talk) -> Answer:
+    by = actor(caller, "machine_exec")
+    job = await service.host.execs.start(request.machine, wish_of(request), by)
+    with job.tap(request.offset) as tap:
+        await job.started.wait()
+        told_why(job)
+        left = False
+        try:
+            left = await _converse(job, tap, talk)
+        finally:
+            if not left and not job.over and not _stopping(service):
+                service.host.execs.end_soon(job)
+    return Answer()
+
+
+async def _attach(service: Service, caller: Caller, request: AttachExec, talk: Talk) -> Answer:
+    by = actor(caller, "exec_attach")
+    job = service.host.execs.find(request.exec_id, by)
+    await service.host.execs.note(job, by)
+    with job.tap(request.offset) as tap:
+        await _converse(job, tap, talk)
+    return Answer()
+
+
+def _stopping(service: Service) -> bool:
+    try:
+        service.journal.refuse_when_stopping()
+    except errors.Stopping:
+        return True
+    return False
+
+
+async def _converse(job: Job, tap: Tap, talk: Talk) -> bool:
+    """Carry frames both ways until one side has had enough; tell whether it was meant to end."""
+    pieces, _ = job.log.since(tap.at, 1)
+    tap.at = pieces[0].offset if pieces else tap.at
+    await talk.begin({"exec_id": job.exec.exec_id, "offset": tap.at, "terminal": job.exec.terminal})
+
+    async def say() -> None:
+        async for piece in tap.pieces():
+            out = piece.channel is Channel.STDOUT
+            await talk.send(Kind.DATA if out else Kind.STDERR, piece.data)
+        await talk.send(Kind.END, job.exec.model_dump_json().encode())
+
+    return await _both_ways(talk, partial(_take, job), say)
+
+
+async def _both_ways(
+    talk: Talk, take: Callable[[int, bytes], Awaitable[None]], say: Callable[[], Awaitable[None]]
+) -> bool:
+    """Say and take until either ends; tell whether that was meant, and not that a client is gone.
+
+    Raises: what either raises of ours.
+    """
+    left = False
+    failure: errors.OrchestratorError | None = None
+
+    async def listen() -> None:
+        nonlocal left, failure
+        try:
+            while (frame := await talk.receive()) is not None:
+                if frame[0] == Kind.LEAVE:
+                    left = True
+                    break
+                await take(*frame)
+        except errors.OrchestratorError as error:
+            failure = error
+        group.cancel_scope.cancel()
+
+    async def beat() -> None:
+        with contextlib.suppress(ClientGone):
+            while True:
+                await anyio.sleep(_BEAT_S)
+                await talk.send(Kind.DATA, b"")
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen)
+        group.start_soon(beat)
+        try:
+            await say()
+            left = True
+        except ClientGone:
+            pass
+        except errors.OrchestratorError as error:
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return left
+
+
+async def _take(job: Job, kind: int, payload: bytes) -> None:
+    try:
+        if kind == Kind.DATA:
+            await job.type_all(payload)
+        elif kind == Kind.END:
+            await job.type(b"", end=True)
+        elif kind == Kind.SIZE:
+            size = _size(payload)
+            await job.running().resize(size)
+    except (errors.StateForbids, errors.Unavailable):
+        # It has ended, or its guest is not reached now: the client hears how it ends.
+        return
+
+
+def _size(payload: bytes) -> Terminal:
+    try:
+        size = TerminalSize.model_validate_json(payload)
+    except ValidationError as error:
+        raise errors.InvalidInput("a terminal has from 1 to 10000 rows and columns") from error
+    return Terminal(size.rows, size.columns)
+
+
+async def _console(service: Service, caller: Caller, request: NamedMachine, talk: Talk) -> Answer:
+    by = actor(caller, "machine_attach")
+    machine = await service.host.machines.get(request.machine, by)
+    running = service.host.machines.live(machine)
+    await service.store.note(by, machine.machine_id, "ok")
+    async with running.attach() as terminal:
+        path = running.console
+        size = await anyio.to_thread.run_sync(console.size, path)
+        _, before = await anyio.to_thread.run_sync(
+            console.read, path, max(0, size - _SCROLLBACK_BYTES), _SCROLLBACK_BYTES
+        )
+
+        async def say() -> None:
+            await talk.send(Kind.DATA, before)
+            async for data in terminal:
+                await talk.send(Kind.DATA, data)
+            await talk.send(Kind.END, json.dumps({"machine_id": machine.machine_id}).encode())
+
+        async def take(kind: int, payload: bytes) -> None:
+            if kind == Kind.DATA:
+                await terminal.type(payload)
+
+        await talk.begin({"machine_id": machine.machine_id})
+        await _both_ways(talk, take, say)
+    return Answer()
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One kind of stream, and who may open it."""
+
+    name: str
+    request: type[Request]
+    handler: Callable[[Any, Caller, Any, Talk], Awaitable[Answer]]
+
+    def call(self, talk: Talk) -> Call:
+        """Make what the service checks and answers as it does every call."""
+        return Call(
+            name=self.name,
+            title=self.name,
+            description="",
+            request=self.request,
+            answer=Answer,
+            role=Role.OPERATOR,
+            effect=Effect.WRITE,
+            idempotent=False,
+            method="",
+            path="",
+            waits=True,
+            audited=True,
+            handler=partial(_bound, self.handler, talk),
+        )
+
+
+async def _bound(
+    handler: Callable[[Any, Caller, Any, Talk], Awaitable[Answer]],
+    talk: Talk,
+    service: Service,
+    caller: Caller,
+    request: Request,
+) -> Answer:
+    return await handler(service, caller, request, talk)
+
+
+STREAMS = {
+    stream.name: stream
+    for stream in (
+        Stream("machine_exec", RunStream, _run),
+        Stream("exec_attach", AttachExec, _attach),
+        Stream("machine_attach", NamedMachine, _console),
+    )
+}
