@@ -18,6 +18,8 @@ from microvm_orchestrator.machine.base import Boot, MachineSpec
 from microvm_orchestrator.runner import Runner, read
 
 NAME = "slot0"
+MICROVM = "microvm,accel=kvm:tcg,acpi=on,mem-merge=on,pcie=off,pic=off,pit=off,rtc=on,usb=off"
+Q35 = "q35,accel=kvm:tcg,acpi=on,mem-merge=on"
 _FOREIGN = Path(__file__).with_name("fake_foreign.py")
 # What a guest's configuration says in `microvm.extraArgsScript`.
 RUNTIME_ARGS = '#!/bin/sh\nprintf %s "${MICROVM_ORCHESTRATOR_ARGS-}"\n'
@@ -33,6 +35,8 @@ class Wanted:
     takes_arguments: bool = True
     # Lines that the script begins with.
     pre_start: str = ""
+    # Of the guest's vsock; only hypervisors other than QEMU get one here.
+    cid: int | None = 4000
     tap: str | None = None
     share: str | None = None
 
@@ -54,6 +58,8 @@ def make(folder: Path, wanted: Wanted) -> Path:
     (out / "bin" / "microvm-run").symlink_to(run)
     _write(share / "hypervisor", wanted.hypervisor)
     _write(share / "tap-flags", "vnet_hdr")
+    if wanted.hypervisor != "qemu" and wanted.cid is not None:
+        _write(share / "vsock-cid", str(wanted.cid))
     if wanted.tap is not None:
         _write(share / "tap-interfaces", wanted.tap)
     if wanted.share is not None:
@@ -64,14 +70,17 @@ def make(folder: Path, wanted: Wanted) -> Path:
     return out
 
 
-def qemu_command(boot: Boot, kernel_words: str, *, memory_mib: int, vcpus: int) -> list[str]:
+def qemu_command(
+    boot: Boot, kernel_words: str, *, memory_mib: int, vcpus: int, machine: str = MICROVM
+) -> list[str]:
     """Write what microvm.nix has for a guest with a store disk and no network."""
     (root,) = boot.disks
+    bus, legacy = ("device", "") if machine == MICROVM else ("pci", ",disable-legacy=on")
     # fmt: off
     return [
         "/usr/bin/qemu-system-x86_64",
         "-name", NAME,
-        "-M", "microvm,accel=kvm:tcg,acpi=on,mem-merge=on,pcie=off,pic=off,pit=off,rtc=on,usb=off",
+        "-M", machine,
         "-m", f"{memory_mib}M",
         "-smp", str(vcpus),
         "-nodefaults", "-no-user-config",
@@ -79,7 +88,7 @@ def qemu_command(boot: Boot, kernel_words: str, *, memory_mib: int, vcpus: int) 
         "-kernel", str(boot.kernel),
         "-initrd", str(boot.initrd),
         "-chardev", "stdio,id=stdio,signal=off",
-        "-device", "virtio-rng-device",
+        "-device", f"virtio-rng-{bus}",
         "-smbios", "type=1,uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8",
         "-serial", "chardev:stdio",
         "-enable-kvm",
@@ -87,7 +96,7 @@ def qemu_command(boot: Boot, kernel_words: str, *, memory_mib: int, vcpus: int) 
         "-device", "i8042",
         "-append", f"earlyprintk=ttyS0 console=ttyS0 reboot=t panic=-1 {kernel_words}",
         "-drive", f"id=store,format=raw,read-only=on,file={root.path},if=none,aio=io_uring",
-        "-device", "virtio-blk-device,drive=store",
+        "-device", f"virtio-blk-{bus},drive=store{legacy}",
         "-nographic",
         "-sandbox", "on",
         "-qmp", f"unix:{NAME}.sock,server,nowait",

@@ -54,6 +54,8 @@ class Runner:
     # What the guest has, where that can be told.
     memory_mib: int | None = None
     vcpus: int | None = None
+    # Whether the guest is reached by vsock.
+    vsock: bool = False
     # The names of what it finds on the host or does not start.
     taps: tuple[str, ...] = ()
     macvtaps: tuple[str, ...] = ()
@@ -96,6 +98,7 @@ def _read(folder: Path) -> Runner:
         bus="pci" if "virtio-rng-pci" in words else "device",
         memory_mib=_number(words, "-m", r"(\d+)M(,.*)?") if of_qemu else None,
         vcpus=_number(words, "-smp", r"(\d+)") if of_qemu else None,
+        vsock=(share / "vsock-cid").exists(),
         taps=_names(share / "tap-interfaces"),
         macvtaps=_names(share / "macvtap-interfaces"),
         shares=tuple(sorted(path.name for path in share.glob("virtiofs/*"))),

@@ -19,7 +19,7 @@ from microvm_orchestrator.machine.base import Boot, Link
 from microvm_orchestrator.machine.hypervisor import AnyKind
 from microvm_orchestrator.machine.probe import probe
 from microvm_orchestrator.runner import RUN, Runner, read
-from standin_runner import Wanted, kernel_words, make, qemu_command, runner_rig
+from standin_runner import Q35, Wanted, kernel_words, make, qemu_command, runner_rig
 
 MAC = "52:54:00:12:34:56"
 
@@ -70,6 +70,27 @@ async def test_the_console_of_a_runner_is_one_to_type_at_and_links_are_ours(
     assert "10.9.8.7/24" in shown
     assert MAC in shown
     assert [link.is_socket() for link in machine.links] == [True]
+
+
+async def test_a_runner_with_a_pci_bus_is_reached_over_it(
+    rig: Rig, hypervisor: AnyKind, tmp_path: Path, boot: Boot
+) -> None:
+    # Where there is the hardware of a PC, an emulated clock needs no words of ours.
+    command = qemu_command(boot, boot.cmdline, memory_mib=256, vcpus=1, machine=Q35)
+    runner = read(make(tmp_path / "pc", Wanted(command=command)))
+    spec = replace(rig.spec(links=(Link(MAC),)), boot=runner)
+    machine = await hypervisor.start(spec)
+    paths = "/sys/class/virtio-ports/*/device /sys/class/net/eth0"
+    buses = await sh(machine, f"for path in {paths}; do readlink -f $path; done")
+    assert [line.startswith("/sys/devices/pci") for line in buses.splitlines()] == [True, True]
+
+
+async def test_no_word_of_ours_is_more_to_the_script_than_a_word(
+    rig: Rig, hypervisor: AnyKind
+) -> None:
+    for mac in (f"{MAC} -monitor stdio", f"{MAC}*", f"{MAC}$(id)"):
+        with pytest.raises(errors.InvalidInput, match="cannot be handed on"):
+            await hypervisor.start(rig.spec(links=(Link(mac),)))
 
 
 async def test_what_qemu_says_of_arguments_it_does_not_know_is_told(

@@ -143,6 +143,9 @@ async def test_what_a_runner_wants_and_nobody_gives_is_told_before_it_is_started
         await hypervisor.start(replace(spec, disks=(Disk("more", size_mib=1, read_only=False),)))
     with pytest.raises(errors.NotOffered, match="no links of ours"):
         await hypervisor.start(replace(spec, links=(Link("52:54:00:00:00:01"),)))
+    for how in (replace(FOREIGN, cid=None), replace(FOREIGN, hypervisor="crosvm")):
+        with pytest.raises(errors.NotOffered, match="cannot be reached"):
+            await hypervisor.start(wanted(tmp_path, how))
     qemu = Wanted(command=["/usr/bin/qemu-system-x86_64", "-m", "768M"])
     deaf = replace(wanted(tmp_path, replace(qemu, takes_arguments=False)), memory_mib=768)
     with pytest.raises(errors.NotOffered, match="takes no arguments"):

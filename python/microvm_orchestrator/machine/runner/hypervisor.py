@@ -58,17 +58,9 @@ class Runners(Keeper[LivingMachine]):
             )
         start.check(spec, _TAPS)
         accel = choose(spec.accel, await self._acceleration())
-        of_qemu = runner.hypervisor == QEMU
-        if of_qemu and not runner.takes_arguments:
-            raise errors.NotOffered(
-                f"the runner {runner.path} takes no arguments when it runs, so its guest cannot be"
-                " reached",
-                hint="set microvm.extraArgsScript; the guide to microvm.nix guests has the lines",
-            )
-        if spec.links and not of_qemu:
-            raise errors.NotOffered(f"a machine run by {runner.hypervisor} has no links of ours")
 
         def begin(given: Handover, record: Record) -> Resident:
+            of_qemu = runner.hypervisor == QEMU
             added = qemu.words(spec, accel, record, given) if of_qemu else []
             return start.launch(self._host, record, spec, added, given.fds)
 

@@ -36,7 +36,7 @@ _OURS = "orchestrator"
 
 
 def words(spec: MachineSpec, accel: Accel, record: Record, given: Handover) -> list[str]:
-    """Write what is added to the command line; no word has a blank, since bash splits them."""
+    """Write what is added to the command line."""
     bus = start.runner_of(spec).bus
     # fmt: off
     added = [
@@ -55,7 +55,9 @@ def words(spec: MachineSpec, accel: Accel, record: Record, given: Handover) -> l
     for number, link in enumerate(spec.links):
         name = f"{_OURS}-net{number}"
         added += ["-netdev", f"{netdev(link, record.link(number), given)},id={name}"]
-        added += ["-device", f"virtio-net-{bus},netdev={name},mac={word(link.mac)}"]
+        device = f"virtio-net-{bus},netdev={name},mac={word(link.mac)}"
+        # A small QEMU, as microvm.nix builds it, lacks the code to boot from a card.
+        added += ["-device", device + (",romfile=" if bus == "pci" else "")]
     return added
 
 

@@ -8,12 +8,13 @@ they have become. Above stand the two kinds of machines of runners and their kee
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine import process
 from microvm_orchestrator.machine.qemu.host import Host, take_charge
-from microvm_orchestrator.runner import ARGUMENTS, RUN, Runner
+from microvm_orchestrator.runner import ARGUMENTS, QEMU, RUN, Runner
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.process import Resident
     from microvm_orchestrator.machine.record import Record
 
+# Those whose vsock is a unix socket, in the folder they run in.
+VSOCK_BY_SOCKET = frozenset({"cloud-hypervisor", "firecracker"})
+# Bash splits our arguments at blanks, and takes a few other signs for more than they are.
+_PLAIN = re.compile(r"[A-Za-z0-9_.,:=/-]+")
 # Its value is the folder of the machine, of which there is one on a host.
 _MACHINE = "MICROVM_ORCHESTRATOR_MACHINE"
 
@@ -41,6 +46,21 @@ def check(spec: MachineSpec, taps: Path) -> None:
         InvalidInput.
     """
     runner = runner_of(spec)
+    if runner.hypervisor == QEMU:
+        if not runner.takes_arguments:
+            raise errors.NotOffered(
+                f"the runner {runner.path} takes no arguments when it runs, so its guest cannot be"
+                " reached",
+                hint="set microvm.extraArgsScript; the guide to microvm.nix guests has the lines",
+            )
+    elif runner.hypervisor not in VSOCK_BY_SOCKET or not runner.vsock:
+        raise errors.NotOffered(
+            f"the guest of the runner {runner.path}, run by {runner.hypervisor}, cannot be reached",
+            hint='set microvm.hypervisor = "qemu"; or one of'
+            f" {_list(sorted(VSOCK_BY_SOCKET))}, with microvm.vsock.cid",
+        )
+    elif spec.links:
+        raise errors.NotOffered(f"a machine run by {runner.hypervisor} has no links of ours")
     if spec.disks:
         raise errors.NotOffered("a runner brings its own disks; further ones cannot be added")
     if runner.shares:
@@ -71,8 +91,14 @@ def check(spec: MachineSpec, taps: Path) -> None:
 def launch(
     host: Host, record: Record, spec: MachineSpec, words: Sequence[str], fds: Collection[int]
 ) -> Resident:
-    """Start the script. The identity is on the disk before this returns. Raises: CommandFailed."""
+    """Start the script. The identity is on the disk before this returns.
+
+    Raises: CommandFailed; InvalidInput when a word is none that can be handed on.
+    """
     runner = runner_of(spec)
+    for word in words:
+        if not _PLAIN.fullmatch(word):
+            raise errors.InvalidInput(f"{word!r} cannot be handed on to a runner's script")
     record.run.mkdir(mode=0o700, exist_ok=True)
     if host.user is not None:
         os.chown(record.run, *host.user)
