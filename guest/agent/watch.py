@@ -60,7 +60,7 @@ class Watch:
     def _look_at_pids(self) -> None:
         refused = self._refused()
         if refused > self.refused:
-            self.link.tell({"event": b"pids", "refused": refused - self.refused})
+            self.link.tell({"event": b"pids_full", "refused": refused - self.refused})
         self.refused = refused
 
     def _refused(self) -> int:

@@ -73,7 +73,7 @@ async def test_commands_that_start_too_many_processes_are_refused_and_it_is_told
         assert ran.exit.code != 0
         assert b"fork" in ran.stderr
         machine_id, event = await heard.receive()
-        assert (machine_id, event.kind) == (machine.machine_id, "pids")
+        assert (machine_id, event.kind) == (machine.machine_id, "pids_full")
         assert event.figures["refused"] > 0
         count = "read -r n </sys/fs/cgroup/commands/pids.current; echo $n"
         assert PIDS <= int(await sh(machine, count)) <= PIDS + 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import anyio
 import pytest
@@ -17,9 +19,10 @@ from machines import LONG_S, Rig, built_image, qemu_rig
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import process
 from microvm_orchestrator.machine.base import Accel, Boot, Disk, Link
-from microvm_orchestrator.machine.qemu.hypervisor import Qemu
+from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.seeded import Program, Ran
 
+NOBODY = 65534
 # What differs between any two machines: time, randomness, the order of things, addresses.
 TELLTALES = """
 date +%s.%N; head -c 16 /dev/urandom | od -x; cat /proc/sys/kernel/random/uuid; ps
@@ -54,16 +57,21 @@ def script(text: str, seed: int = 42) -> Program:
 
 
 @contextmanager
-def busy_host() -> Generator[None]:
-    """Keep the host's processors busy, so that everything takes other times than before."""
-    loop = [sys.executable, "-c", "while True: pass"]
-    loops = [subprocess.Popen(loop) for _ in range(os.cpu_count() or 1)]
+def killed_in_the_end(*commands: list[str]) -> Generator[None]:
+    """Run programs as long as the block."""
+    started = [subprocess.Popen(command) for command in commands]
     try:
         yield
     finally:
-        for each in loops:
+        for each in started:
             each.kill()
             each.wait()
+
+
+def busy_host() -> AbstractContextManager[None]:
+    """Keep the host's processors busy, so that everything takes other times than before."""
+    loop = [sys.executable, "-c", "while True: pass"]
+    return killed_in_the_end(*[loop] * (os.cpu_count() or 1))
 
 
 def same(ran: Ran) -> Ran:
@@ -152,3 +160,37 @@ async def test_what_could_not_be_the_same_every_time_is_refused(rig: Rig, qemu: 
     ):
         with pytest.raises(errors.InvalidInput):
             await qemu.run_seeded(rig.spec(), program)
+
+
+async def test_a_seeded_run_needs_no_rights(rig: Rig, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can run a QEMU as somebody else")
+    async with open_qemu(tmp_path, user=(NOBODY, NOBODY)) as qemu:
+        ran = await qemu.run_seeded(rig.spec(), script("echo fine"))
+    assert (ran.status, ran.stdout) == (0, b"fine\n")
+
+
+# A daemon that runs one program.
+RUN = """
+import anyio, pathlib, pickle, sys
+from microvm_orchestrator.machine.qemu.hypervisor import open_qemu
+folder, *made = pickle.loads(bytes.fromhex(sys.argv[1]))
+async def main():
+    async with open_qemu(folder) as qemu:
+        await qemu.run_seeded(*made)
+anyio.run(main)
+"""
+
+
+async def test_what_a_dead_daemon_was_running_is_ended_by_the_next_one(rig: Rig) -> None:
+    spec = rig.spec()
+    made = pickle.dumps((rig.state_dir, spec, script("while :; do :; done"))).hex()
+    record = rig.state_dir / "machines" / spec.machine_id / "process.json"
+    with killed_in_the_end([sys.executable, "-c", RUN, made]), anyio.fail_after(LONG_S):
+        while not record.exists():
+            await anyio.lowlevel.checkpoint()
+    words = ("-name", f"guest={spec.machine_id}")
+    assert process.find_by_words(words, frozenset({os.geteuid()}))
+    async with rig.open() as qemu:
+        assert qemu.found() == []
+    assert process.find_by_words(words, frozenset({os.geteuid()})) is None

@@ -103,7 +103,7 @@ class Limits:
     """
 
     # Processes and threads that commands in the guest have at a time. The guest's own word holds
-    # here; reaching it is told as the event `pids`.
+    # here; reaching it is told as the event `pids_full`.
     pids: int | None = None
     # Of each disk, reads and writes together, by the second. Nobody is told of waiting for a disk.
     disk_operations: int | None = None

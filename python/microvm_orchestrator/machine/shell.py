@@ -168,7 +168,7 @@ class GuestUsage:
 
 @dataclass(frozen=True, slots=True)
 class GuestEvent:
-    """Something that a guest reports: `oom`, `disk_full`, `pids`, `shutting_down`, `log`."""
+    """Something that a guest reports: `oom`, `disk_full`, `pids_full`, `shutting_down`, `log`."""
 
     kind: str
     text: str = ""
