@@ -19,12 +19,15 @@ import anyio
 import anyio.to_thread
 from anyio.abc import ByteStream, UNIXSocketStream
 
-from microvm_orchestrator.machine.ssh import Login, MachineKeys, keep_keys
+from microvm_orchestrator.machine.shell import Shell
+from microvm_orchestrator.machine.ssh import Login, MachineKeys, keep_keys, open_ssh
 
 SSHD = "/usr/sbin/sshd"
 # Where a server of root's wants an empty folder, which its service makes where there is one.
 _EMPTY = Path("/run/sshd")
 STOP_S = 10.0
+# Longer than any test takes on a busy machine.
+SOON_S = 60.0
 
 _CONFIG = """
 HostKey {folder}/keys/host
@@ -35,6 +38,7 @@ PasswordAuthentication no
 PidFile none
 PrintMotd no
 LogLevel ERROR
+SetEnv HOME={folder} {env}
 {more}
 """
 
@@ -71,13 +75,34 @@ class Sshd:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(process.wait, STOP_S)
 
+    @asynccontextmanager
+    async def shell(self) -> AsyncGenerator[Shell]:
+        with anyio.fail_after(SOON_S):
+            async with self.connect() as stream, open_ssh(stream, self.login) as shell:
+                yield shell
 
-def set_up_sshd(folder: Path, more: str = "") -> Sshd:
-    """Write keys and configuration of a server."""
+
+def set_up_sshd(folder: Path, more: str = "", env: str = "") -> Sshd:
+    """Write keys and configuration of a server.
+
+    The shell of a login finds an empty home: what the user's own does is none of ours.
+    """
     if os.geteuid() == 0:
         _EMPTY.mkdir(mode=0o755, exist_ok=True)
     folder.mkdir()
     keys = keep_keys(folder / "keys", "test")
     (folder / "authorized").write_text(keys.client.public + "\n")
-    (folder / "config").write_text(_CONFIG.format(folder=folder, more=more))
+    (folder / "config").write_text(_CONFIG.format(folder=folder, more=more, env=env))
     return Sshd(folder, keys)
+
+
+@asynccontextmanager
+async def shell_with(tmp_path: Path, name: str, script: str) -> AsyncGenerator[Shell]:
+    """Give a shell on a guest in which a program is another one."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+    (programs / name).chmod(0o755)
+    server = set_up_sshd(tmp_path / "sshd", env=f"PATH={programs}:{os.environ['PATH']}")
+    async with server.shell() as shell:
+        yield shell

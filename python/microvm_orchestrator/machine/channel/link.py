@@ -34,6 +34,14 @@ _MAX_SKIP = 16 << 20
 # A guest that sends tiny frames must not keep the loop from everybody else.
 _FRAMES_AT_ONCE = 256
 _MAX_EVENTS = 256
+# What a guest may say that nobody has granted it (reports, streams of its own, what belongs to a
+# stream that is over): so much at once and so much a second, each frame at a cost beside its bytes.
+# A guest that says more is read no faster.
+_UNASKED_AT_ONCE = 4 << 20
+_UNASKED_A_SECOND = 2 << 20
+_UNASKED_FRAME = 1024
+# Answers to streams of a guest that it has not read yet; it has fewer streams.
+_MAX_UNREAD = 1024
 # How long a request waits for one of the others to end.
 _ROOM_S = 15.0
 _ONLY_MAIN = frozenset((wire.MAIN,))
@@ -58,6 +66,9 @@ class Link:
         self._room = anyio.Event()
         self._last = -1  # the last stream that we have opened
         self._last_of_guest = 0
+        # Of what it said unasked, up to which moment it is used up.
+        self._unasked = 0.0
+        self._unasked_at = anyio.current_time()
         self._failure: errors.OrchestratorError | None = None
 
     @property
@@ -99,7 +110,7 @@ class Link:
                 tasks.start_soon(self._read)
                 tasks.start_soon(self._write)
                 await self.gone.wait()
-                await self._hang_up()
+                await hang_up(self._transport)
 
     async def greeting(self) -> wire.Fields:
         """Wait for the agent's HELLO. Raises: ProtocolBroken, MachineUnreachable."""
@@ -117,6 +128,7 @@ class Link:
                     self._act(*frame)
                     if count % _FRAMES_AT_ONCE == 0:
                         await anyio.lowlevel.checkpoint()
+                await self._slow_down()
                 await self._receive()
 
     async def _write(self) -> None:
@@ -124,18 +136,17 @@ class Link:
             await self._transport.send(wire.preamble(self._nonce, wire.VERSION, wire.VERSION))
             await self.outbox.pump(self._transport)
 
-    async def _hang_up(self) -> None:
-        """Let whoever waits for the transport go on, and find it ended."""
-        raw_socket = anyio.abc.SocketAttribute.raw_socket
-        connection = self._transport.extra(raw_socket, None)  # noqa: S610 # no query of Django's
-        if connection is None:
-            await self._transport.aclose()
-        else:  # which anyio does not like to be closed while it is waited for
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
     async def _receive(self) -> None:
         self._reader.buffer += await self._transport.receive(_READ_BYTES)
+
+    async def _slow_down(self) -> None:
+        """Let a guest that says much unasked wait until it may have said it."""
+        now = anyio.current_time()
+        used = self._unasked - (now - self._unasked_at) * _UNASKED_A_SECOND
+        self._unasked, self._unasked_at = max(0.0, used), now
+        if self._unasked > _UNASKED_AT_ONCE:
+            with anyio.move_on_after((self._unasked - _UNASKED_AT_ONCE) / _UNASKED_A_SECOND):
+                await self.gone.wait()
 
     # Streams.
 
@@ -190,7 +201,12 @@ class Link:
                 stream.take(kind, channel, payload)
             except wire.Broken as error:
                 raise wire.Broken(f"on stream {number}: {error}") from None
-        elif kind == wire.EVENT:
+        else:
+            self._unasked += len(payload) + _UNASKED_FRAME
+            self._act_unasked(kind, number, payload)
+
+    def _act_unasked(self, kind: int, number: int, payload: bytes) -> None:
+        if kind == wire.EVENT:
             self._on_event(wire.decode(payload))
         elif kind == wire.OPEN:
             self._on_open(number, wire.decode(payload))
@@ -209,6 +225,8 @@ class Link:
             raise wire.Broken(f"an OPEN frame for stream {number}, which is not the next")
         if sum(1 for other in self._streams if not other % 2) >= wire.MAX_STREAMS:
             raise wire.Broken(f"more than {wire.MAX_STREAMS} OPEN frames for streams of its own")
+        if self.outbox.unread > _MAX_UNREAD:
+            raise wire.Broken("OPEN frames without end, and reads no answer to them")
         self._last_of_guest = number
         stream = self._streams[number] = Stream(self, number, _ONLY_MAIN)
         serve = self.listeners.get(wire.integer(fields, "listener", 1, wire.MAX_STREAM))
@@ -249,3 +267,14 @@ class Link:
         _, version, newest = wire.read_preamble(buffer[at : at + wire.PREAMBLE_BYTES])
         del buffer[: at + wire.PREAMBLE_BYTES]
         return version, newest
+
+
+async def hang_up(transport: ByteStream) -> None:
+    """Let whoever waits for a transport go on, and find it ended."""
+    raw_socket = anyio.abc.SocketAttribute.raw_socket
+    connection = transport.extra(raw_socket, None)  # noqa: S610 # no query of Django's
+    if connection is None:
+        await transport.aclose()
+    else:  # which anyio does not like to be closed while it is waited for
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
+from microvm_orchestrator.machine.channel.link import hang_up
 from microvm_orchestrator.machine.channel.stream import renewed
 
 if TYPE_CHECKING:
@@ -47,17 +48,22 @@ class Carrier(asyncio.Transport):
         self._waiting = bytearray()
         self._closed = False
         self._begun = anyio.Event()
+        self._ended = anyio.Event()
         self._wake = anyio.Event()
         self._taken = anyio.Event()
 
     async def run(self) -> None:
-        """Read and write until closed by either side, and close the stream then."""
-        async with self._stream:
-            await self._begun.wait()
-            async with anyio.create_task_group() as tasks:
+        """Read and write until closed by either side, and close the stream then.
+
+        Neither is ever cancelled: a cancelled read of anyio's loses a race with what arrives.
+        """
+        with anyio.CancelScope(shield=True):
+            async with self._stream, anyio.create_task_group() as tasks:
+                await self._begun.wait()
                 tasks.start_soon(self._read)
-                await self._write()
-                tasks.cancel_scope.cancel()
+                tasks.start_soon(self._write)
+                await self._ended.wait()
+                await hang_up(self._stream)
 
     async def room(self) -> None:
         """Wait until more may be written, or until nothing is any more."""
@@ -89,6 +95,7 @@ class Carrier(asyncio.Transport):
     def close(self) -> None:
         self._closed = True
         self._begun.set()
+        self._ended.set()
         self._wake.set()
         self._taken = renewed(self._taken)
 
@@ -110,7 +117,7 @@ class Carrier(asyncio.Transport):
 
     async def _write(self) -> None:
         try:
-            while self._waiting or not self._closed:
+            while not self._closed:
                 if not self._waiting:
                     self._wake = anyio.Event()
                     await self._wake.wait()

@@ -62,8 +62,8 @@ GREETING_S = 30.0
 # OpenSSH's own default; what it serves on one connection at once.
 SESSIONS = 10
 # A guest may stand still for some seconds while its host is busy or its memory is saved.
-_KEEPALIVE_S = 5.0
-_KEEPALIVES = 4
+KEEPALIVE_S = 5.0
+_KEEPALIVES = 3
 # For commands that were left to be told so, and for the end of the connection.
 _LAST_WORDS_S = 5.0
 _HANG_UP_S = 1.0
@@ -95,10 +95,12 @@ async def open_ssh(
     *,
     greeting_s: float = GREETING_S,
     sessions: int = SESSIONS,
+    keepalive_s: float = KEEPALIVE_S,
 ) -> AsyncGenerator[Shell]:
     """Log in at the other end of `transport`, which is closed in the end.
 
-    `sessions` is how many the server serves at once; one of them is kept for ending the others.
+    `sessions` is how many the server serves at once; one of them is kept for ending the others. A
+    guest that says nothing for four times `keepalive_s` is taken for dead.
     Raises: HostKeyWrong; GuestRefused when it does not let us in; MachineUnreachable when it does
     not answer in time; ProtocolBroken.
     """
@@ -108,7 +110,7 @@ async def open_ssh(
         visitor = _Visitor(link, login)
         try:
             with _in_time(greeting_s):
-                conn = await _logged_in(carrier, visitor, login)
+                conn = await _logged_in(carrier, visitor, login, keepalive_s)
                 link.greeted(conn)
                 server = str(conn.get_extra_info("server_version", ""))
                 guest = await figures.greet(link, server)
@@ -119,6 +121,7 @@ async def open_ssh(
             link.fail(errors.MachineUnreachable("the connection to the guest was closed"))
             with anyio.move_on_after(_HANG_UP_S, shield=True):
                 await visitor.gone()
+            carrier.close()
 
 
 class _Visitor(asyncssh.SSHClient):
@@ -160,7 +163,7 @@ class _Visitor(asyncssh.SSHClient):
 
 
 async def _logged_in(
-    carrier: Carrier, visitor: _Visitor, login: Login
+    carrier: Carrier, visitor: _Visitor, login: Login, keepalive_s: float
 ) -> asyncssh.SSHClientConnection:
     key = read_private(login.key)
     try:
@@ -182,7 +185,7 @@ async def _logged_in(
             compression_algs=None,
             connect_timeout=None,
             login_timeout=0,
-            keepalive_interval=_KEEPALIVE_S,
+            keepalive_interval=keepalive_s,
             keepalive_count_max=_KEEPALIVES,
         )
     except asyncssh.HostKeyNotVerifiable as error:

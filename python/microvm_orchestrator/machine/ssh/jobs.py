@@ -16,6 +16,7 @@ import anyio
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.channel.jobs import checked_id, collect
+from microvm_orchestrator.machine.channel.requests import ANSWER_S
 from microvm_orchestrator.machine.channel.stream import printable
 from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import Channel, Command, Exit, Finished, Job, Output
@@ -97,8 +98,10 @@ class Running:
         try:
             with self._may_have_happened():
                 await self._link.start(self.line, words, self._terminal)
-                await self._hear_begin()
+                await self._hear_begin(ANSWER_S if own else _START_S)
             self._begun.set()
+            if self._unwanted.is_set():
+                self.line.ignore()
             if own:  # what ends others is ended by nobody, and it is short
                 with anyio.move_on_after(_LATE_S):
                     await self._exited(or_unwanted=False)
@@ -111,16 +114,16 @@ class Running:
             while not self.line.over:
                 await self.line.changed.wait()
 
-    async def _hear_begin(self) -> None:
+    async def _hear_begin(self, within_s: float) -> None:
         """Wait until it runs. Raises: why it does not."""
         pattern = re.compile(self._script.nonce + rb" (ok|no) ([^\r\n]*)\r?\n")
         try:
-            with anyio.fail_after(_START_S):
+            with anyio.fail_after(within_s):
                 while not (match := pattern.search(self._noise)):
                     await self._hear_noise()
         except TimeoutError:
             raise errors.MachineUnreachable(
-                f"the guest did not say within {_START_S:g} s that it started the command"
+                f"the guest did not say within {within_s:g} s that it started the command"
             ) from None
         verdict, rest = bytes(match[1]), bytes(match[2])
         self._skipped += match.end()
@@ -128,20 +131,20 @@ class Running:
         if verdict == b"no":
             known = self._script.refusals.get(rest.decode("ascii", "replace"))
             raise known or errors.GuestRefused(f"the guest refused: {printable(rest)}")
-        session, *self.words = rest.split()
+        session, _, words = rest.partition(b" ")
         if not session.isdigit() or not 1 < int(session[:12]) < 2**31:
             raise errors.ProtocolBroken("the guest said that no process runs the command")
-        self.session = int(session)
+        self.session, self.words = int(session), words.split()
 
     async def _hear_noise(self) -> None:
         """Keep what comes before its own first line."""
+        if len(self._noise) > _MAX_NOISE:
+            raise errors.ProtocolBroken(f"the guest said {_MAX_NOISE} bytes before the command")
         piece = self.line.take()
         if piece is None:
             if self.line.ended:
                 self._check_begin()
             await self.line.changed.wait()
-        elif len(self._noise) + len(piece[1]) > _MAX_NOISE:
-            raise errors.ProtocolBroken(f"the guest said {_MAX_NOISE} bytes before the command")
         elif piece[0] is Channel.STDOUT:
             self._noise += piece[1]
         else:
@@ -168,12 +171,15 @@ class Running:
         if self.line.exit or self.line.over:
             return
         self.timed_out = in_time.cancelled_caught
-        await ask_quietly(self._link, scripts.ending(self.session))
-        self.told.set()
+        self._link.tasks.start_soon(self._tell_to_end)
         with anyio.move_on_after(scripts.GRACE_S + _LATE_S):
             await self._exited(or_unwanted=False)
         if not self.line.exit and not self.line.over:
             self._fail(errors.UnknownOutcome(f"the command {self.exec_id} did not end by force"))
+
+    async def _tell_to_end(self) -> None:
+        await ask_quietly(self._link, scripts.ending(self.session))
+        self.told.set()
 
     async def _exited(self, *, or_unwanted: bool) -> None:
         while not (self.line.exit or self.line.over or (or_unwanted and self._unwanted.is_set())):
@@ -216,7 +222,8 @@ class Running:
     def leave(self) -> None:
         """Let it be ended, and do not wait."""
         self._unwanted.set()
-        self.line.ignore()
+        if self._begun.is_set():  # else its owner has to hear yet what to end
+            self.line.ignore()
         self.line.wake()
 
     def __aiter__(self) -> Running:
