@@ -32,6 +32,7 @@ from microvm_orchestrator.network.base import (
     PortEvent,
     PortUsage,
 )
+from microvm_orchestrator.network.impairment import Impairment, Late, Way, WayUsage
 from microvm_orchestrator.network.pace import Pace
 from microvm_orchestrator.network.segment import Lying, Plug, Segment
 
@@ -53,11 +54,14 @@ class _Line:
 class Switch:
     """All networks of one daemon."""
 
-    def __init__(self, group: TaskGroup, on_event: OnPortEvent) -> None:
+    def __init__(self, group: TaskGroup, on_event: OnPortEvent, late: Late) -> None:
         self._group = group
         self._on_event = on_event
         self._segments: dict[str, Segment] = {}
         self._lines: dict[Plug, _Line] = {}
+        # What is not as it should be, from the first to the second.
+        self._ways: dict[tuple[Plug, Plug], Way] = {}
+        self._late = late
         # How many machines are not listened to for a while because they flood.
         self._held_back = 0
 
@@ -96,7 +100,11 @@ class Switch:
         plug = self._find(port)
         if plug is not None:
             await self._hang_up(plug)
-            self._segments[port.network_id].drop(plug)
+            segment = self._segments[port.network_id]
+            for other in segment.plugs.values():
+                self._mend(plug, other)
+                self._mend(other, plug)
+            segment.drop(plug)
 
     async def usage(self, port: Port) -> PortUsage:
         return self._plug(port).usage()
@@ -113,6 +121,38 @@ class Switch:
                     await self.release(plug.port)
                     swept.append(f"port of {plug.port.machine_id} in network {network_id}")
         return swept
+
+    def impair(self, source: Port, target: Port, impairment: Impairment, *, seed: int) -> None:
+        """Let frames from one machine to another meet this from now on.
+
+        What was late on the way is lost. Raises: NotFound.
+        """
+        ours, theirs = self._plug(source), self._plug(target)
+        self._mend(ours, theirs)
+        chances = f"{seed} {source.network_id} {source.machine_id} {target.machine_id}"
+        way = Way(impairment, chances, self._late, lambda frame: theirs.send(memoryview(frame), 1))
+        self._ways[ours, theirs] = way
+        ours.ways[target.machine_id] = way.take
+
+    def mend(self, source: Port, target: Port) -> None:
+        """Let frames from one machine to another pass as they do where nothing was said."""
+        ours, theirs = self._find(source), self._find(target)
+        if ours is not None and theirs is not None:
+            self._mend(ours, theirs)
+
+    def impaired(self, network_id: str) -> dict[tuple[str, str], tuple[Impairment, WayUsage]]:
+        """Tell of each way that is impaired, by the machines that it leads from and to."""
+        return {
+            (source.port.machine_id, target.port.machine_id): (way.impairment, way.usage())
+            for (source, target), way in self._ways.items()
+            if source.port.network_id == network_id
+        }
+
+    def _mend(self, source: Plug, target: Plug) -> None:
+        way = self._ways.pop((source, target), None)
+        if way is not None:
+            way.close()
+            del source.ways[target.port.machine_id]
 
     def _find(self, port: Port) -> Plug | None:
         segment = self._segments.get(port.network_id)
@@ -233,5 +273,7 @@ async def unheard(_: PortEvent) -> None:
 async def open_switch(on_event: OnPortEvent = unheard) -> AsyncGenerator[Switch]:
     """Hold networks in userspace; machines go on without them when the block is left."""
     async with anyio.create_task_group() as group:
-        yield Switch(group, on_event)
+        late = Late()
+        group.start_soon(late.deliver)
+        yield Switch(group, on_event, late)
         group.cancel_scope.cancel()
