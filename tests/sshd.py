@@ -57,6 +57,12 @@ class Sshd:
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[ByteStream]:
+        async with self.serving() as ours, await UNIXSocketStream.from_socket(ours) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncGenerator[socket.socket]:
+        """Start a process for one connection and give our end, which the caller closes."""
         ours, theirs = socket.socketpair()
         with theirs, (self.folder / "log").open("ab") as log:
             words = [SSHD, "-i", "-e", "-f", str(self.folder / "config")]
@@ -69,15 +75,14 @@ class Sshd:
             )
         self.processes.append(process)
         try:
-            async with await UNIXSocketStream.from_socket(ours) as stream:
-                yield stream
+            yield ours
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(process.wait, STOP_S)
 
     @asynccontextmanager
-    async def shell(self) -> AsyncGenerator[Shell]:
-        with anyio.fail_after(SOON_S):
+    async def shell(self, within_s: float = SOON_S) -> AsyncGenerator[Shell]:
+        with anyio.fail_after(within_s):
             async with self.connect() as stream, open_ssh(stream, self.login) as shell:
                 yield shell
 

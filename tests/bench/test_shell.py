@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import asyncssh
 from anyio.abc import UNIXSocketStream
 
 from bench.figures import Stopwatch, Timed, cpu_of, median_ms, tell
 from guests import on_socketpair
 from microvm_orchestrator.machine.shell import Command, Shell
+from sshd import Sshd, set_up_sshd
 
 SIZE = 50 << 20
 CHUNK = 1 << 16
@@ -152,6 +154,45 @@ async def fetch(shell: Shell, path: str) -> None:
         async for piece in file:
             size += len(piece)
     assert size == SIZE
+
+
+@asynccontextmanager
+async def bare_asyncssh(server: Sshd) -> AsyncGenerator[asyncssh.SSHClientConnection]:
+    """Connect as the library's own documentation does, to a server like ours."""
+    login = server.login
+    async with (
+        server.serving() as sock,
+        asyncssh.connect(
+            "guest",
+            sock=sock,
+            username=login.user,
+            client_keys=[asyncssh.import_private_key(login.key.private)],
+            known_hosts=([asyncssh.import_public_key(login.host_keys[0])], [], []),
+            config=None,
+            agent_path=None,
+        ) as conn,
+    ):
+        yield conn
+
+
+async def test_exec_over_ssh_against_bare_asyncssh(tmp_path: Path, *, whole: bool) -> None:
+    """Each on a connection of its own to the same server, by turns."""
+    server = set_up_sshd(tmp_path / "sshd")
+    walls: dict[bool, list[float]] = {True: [], False: []}
+    async with server.shell(within_s=600) as shell, bare_asyncssh(server) as conn:
+        for number in range(2 * (1000 if whole else 20)):
+            started = time.perf_counter()
+            if ours := number % 2 == 0:
+                assert (await shell.exec(TRUE)).exit.code == 0
+            else:
+                assert (await conn.run("/bin/true")).exit_status == 0
+            walls[ours].append(time.perf_counter() - started)
+    tell(
+        "exec true over SSH, against bare asyncssh",
+        f"p50 {median_ms(walls[True]):.2f} ms",
+        floor=f"p50 {median_ms(walls[False]):.2f} ms",
+        ratio=f"{statistics.median(walls[True]) / statistics.median(walls[False]):.2f}",
+    )
 
 
 async def test_an_agent_is_there_soon(*, whole: bool) -> None:

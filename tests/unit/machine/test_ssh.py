@@ -457,14 +457,13 @@ async def test_calls_cancelled_at_any_moment_leave_no_command(server: Sshd, tmp_
 
 
 async def test_thousands_of_small_commands_leak_nothing(server: Sshd, *, whole: bool) -> None:
-    async with server.shell() as shell:
+    async with server.shell(within_s=600) as shell:
         await shell.exec(TRUE)
         before = await _held_at_rest()
-        with anyio.CancelScope(shield=True):  # however long that takes
-            for _ in range(300 if whole else 10):
-                async with anyio.create_task_group() as tasks:
-                    for _ in range(10):
-                        tasks.start_soon(shell.exec, TRUE)
+        for _ in range(300 if whole else 20):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(10):
+                    tasks.start_soon(shell.exec, TRUE)
         assert await _held_at_rest() == before
 
 
