@@ -15,13 +15,14 @@ from machines import LONG_S, Rig, built_image, removed_in_the_end, sh
 from microvm_orchestrator import errors
 from microvm_orchestrator.images.runner import ROOT, add, bootable
 from microvm_orchestrator.images.store import ImageStore
-from microvm_orchestrator.machine.base import Boot, Link
+from microvm_orchestrator.machine.base import Boot, Link, Terminal
 from microvm_orchestrator.machine.hypervisor import AnyKind
 from microvm_orchestrator.machine.probe import probe
 from microvm_orchestrator.runner import RUN, Runner, read
 from standin_runner import Q35, Wanted, kernel_words, make, qemu_command, runner_rig
 
 MAC = "52:54:00:12:34:56"
+READER = "echo tell me; read line; echo the guest read $line"
 
 
 @pytest.fixture(scope="module")
@@ -46,26 +47,29 @@ async def hypervisor(rig: Rig) -> AsyncGenerator[AnyKind]:
             yield hypervisor
 
 
+async def until_said(terminal: Terminal, words: bytes) -> None:
+    said = b""
+    async for data in terminal:
+        said += data
+        if words in said:
+            return
+
+
 async def test_the_console_of_a_runner_is_one_to_type_at_and_links_are_ours(
     rig: Rig, hypervisor: AnyKind
 ) -> None:
     machine = await hypervisor.start(rig.spec(links=(Link(MAC, "10.9.8.7/24"),)))
-    # From before there was a monitor, and from after.
-    booted = machine.console.read_text()
-    assert "Linux version" in booted
-    assert "starts the agent" in booted
     async with machine.attach() as terminal:
         with pytest.raises(errors.StateForbids, match="held already"):
             async with machine.attach():
                 pass
-        await sh(machine, "(read line; echo the guest read $line) </dev/console >/dev/console &")
+        await sh(machine, f"({READER}) </dev/console >/dev/console 2>&1 &")
+        await until_said(terminal, b"tell me")
         await terminal.type(b"hello\n")
-        said = b""
-        async for data in terminal:
-            said += data
-            if b"the guest read hello" in said:
-                break
-    assert "the guest read hello" in machine.console.read_text()
+        await until_said(terminal, b"the guest read hello")
+    console = machine.console.read_bytes()
+    # From before there was a monitor, and from after.
+    assert console.index(b"Linux version") < console.index(b"the guest read hello")
     shown = await sh(machine, "ip -o addr show eth0; cat /sys/class/net/eth0/address")
     assert "10.9.8.7/24" in shown
     assert MAC in shown
