@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
     Raises: ConfigInvalid when there is no such user.
     """
     state_dir = settings.state_dir
+    # What an earlier daemon was in the middle of.
+    await anyio.to_thread.run_sync(shutil.rmtree, state_dir / places.TRANSFERS, True)  # noqa: FBT003
     images = ImageStore(state_dir / places.IMAGES)
     slots = Slots(capacity(settings.machines))
 

@@ -27,6 +27,8 @@ STORE_FILE = "store.db"
 LOCK_FILE = "lock"
 IMAGES = "images"
 IMAGE_CACHE = "image-cache"
+# Trees on their way into a machine or out of one.
+TRANSFERS = "transfers"
 
 SYSTEM_STATE = Path("/var/lib") / NAME
 SYSTEM_SOCKET = Path("/run") / NAME / "socket"

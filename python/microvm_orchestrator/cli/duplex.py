@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.cli.client import Client
 
 # As the daemon's service/streams.py and web/duplex.py have them.
-DATA, STDERR, END, ERROR, SIZE, LEAVE = range(1, 7)
+DATA, STDERR, END, ERROR, SIZE, LEAVE, ENTRY = range(1, 8)
 HEADER = struct.Struct(">BI")
 MAX_PAYLOAD = 1 << 16
 
@@ -93,7 +93,7 @@ def open_duplex(client: Client, call: str, arguments: Mapping[str, object]) -> D
         raise
     if "error" in value:
         sock.close()
-        raise _refusal(value["error"])
+        raise refusal(value["error"])
     sock.settimeout(0)
     return Duplex(sock, value["opened"], int(value["opened"].get("offset", 0)))
 
@@ -109,7 +109,7 @@ def _line(sock: socket.socket) -> bytes:
     return bytes(line)
 
 
-def _refusal(told: dict[str, Any]) -> errors.OrchestratorError:
+def refusal(told: dict[str, Any]) -> errors.OrchestratorError:
     code, _, message = str(told.get("message", "")).partition(": ")
     if "jsonrpc" in told or not isinstance(told.get("code"), str):
         return error_of(code, message, None)
@@ -221,7 +221,7 @@ class Talk:
             elif kind == END:
                 return json.loads(payload)
             elif kind == ERROR:
-                raise _refusal(json.loads(payload))
+                raise refusal(json.loads(payload))
         return None
 
 

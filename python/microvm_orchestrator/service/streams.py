@@ -1,4 +1,4 @@
-"""What is talked about both ways at once: a command's input and output, a machine's console.
+"""Every kind of stream, and two of them: a command's input and output, a machine's console.
 
 Opened as a call is made, with the same checks of role, sight and token; then frames go both ways
 until either side has had enough. Above is the front end that carries the frames; below, commands
@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import anyio.to_thread
@@ -22,8 +20,8 @@ from pydantic import Field, ValidationError
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import console
 from microvm_orchestrator.machine.shell import Channel, Terminal
-from microvm_orchestrator.model.access import Role
-from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request
+from microvm_orchestrator.service import transfers
+from microvm_orchestrator.service.calls import Answer, Caller
 from microvm_orchestrator.service.execs import (
     USUAL_TIMEOUT_S,
     ExecRef,
@@ -34,6 +32,7 @@ from microvm_orchestrator.service.execs import (
 )
 from microvm_orchestrator.service.machines import NamedMachine
 from microvm_orchestrator.service.service import Service, actor
+from microvm_orchestrator.service.talk import ClientGone, Kind, Stream, Talk
 
 if TYPE_CHECKING:
     from microvm_orchestrator.execs.job import Job, Tap
@@ -44,42 +43,6 @@ _BEAT_S = 10.0
 # What somebody who attaches to a console sees first.
 _SCROLLBACK_BYTES = 1 << 14
 Offset = Annotated[int, Field(strict=True, ge=0)]
-
-
-class Kind(IntEnum):
-    """What a frame carries."""
-
-    # To the daemon: input; from it: stdout, or what a console shows.
-    DATA = 1
-    STDERR = 2
-    # To the daemon: the end of the input; from it, the last frame: how the command ended, as JSON.
-    END = 3
-    # From the daemon, the last frame: code, message and hint of an error.
-    ERROR = 4
-    # To the daemon: the size of the terminal, as JSON.
-    SIZE = 5
-    # To the daemon: the client leaves, and what it talked to goes on.
-    LEAVE = 6
-
-
-class Talk(Protocol):
-    """The client's end of a stream."""
-
-    async def begin(self, told: dict[str, object]) -> None:
-        """Say that it was opened; frames follow."""
-        ...
-
-    async def send(self, kind: Kind, payload: bytes) -> None:
-        """Raises: ClientGone."""
-        ...
-
-    async def receive(self) -> tuple[int, bytes] | None:
-        """Give the next frame; None when the client is gone."""
-        ...
-
-
-class ClientGone(Exception):
-    """The client of a stream does not listen any more."""
 
 
 class RunStream(RunCommand):
@@ -236,48 +199,12 @@ async def _console(service: Service, caller: Caller, request: NamedMachine, talk
     return Answer()
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """One kind of stream, and who may open it."""
-
-    name: str
-    request: type[Request]
-    handler: Callable[[Any, Caller, Any, Talk], Awaitable[Answer]]
-
-    def call(self, talk: Talk) -> Call:
-        """Make what the service checks and answers as it does every call."""
-        return Call(
-            name=self.name,
-            title=self.name,
-            description="",
-            request=self.request,
-            answer=Answer,
-            role=Role.OPERATOR,
-            effect=Effect.WRITE,
-            idempotent=False,
-            method="",
-            path="",
-            waits=True,
-            audited=True,
-            handler=partial(_bound, self.handler, talk),
-        )
-
-
-async def _bound(
-    handler: Callable[[Any, Caller, Any, Talk], Awaitable[Answer]],
-    talk: Talk,
-    service: Service,
-    caller: Caller,
-    request: Request,
-) -> Answer:
-    return await handler(service, caller, request, talk)
-
-
 STREAMS = {
     stream.name: stream
     for stream in (
         Stream("machine_exec", RunStream, _run),
         Stream("exec_attach", AttachExec, _attach),
         Stream("machine_attach", NamedMachine, _console),
+        *transfers.STREAMS,
     )
 }

@@ -17,7 +17,8 @@ from anyio import DelimiterNotFound, EndOfStream, IncompleteRead
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.service.calls import Caller
-from microvm_orchestrator.service.streams import STREAMS, ClientGone, Kind, Stream
+from microvm_orchestrator.service.streams import STREAMS
+from microvm_orchestrator.service.talk import ClientGone, Kind, Stream
 from microvm_orchestrator.web.body import parse
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _log = log.get(__name__)
 VIA = "stream"
 HEADER = struct.Struct(">BI")
 MAX_PAYLOAD = 1 << 16
+# A client looks for an error before each piece that it sends.
+_HEAR_OUT_S = 5.0
 _GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 _ENDED = (EndOfStream, IncompleteRead, *_GONE)
 
@@ -68,8 +71,15 @@ class _SocketTalk:
         told = json.dumps({"code": error.code, "message": error.message, "hint": error.hint})
         if self.opened:
             await self.send(Kind.ERROR, told.encode())
+            await self._hear_out()
         else:
             await self._write(b'{"error": ' + told.encode() + b"}\n")
+
+    async def _hear_out(self) -> None:
+        """Let a client that sends finish, so that it reads why it should not have."""
+        with anyio.move_on_after(_HEAR_OUT_S):
+            while (frame := await self.receive()) is not None and frame[0] != Kind.END:
+                pass
 
     async def _write(self, data: bytes) -> None:
         async with self._writing:
