@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from machines import LONG_S, Rig, built_image, like, qemu_rig, removed_in_the_end, sh
 from microvm_orchestrator.machine.base import Boot, Link, Snapshot
-from microvm_orchestrator.machine.qemu.hypervisor import Qemu
+from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.network.addresses import assign
 from microvm_orchestrator.network.base import Network, Networks, Port
@@ -60,6 +61,8 @@ for fd in range(3):
 while True:
     peer.sendall(bytes(1 << 20))
 """
+# QEMU needs no right for any kind of networks.
+NOBODY = (65534, 65534) if os.geteuid() == 0 else None
 HERE, THERE = Network("here", ("10.9.0.0/24",)), Network("there", ("10.9.0.0/24",))
 
 
@@ -76,7 +79,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Rig:
 @pytest.fixture(scope="module")
 async def saved(rig: Rig) -> Snapshot:
     """A machine with a link, in no network."""
-    async with rig.open() as qemu, removed_in_the_end(qemu):
+    async with open_qemu(rig.state_dir, user=NOBODY) as qemu, removed_in_the_end(qemu):
         machine = await qemu.start(rig.spec(links=(Link("02:00:00:00:00:01"),)))
         return await machine.save("template")
 
@@ -84,7 +87,7 @@ async def saved(rig: Rig) -> Snapshot:
 @pytest.fixture
 async def qemu(rig: Rig) -> AsyncGenerator[Qemu]:
     with anyio.fail_after(LONG_S):
-        async with rig.open() as qemu, removed_in_the_end(qemu):
+        async with open_qemu(rig.state_dir, user=NOBODY) as qemu, removed_in_the_end(qemu):
             yield qemu
 
 

@@ -27,6 +27,16 @@ def _check_name(name: str) -> None:
         raise errors.InvalidInput(f"{name!r} is no name of a machine or a network")
 
 
+def _check_address(text: str) -> None:
+    try:
+        written = str(ip_interface(text))
+    except ValueError:
+        written = None
+    # As it is written here it stands in rules and aliases.
+    if written != text or "%" in text:
+        raise errors.InvalidInput(f"{text!r} is no address of a machine with its prefix")
+
+
 @dataclass(frozen=True, slots=True)
 class Network:
     """A segment, and the addresses that are given away in it."""
@@ -53,6 +63,8 @@ class Port:
     def __post_init__(self) -> None:
         _check_name(self.network_id)
         _check_name(self.machine_id)
+        for text in self.addresses:
+            _check_address(text)
 
     @property
     def ipv4(self) -> str | None:

@@ -36,6 +36,13 @@ async def refused(netns: Path | None, tap: str) -> int:
     raise errors.Unavailable("nft does not tell what it has counted")
 
 
+async def guarded(netns: Path | None) -> list[str]:
+    """Name the interfaces that rules are there for, also those that are gone. Raises: as `load`."""
+    answer = await _nft(netns, ["-j", "list", "tables"])
+    tables = [entry["table"] for entry in json.loads(answer)["nftables"] if "table" in entry]
+    return [str(table["name"]) for table in tables if table["family"] == "netdev"]
+
+
 async def _nft(netns: Path | None, words: list[str], text: str = "") -> bytes:
     nft = shutil.which("nft", path=PLACES)
     if nft is None:

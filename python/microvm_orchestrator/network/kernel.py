@@ -10,6 +10,7 @@ netlink and nft.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,7 @@ T = TypeVar("T")
 OWNER = "microvm-orchestrator"
 # What the names of our interfaces begin with; the rest, of fifteen, is a digest.
 _BRIDGE, _TAP = "mvb", "mvt"
+_OURS = re.compile(f"({_BRIDGE}|{_TAP})[0-9a-f]{{12}}")
 # The kernel keeps no longer alias.
 _MAX_ALIAS = 254
 
@@ -122,6 +124,20 @@ class KernelNetworks:
                 if network_id not in networks:
                     await self._remove(network_id)
                     swept.append(f"network {network_id}")
+            return swept + await self._sweep_unfinished()
+
+    async def _sweep_unfinished(self) -> list[str]:
+        """Take away what a daemon left that was ended while it made or removed something."""
+        swept: list[str] = []
+        there = {each.name: each.alias for each in await self._do(netlink.interfaces)}
+        for name, alias in there.items():
+            if _OURS.fullmatch(name) and not alias:
+                await self._release(name)
+                swept.append(f"unfinished {name}")
+        for name in await filters.guarded(self._netns):
+            if _OURS.fullmatch(name) and name not in there:
+                await filters.load(self._netns, filters.removing(name))
+                swept.append(f"rules for {name}")
         return swept
 
     # Steps, within a turn.

@@ -91,6 +91,26 @@ async def test_what_was_not_finished_is_made_anew(
     assert after.alias == before.alias
 
 
+async def test_what_a_daemon_was_killed_over_is_swept(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    port = assign(NETWORK, "m")
+    await networks.make(NETWORK)
+    link = await networks.prepare(port)
+    assert link.tap is not None
+    name = link.tap.name
+    # It had not come to its mark.
+    within(stage.netns, lambda: netlink.mark(name, ""))
+    assert await networks.sweep([NETWORK.network_id], [port]) == [f"unfinished {name}"]
+    # Its rules had not come to their end.
+    await networks.prepare(port)
+    within(stage.netns, lambda: netlink.delete(name))
+    assert await networks.sweep([NETWORK.network_id], [port]) == [f"rules for {name}"]
+    assert await networks.sweep([NETWORK.network_id], [port]) == []
+    await networks.remove(NETWORK.network_id)
+    assert stage.run("nft", "list", "ruleset") == ""
+
+
 async def test_a_name_that_is_anothers_is_a_conflict(
     stage: KernelStage, networks: KernelNetworks
 ) -> None:
@@ -144,6 +164,9 @@ def test_names_that_the_kernel_cannot_keep_are_refused() -> None:
             Network(wrong)
         with pytest.raises(errors.InvalidInput):
             Port("net", wrong, "02:00:00:00:00:01")
+    for wrong in ("", "10.9.0.2", "10.9.0.2/255.0.0.0", "fe80::1%x } accept/64", "FD09::1/64"):
+        with pytest.raises(errors.InvalidInput):
+            Port("net", "m", "02:00:00:00:00:01", (wrong,))
 
 
 async def test_a_tap_in_no_network_lets_nothing_through(networks: KernelNetworks) -> None:
