@@ -157,17 +157,21 @@ async def test_a_flooded_console_takes_little_of_the_disk_and_the_machine_goes_o
 
 
 async def test_a_console_that_nobody_bounds_ends_at_the_limit_of_its_file(
-    machine: QemuMachine,
+    qemu: Qemu, saved: Snapshot
 ) -> None:
-    size = machine.console.stat().st_size
-    # As if the flood had gone on for long without a daemon.
-    resource.prlimit(machine.pid, resource.RLIMIT_FSIZE, (size + 1000, resource.RLIM_INFINITY))
-    await sh(machine, "head -c 5000 /dev/zero | tr '\\0' x >/dev/ttyS0")
-    assert machine.console.stat().st_size == size + 1000
-    assert machine.state is MachineState.RUNNING
-    machine.bound_console()
-    await sh(machine, "echo again >/dev/ttyS0")
-    assert b"again" in machine.console.read_bytes()
+    async with anyio.create_task_group() as group:
+        # One that nobody tends, so that the limit stays as it is set here.
+        machine = await Qemu(qemu.host, group).clone(saved, like(saved))
+        size = machine.console.stat().st_size
+        # As if the flood had gone on for long without a daemon.
+        resource.prlimit(machine.pid, resource.RLIMIT_FSIZE, (size + 1000, resource.RLIM_INFINITY))
+        await sh(machine, "head -c 5000 /dev/zero | tr '\\0' x >/dev/ttyS0")
+        assert machine.console.stat().st_size == size + 1000
+        assert machine.state is MachineState.RUNNING
+        machine.bound_console()
+        await sh(machine, "echo again >/dev/ttyS0")
+        assert b"again" in machine.console.read_bytes()
+        await machine.kill()
 
 
 async def test_eight_machines_run_at_once(qemu: Qemu, saved: Snapshot) -> None:
