@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 LAST_WORDS_S = 1.0
 # Between two tries to reach an agent that hung up; an agent that restarts needs as long.
 _AGAIN_S = 1.0
+# One that breaks the rules each time is tried more and more seldom.
+_SELDOM_S = 60.0
+# What a guest reports is for people and the journal: it is heard no faster, and no longer.
+_REPORT_EVERY_S = 0.25
+_REPORT_CHARS = 200
 # A guest that is up and not busy answers in a hundredth of it.
 _GUEST_S = 2.0
 # Behind the words of a panic come registers and a call trace.
@@ -180,7 +185,8 @@ class LivingMachine(ABC):
     # What its keeper does with it.
 
     def bound_console(self) -> None:
-        """Keep what its console takes on the disk small."""
+        """Keep small what its console takes on the disk, and what its hypervisor complains of."""
+        console.let_go(self.record.messages)
         self._bound_files(console.let_go(self.record.console))
 
     async def reach(self, greeting_s: float) -> Shell:
@@ -313,12 +319,15 @@ class LivingMachine(ABC):
 
     async def _keep_shell(self) -> None:
         """Be connected to the agent whenever it lets us."""
+        again_s = _AGAIN_S
         while True:
             try:
                 await self._talk(GREETING_S, lambda: None)
             except errors.OrchestratorError as error:
                 self._log.info("agent_not_there", why=error.message)
-            await anyio.sleep(_AGAIN_S)
+                broken = isinstance(error, errors.ProtocolBroken)
+                again_s = min(2 * again_s, _SELDOM_S) if broken else _AGAIN_S
+            await anyio.sleep(again_s)
 
     async def _talk(self, greeting_s: float, on_answer: Callable[[], None]) -> None:
         """Hold one connection to the agent until it breaks."""
@@ -329,8 +338,10 @@ class LivingMachine(ABC):
             try:
                 on_answer()
                 async for event in shell.events():
-                    self._log.info("guest_event", kind=event.kind, text=event.text)
+                    text = event.text[:_REPORT_CHARS]
+                    self._log.info("guest_event", kind=event.kind, text=text)
                     await self.host.on_guest_event(self.machine_id, event)
+                    await anyio.sleep(_REPORT_EVERY_S)
             finally:
                 self._shell = None
                 self._reached = anyio.Event()

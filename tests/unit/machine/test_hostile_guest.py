@@ -289,6 +289,8 @@ BAD_ANSWERS: list[tuple[str, bytes | Said, type[Exception]]] = [
     ("jobs", [(RESULT, 0, {"jobs": [b"a b c d"]}, 0)], errors.ProtocolBroken),
     ("jobs", [(RESULT, 0, {"jobs": [b"\xff 1 ended"]}, 0)], errors.ProtocolBroken),
     ("jobs", [(RESULT, 0, {"jobs": [b""] * 2000}, 0)], errors.ProtocolBroken),
+    ("jobs", [(RESULT, 0, {"jobs": [b"a running -1"]}, 0)], errors.ProtocolBroken),
+    ("jobs", [(RESULT, 0, {"jobs": [b"a running " + b"9" * 60]}, 0)], errors.ProtocolBroken),
     ("fresh", [(RESULT, 0, NO_HOSTNAME, 0)], errors.GuestRefused),
     ("fresh", [(RESULT, 0, {}, 0)], errors.ProtocolBroken),
     ("put", [(END, 0, b"", 0), (END, 0, b"", 0)], errors.UnknownOutcome),
@@ -444,9 +446,13 @@ async def test_a_storm_of_events_leaves_the_latest_and_no_more() -> None:
     async with greeted() as (guest, shell), anyio.create_task_group() as group:
         for number in range(3000):
             await guest.say(wire.EVENT, 0, {"event": b"log", "text": b"x" * 1000, "n": number})
-        group.start_soon(shell.ping)
-        opened, _ = await guest.hear(wire.OPEN)
-        await guest.say(wire.RESULT, opened, {})
+
+        async def answer() -> None:
+            opened, _ = await guest.hear(wire.OPEN)
+            await guest.say(wire.RESULT, opened, {})
+
+        group.start_soon(answer)
+        await shell.ping()  # its answer comes behind them all
         seen: list[int] = []
         async for event in shell.events():
             seen.append(event.figures["n"])

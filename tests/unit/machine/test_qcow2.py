@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from microvm_orchestrator import errors
 from microvm_orchestrator.machine.qemu import qcow2
 
 GIB = 1 << 30
@@ -28,5 +29,23 @@ def test_a_disk_that_is_there_is_not_written_over(tmp_path: Path) -> None:
 
 def test_what_is_no_such_disk_has_no_size(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(1000))
-    with pytest.raises(ValueError, match="disk is no qcow2"):
-        qcow2.size_of(tmp_path / "disk")
+    for look in (qcow2.size_of, qcow2.check_alone):
+        with pytest.raises(errors.InvalidInput, match="disk is no qcow2"):
+            look(tmp_path / "disk")
+
+
+# Where in the header, and what: the name of a file below, data in another file, a future feature.
+ELSEWHERE = {"below": (8, 0x200), "data": (72, 1 << 2), "unknown": (72, 1 << 63)}
+
+
+@pytest.mark.parametrize("how", ELSEWHERE)
+def test_a_disk_that_would_lead_to_another_file_is_refused(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "disk"
+    qcow2.create(path, GIB)
+    qcow2.check_alone(path)
+    at, value = ELSEWHERE[how]
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(value.to_bytes(8, "big"))
+    with pytest.raises(errors.InvalidInput, match="another file"):
+        qcow2.check_alone(path)

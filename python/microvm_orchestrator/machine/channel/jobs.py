@@ -40,6 +40,7 @@ _LATE_S = 15.0
 _MAX_JOBS = 1024
 _MAX_OFFSET = 2**62
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OFFSET = re.compile(r"[0-9]{1,19}")
 _CHANNELS = {wire.STDOUT: Channel.STDOUT, wire.STDERR: Channel.STDERR}
 _OUTPUT = frozenset(_CHANNELS)
 
@@ -254,6 +255,7 @@ def _request(
 
 def _job(line: bytes) -> Job:
     name, offset, state = line.decode("ascii").split(" ")
-    if not _ID.fullmatch(name) or state not in ("running", "ended"):
+    known = state in ("running", "ended") and _ID.fullmatch(name) and _OFFSET.fullmatch(offset)
+    if not known or int(offset) > _MAX_OFFSET:
         raise ValueError(line)
     return Job(name, state == "running", int(offset))

@@ -42,6 +42,11 @@ class Outbox:
         self._writing = False
         self._idle = anyio.Event()
 
+    @property
+    def unread(self) -> int:
+        """How many frames that steer the guest has not taken."""
+        return len(self._steering)
+
     def push(self, frame: bytes) -> None:
         """Send a steering frame before any data that waits."""
         if not self._closed:

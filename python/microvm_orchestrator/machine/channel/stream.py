@@ -102,13 +102,18 @@ class Stream:
         self._owed += sum(_cost(item) for item in items)
         return items
 
-    async def answer(self, patience_s: float | None = None) -> wire.Fields:
+    async def answer(self, within_s: float | None = None) -> wire.Fields:
         """Wait for the end, dropping what comes before it, and return what the guest answered.
 
-        Raises: what the guest refused it with; what broke the connection; MachineUnreachable.
+        Raises: what the guest refused it with; what broke the connection; MachineUnreachable when
+            the end does not come in time, whatever else comes.
         """
-        while await self.receive(patience_s):
-            pass
+        try:
+            with anyio.fail_after(within_s):
+                while await self.receive():
+                    pass
+        except TimeoutError:
+            raise _too_slow(within_s) from None
         if isinstance(self._answer, errors.OrchestratorError):
             raise self._answer
         return self._answer or {}
@@ -251,9 +256,11 @@ class Stream:
             with anyio.fail_after(patience_s):
                 await event.wait()
         except TimeoutError:
-            raise errors.MachineUnreachable(
-                f"the guest did not go on within {patience_s:g} s"
-            ) from None
+            raise _too_slow(patience_s) from None
+
+
+def _too_slow(within_s: float | None) -> errors.MachineUnreachable:
+    return errors.MachineUnreachable(f"the guest did not go on within {within_s:g} s")
 
 
 def renewed(event: anyio.Event) -> anyio.Event:

@@ -72,8 +72,12 @@ def attach(spec: MachineSpec, folder: Path, given: Handover) -> list[BlockDevice
         files: list[BlockFile] = []
         if disk.path is not None:
             files.append(BlockFile(_open(disk, disk.path, given), disk.format))
+            if disk.format is DiskFormat.QCOW2:
+                qcow2.check_alone(disk.path)
         if not disk.read_only:
             *below, top = layers(folder, number)
+            for path in (*below, top):  # a hypervisor could write them
+                qcow2.check_alone(path)
             files += [BlockFile(given.open(path), DiskFormat.QCOW2) for path in below]
             # For reading only from the day on which another layer lies on it.
             name = given.open(top, os.O_RDWR, os.O_RDONLY)
