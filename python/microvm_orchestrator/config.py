@@ -256,6 +256,14 @@ class Machines(Section):
     default_memory_mib: Count = Field(
         default=512, description="The memory of a machine when nothing is said."
     )
+    cache_mib: Count = Field(
+        default=4096, description="The size of a new cache disk; it takes what is written to it."
+    )
+    cache_count: Count = Field(
+        default=16,
+        description="How many cache disks are kept; for another one the one goes that was not used "
+        "for the longest time.",
+    )
     warm: dict[str, Count] = Field(
         default_factory=dict[str, Count],
         description="How many machines of an image stand ready to be claimed, by the image's name, "

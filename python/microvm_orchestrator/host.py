@@ -17,6 +17,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from microvm_orchestrator import config, errors, places
+from microvm_orchestrator.caches import Caches
 from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
@@ -48,6 +49,7 @@ class Host:
     execs: Execs
     slots: Slots
     warm: Warm
+    caches: Caches
     # How guest code can run here.
     find_acceleration: Callable[[], Awaitable[Acceleration]]
 
@@ -88,8 +90,13 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 user=_user(settings.machines.user),
             )
         )
+        caches = Caches(
+            state_dir / places.CACHES,
+            size_mib=settings.machines.cache_mib,
+            count=settings.machines.cache_count,
+        )
         warm = Warm(hypervisor, settings.machines.warm, usual)
-        machines = Machines(store, hypervisor, slots, boot, warm)
+        machines = Machines(store, hypervisor, slots, boot, warm, caches)
         execs = Execs(store, machines)
         operations = Operations(store)
         await life.enter_async_context(machines.running())
@@ -104,6 +111,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             execs=execs,
             slots=slots,
             warm=warm,
+            caches=caches,
             find_acceleration=hypervisor.acceleration,
         )
 

@@ -11,19 +11,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 from pydantic import JsonValue
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.caches import Caches
 from microvm_orchestrator.machine import base
-from microvm_orchestrator.machine.pool import Pool
 from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.model.machine import (
     ENDED,
@@ -38,7 +37,8 @@ from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.runner import Runner
-from microvm_orchestrator.slots import Need, Slots
+from microvm_orchestrator.slots import Slots
+from microvm_orchestrator.starting import Starting
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import RecordById
@@ -56,9 +56,6 @@ _REPORTS = {"oom": "oom", "disk_full": "disk_full", "pids_full": "pids_full"}
 _REPORT_EVERY_S = 5.0
 _REPORT_CHARS = 500
 
-# By its serial a guest knows the disk that is for whatever it likes.
-_SCRATCH = "scratch"
-
 _STARTABLE = frozenset({MachineState.DEFINED, *ENDED})
 
 
@@ -74,6 +71,8 @@ class Wish:
     name: str | None = None
     # Of an empty disk of its own; None for none.
     disk_mib: int | None = None
+    # The domain of which it gets a cache disk.
+    cache: str | None = None
 
 
 class Machines:
@@ -86,13 +85,12 @@ class Machines:
         slots: Slots,
         boot_of: Callable[[str], base.Boot | Runner],
         warm: Warm | None = None,
+        caches: Caches | None = None,
     ) -> None:
         """`boot_of` finds what an image boots by its name or digest; it reads files."""
-        self._warm = warm
+        self._starting = Starting(hypervisor, slots, boot_of, warm, caches)
         self._store = store
         self._hypervisor = hypervisor
-        self._slots = slots
-        self._boot_of = boot_of
         self._live: dict[str, base.Machine] = {}
         # The ids of those that run, by what the hypervisor calls them.
         self._ids: dict[str, str] = {}
@@ -176,6 +174,7 @@ class Machines:
             memory_mib=wish.memory_mib,
             vcpus=wish.vcpus,
             disk_mib=wish.disk_mib,
+            cache=wish.cache,
             accel=wish.accel,
             state=MachineState.DEFINED,
             created_at=moment(await self._store.now()),
@@ -200,9 +199,14 @@ class Machines:
                 raise errors.StateForbids(
                     f"machine {machine.machine_id} is {machine.state} already"
                 )
-            await self._hold_slot(machine, by, wait=wait_for_room)
+
+            async def enter(runtime_id: str | None) -> None:
+                names = {"runtime_id": runtime_id, "cache_volume": lent and lent.name}
+                await self._change(machine.machine_id, MachineState.BOOTING, "", by, names=names)
+
+            lent = await self._starting.hold(machine, by, wait=wait_for_room)
             try:
-                running = await self._boot(machine, by)
+                running = await self._starting.start(machine, lent, enter)
             except BaseException as error:
                 await self._not_started(machine.machine_id, error)
                 raise
@@ -212,55 +216,6 @@ class Machines:
                 machine = await self._take_on(machine_id, running, MachineState.RUNNING, by)
         return machine
 
-    async def _hold_slot(self, machine: Machine, by: Actor, *, wait: bool) -> None:
-        need = Need(machine.memory_mib, machine.vcpus)
-        try:
-            await self._slots.hold(machine.machine_id, need, wait=wait)
-        except errors.NoRoom as full:
-            if by.scope.everything:
-                raise
-            # Whose machines there are is nothing to who does not see them.
-            raise errors.NoRoom("all slots are busy, or too few are free", hint=full.hint) from None
-
-    async def _boot(self, machine: Machine, by: Actor) -> base.Machine:
-        async def enter(runtime_id: str | None) -> None:
-            await self._change(
-                machine.machine_id, MachineState.BOOTING, "", by, runtime_id=runtime_id
-            )
-
-        if machine.runtime_id is not None:
-            # It begins anew, and has kept nothing but its console.
-            await self._hypervisor.remove(machine.runtime_id)
-        if (pool := await self._pool(machine)) is not None:
-            return await pool.claim(_hostname(machine), enter)
-        await enter(None)
-        spec = await self._spec(machine)
-        if machine.snapshot_id is None:
-            return await self._hypervisor.start(spec)
-        snapshot = await self._hypervisor.find_snapshot(machine.snapshot_id)
-        if snapshot is None:
-            raise errors.NotFound(f"snapshot {machine.snapshot_id} is gone")
-        return await self._hypervisor.clone(snapshot, spec)
-
-    async def _pool(self, machine: Machine) -> Pool | None:
-        if self._warm is None or machine.snapshot_id is not None:
-            return None
-        with contextlib.suppress(errors.OrchestratorError):  # what is wrong is told by the boot
-            return self._warm.find(await self._spec(machine))
-        return None
-
-    async def _spec(self, machine: Machine) -> base.MachineSpec:
-        boot = await anyio.to_thread.run_sync(self._boot_of, machine.image)
-        return base.MachineSpec(
-            machine_id=machine.machine_id,
-            boot=boot,
-            disks=_own_disks(machine.disk_mib),
-            memory_mib=machine.memory_mib,
-            vcpus=machine.vcpus,
-            accel=base.Accel(machine.accel),
-            hostname=_hostname(machine),
-        )
-
     async def _not_started(self, machine_id: str, error: BaseException) -> None:
         failed = isinstance(error, errors.OrchestratorError)
         state = MachineState.CRASHED if failed else MachineState.STOPPED
@@ -269,7 +224,7 @@ class Machines:
             with anyio.move_on_after(_LAST_WORD_S, shield=True):
                 await self._change(machine_id, state, reason, SYSTEM)
         finally:
-            self._slots.release(machine_id)
+            self._starting.let_go(machine_id)
 
     async def stop(self, reference: str, by: Actor, *, grace_s: float) -> Machine:
         """Let the guest power off, and end it by force after `grace_s`.
@@ -336,6 +291,7 @@ class Machines:
                     f"machine {machine.machine_id} is {machine.state}", hint="stop it first"
                 )
             await self._hypervisor.remove(machine.on_host)
+            await self._starting.forget(machine)
             await self._store.erase(MACHINE, machine.machine_id, by)
         del self._turns[machine.machine_id]
         return machine
@@ -515,7 +471,7 @@ class Machines:
             del self._live[machine_id], self._ids[running.spec.machine_id]
             for what in _REPORTS.values():
                 self._reported.pop((machine_id, what), None)
-            self._slots.release(machine_id)
+            self._starting.let_go(machine_id)
             self._ended.pop(machine_id).set()
 
     async def _reconcile(self) -> None:
@@ -539,7 +495,7 @@ class Machines:
         except errors.MachineFailed as error:
             await self._change(machine.machine_id, MachineState.LOST, error.message, SYSTEM)
             return
-        self._slots.keep(machine.machine_id, Need(machine.memory_mib, machine.vcpus))
+        self._starting.keep(machine)
         await self._take_on(machine.machine_id, running, running.state, SYSTEM)
 
     # The records
@@ -563,12 +519,12 @@ class Machines:
         by: Actor,
         *,
         audited: bool = False,
-        runtime_id: str | None = None,
+        names: Mapping[str, str | None] | None = None,
     ) -> Machine:
         now = moment(await self._store.now())
         update: dict[str, object] = {"state": state, "reason": reason}
         if state is MachineState.BOOTING:
-            update |= {"started_at": now, "ended_at": None, "runtime_id": runtime_id}
+            update |= {"started_at": now, "ended_at": None, **(names or {})}
         elif state in ENDED:
             update["ended_at"] = now
 
@@ -590,16 +546,6 @@ class Machines:
             except errors.VersionMoved:
                 continue  # what its guest reports comes at any time
             return machine
-
-
-def _hostname(machine: Machine) -> str:
-    return machine.name or machine.machine_id.replace("_", "-")
-
-
-def _own_disks(disk_mib: int | None) -> tuple[base.Disk, ...]:
-    if disk_mib is None:
-        return ()
-    return (base.Disk(_SCRATCH, read_only=False, size_mib=disk_mib),)
 
 
 def _record_of(snapshot: MachineSnapshot) -> Record:

@@ -29,6 +29,7 @@ IMAGES = "images"
 IMAGE_CACHE = "image-cache"
 # Trees on their way into a machine or out of one.
 TRANSFERS = "transfers"
+CACHES = "caches"
 
 SYSTEM_STATE = Path("/var/lib") / NAME
 SYSTEM_SOCKET = Path("/run") / NAME / "socket"

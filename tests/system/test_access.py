@@ -31,7 +31,7 @@ LEAST = {
         task_get task_list task_wait task_history task_runs group_list group_get group_tasks
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
-        exec_wait exec_output exec_list
+        exec_wait exec_output exec_list slot_list cache_list
         image_list image_get pool_list operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """
@@ -45,7 +45,7 @@ LEAST = {
         machine_define machine_start machine_stop machine_kill machine_pause machine_resume
         machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
-        image_build image_verify image_remove operation_cancel doctor_run""",
+        image_build image_verify image_remove operation_cancel cache_remove doctor_run""",
     Role.ADMIN: "audit_list backup_create",
 }
 HOLDERS = {
@@ -219,6 +219,11 @@ def _house(ledger: Ledger) -> None:
     machine("stop")
     machine("delete")
     act("snapshot_delete", saved, snapshot_id=saved)
+    cached = act("machine_define", name="cached", cache="repo")["machine_id"]
+    act("machine_start", cached, machine="cached")
+    act("machine_kill", cached, machine="cached")
+    act("cache_remove", "repo", domain="repo")
+    act("machine_delete", cached, machine="cached")
     # It is begun, and ends before it asks anybody for anything.
     act("image_build", "other", name="other", packages=["No-Package"])
     [image] = ledger.world.ask("image_list")["items"]

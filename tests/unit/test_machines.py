@@ -13,6 +13,7 @@ import pytest
 
 from machines import Rig, fake_rig, kill_process, removed_in_the_end
 from microvm_orchestrator import errors
+from microvm_orchestrator.caches import Caches
 from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
@@ -36,6 +37,7 @@ class House:
     store: Store
     qemu: Qemu
     slots: Slots
+    caches: Caches
     machines: Machines
 
     async def define(self, name: str | None = None) -> Machine:
@@ -67,9 +69,10 @@ async def daemon(rig: Rig, *, count: int = 4) -> AsyncGenerator[House]:
     store = SqliteStore(rig.state_dir / "store.db")
     async with store.opened(), rig.open() as qemu:
         slots = Slots(Capacity(count, 1024, 8))
-        machines = Machines(store, qemu, slots, lambda _: rig.boot)
+        caches = Caches(rig.state_dir / "caches", size_mib=16, count=2)
+        machines = Machines(store, qemu, slots, lambda _: rig.boot, caches=caches)
         async with machines.running():
-            yield House(rig, store, qemu, slots, machines)
+            yield House(rig, store, qemu, slots, caches, machines)
 
 
 @pytest.fixture
@@ -239,3 +242,40 @@ async def test_names_are_unique_and_machines_of_others_are_not_seen(rig: Rig) ->
         with pytest.raises(errors.NotFound):
             await house.machines.get("box", BOB)
         assert await house.machines.visible(BOB) == []
+
+
+async def test_a_cache_is_lent_to_one_machine_at_a_time_also_over_a_restart(rig: Rig) -> None:
+    def wish(name: str) -> Wish:
+        return Wish("none", 64, 1, Accel.TCG, name, cache="repo")
+
+    async with daemon(rig) as house:
+        one = await house.machines.define(wish("one"), ALICE)
+        started = await house.machines.start("one", ALICE)
+        assert started.cache_volume == "repo/1"
+        (disk,) = house.machines.live(started).spec.disks
+        assert (disk.serial, disk.volume) == ("cache", rig.state_dir / "caches" / "repo" / "1")
+    async with daemon(rig) as house:
+        await house.machines.define(wish("two"), ALICE)
+        assert (await house.machines.start("two", ALICE)).cache_volume == "repo/2"
+        await house.machines.kill("one", ALICE)
+        await house.machines.define(wish("three"), ALICE)
+        assert (await house.machines.start("three", ALICE)).cache_volume == "repo/1"
+        for reference in ("two", "three"):
+            await house.machines.kill(reference, ALICE)
+        holders = [volume.holder for volume in await house.caches.volumes()]
+        assert (holders, house.slots.owners) == ([None, None], [])
+        assert one.cache_volume is None
+
+
+async def test_without_a_free_cache_a_machine_is_refused_and_stays_as_it_was(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        for name in ("one", "two", "three"):
+            await house.machines.define(Wish("none", 64, 1, Accel.TCG, name, cache="r"), ALICE)
+        await house.machines.start("one", ALICE)
+        await house.machines.start("two", ALICE)
+        with pytest.raises(errors.NoRoom):
+            await house.machines.start("three", ALICE)
+        refused = await house.machines.get("three", ALICE)
+        assert (refused.state, len(house.slots.owners)) == (MachineState.DEFINED, 2)
+        for name in ("one", "two"):
+            await house.machines.kill(name, ALICE)

@@ -66,6 +66,14 @@ def define(
             help="A disk for what the guest writes, kept when it stops; else it writes to memory.",
         ),
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            "--cache",
+            metavar="DOMAIN",
+            help="The trust domain, such as a repository, whose cache disk it finds at /cache.",
+        ),
+    ] = None,
     accel: Annotated[
         Literal["auto", "kvm", "tcg"] | None,
         typer.Option("--accel", help="How guest code runs; auto by default."),
@@ -79,6 +87,7 @@ def define(
         "memory_mib": memory_mib,
         "vcpus": vcpus,
         "disk_mib": disk_mib,
+        "cache": cache,
         "accel": accel,
         "idempotency_key": idempotency_key,
     }

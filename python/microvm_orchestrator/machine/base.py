@@ -57,6 +57,9 @@ class Disk:
     read_only: bool = True
     # Of a writable one; that of its file where nothing is said.
     size_mib: int | None = None
+    # The folder of a writable one that is lent to one machine after another: it begins with what
+    # the last one left there, and what it writes stays there. A clone has a copy of its own.
+    volume: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,12 @@ class Machine(_Told):
     vcpus: int
     disk_mib: int | None = Field(default=None, description="size of its scratch disk, if any")
     accel: str
+    cache: str | None = Field(
+        default=None, description="the trust domain whose cache disk it gets while it runs"
+    )
+    cache_volume: str | None = Field(
+        default=None, description="the cache disk that it has, or had when it ran"
+    )
     runtime_id: str | None = Field(
         default=None,
         description="what its processes and files on the host are named by, where that is another "

@@ -21,9 +21,11 @@ from microvm_orchestrator.machine.shell import GuestUsage
 from microvm_orchestrator.machines import Wish, sees
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.machine import MACHINE, Machine, MachineState
+from microvm_orchestrator.model.names import NAME_PATTERN
 from microvm_orchestrator.model.operation import Operation
 from microvm_orchestrator.model.records import Record
 from microvm_orchestrator.model.values import Flag, Name
+from microvm_orchestrator.service.caches import domain_of
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.idempotency import id_for
 from microvm_orchestrator.service.images import ImageName
@@ -59,6 +61,11 @@ class DefineMachine(Request):
         default=None,
         description="size of a disk for all that the guest writes, which it keeps when it is "
         "stopped; without one it writes into its memory",
+    )
+    cache: Annotated[str, Field(pattern=NAME_PATTERN)] | None = Field(
+        default=None,
+        description="the trust domain, such as a repository, whose cache disk it finds at /cache: "
+        "what machines of the domain left there, one after another; a clone gets a copy of it",
     )
     accel: Accel = Field(default=Accel.AUTO, description="how guest code runs")
     idempotency_key: IdempotencyKey | None = None
@@ -160,6 +167,7 @@ async def machine_define(service: Service, caller: Caller, request: DefineMachin
         accel=request.accel,
         name=request.name,
         disk_mib=request.disk_mib,
+        cache=request.cache and domain_of(by, request.cache),
     )
     machine_id = id_for("m", by.name, request.idempotency_key)
     machines = service.host.machines

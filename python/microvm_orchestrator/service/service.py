@@ -153,7 +153,7 @@ _NAMING = (
         "name",
         "worker",
     ),
-    *("webhook_id", "token_id", "key"),
+    *("webhook_id", "token_id", "key", "domain"),
 )
 
 

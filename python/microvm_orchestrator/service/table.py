@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from microvm_orchestrator.service import (
+    caches,
     doctor,
     execs,
     files,
@@ -13,6 +14,7 @@ from microvm_orchestrator.service import (
     operations,
     pools,
     server,
+    slots,
     snapshots,
     tasks,
     templates,
@@ -35,6 +37,8 @@ CALLS: tuple[Call, ...] = (
     *snapshots.CALLS,
     *images.CALLS,
     *pools.CALLS,
+    *slots.CALLS,
+    *caches.CALLS,
     *operations.CALLS,
     *journal.CALLS,
     *webhooks.CALLS,

@@ -237,6 +237,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         [
             *("box", "--image", "node", "--memory-mib", "1024", "--vcpus", "2"),
             *("--disk-mib", "64", "--accel", "tcg", "--idempotency-key", "k"),
+            *("--cache", "repo"),
         ],
         {
             "name": "box",
@@ -245,6 +246,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "vcpus": 2,
             "disk_mib": 64,
             "accel": "tcg",
+            "cache": "repo",
             "idempotency_key": "k",
         },
     ),
@@ -336,6 +338,9 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "image_list": ([], {}),
     "image_get": (["x"], {"image": "x"}),
     "pool_list": ([], {}),
+    "slot_list": ([], {}),
+    "cache_list": (["--domain", "repo"], {"domain": "repo"}),
+    "cache_remove": (["repo@ann", "--number", "2"], {"domain": "repo@ann", "number": 2}),
     "image_verify": (["x"], {"image": "x"}),
     "image_remove": (["x"], {"image": "x"}),
     "operation_get": (["op_1"], {"operation_id": "op_1"}),

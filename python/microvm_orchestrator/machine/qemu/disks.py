@@ -5,8 +5,9 @@
 What is written goes into layers, each over the one before and the first over the disk's own file if
 it has one. A layer is written by one machine for as long as it is the top one, and never again: a
 snapshot takes hard links to all of them, and the machine goes on in a new one. So any snapshot or
-machine may go, and its layers stay while somebody else has them. QEMU calls a layer's node by the
-same two numbers. Above stand whoever starts or saves a QEMU.
+machine may go, and its layers stay while somebody else has them. A disk that is
+lent to one machine after another has a folder, its volume, which holds all that its machine has of
+it. QEMU calls a layer's node by the same two numbers. Above stand whoever starts or saves a QEMU.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -35,9 +37,25 @@ _LAYER = re.compile(r"disk(\d+)\.(\d+)\.qcow2")
 def begin_anew(spec: MachineSpec, folder: Path) -> None:
     """Make the first layers of a machine that has none; one that was stopped goes on in its own."""
     for number, disk in _writable(spec):
+        if disk.volume is not None:
+            _take_up(disk.volume, folder, number)
         if not layers(folder, number):
             first = 0 if disk.path is None else 1
             qcow2.create(_layer(folder, number, first), _size(disk))
+
+
+def make_volume(folder: Path, size_mib: int) -> None:
+    """Make an empty disk that can be lent."""
+    qcow2.create(_layer(folder, 0, 0), size_mib * _MIB)
+
+
+def volume_size_mib(folder: Path) -> int:
+    return qcow2.size_of(layers(folder, 0)[0]) // _MIB
+
+
+def without_volumes(spec: MachineSpec) -> MachineSpec:
+    """Tell of a machine as its clones are: with copies of what was lent to it."""
+    return replace(spec, disks=tuple(replace(disk, volume=None) for disk in spec.disks))
 
 
 def begin_from(spec: MachineSpec, saved: Path, folder: Path) -> None:
@@ -109,6 +127,10 @@ async def freeze(qmp: Qmp, spec: MachineSpec, folder: Path, saved: Path) -> None
         # One that a daemon left which died before QEMU had it.
         path.unlink(missing_ok=True)
         qcow2.create(path, _size(disk))
+        if disk.volume is not None:
+            lent = _layer(disk.volume, 0, top + 1)
+            lent.unlink(missing_ok=True)
+            os.link(path, lent)
         await _lay_over(qmp, number, top, path)
         for layer in layers(folder, number):
             if _index(layer) <= top:
@@ -125,6 +147,13 @@ async def slow_down(qmp: Qmp, spec: MachineSpec) -> None:
     for number in range(len(spec.all_disks)):
         limits = {"iops": operations or 0, "bps": bytes_ or 0, **both}
         await qmp.execute("block_set_io_throttle", {"id": device_name(number), **limits})
+
+
+def _take_up(volume: Path, folder: Path, number: int) -> None:
+    for path in layers(folder, number):
+        path.unlink()
+    for path in layers(volume, 0):
+        os.link(path, _layer(folder, number, _index(path)))
 
 
 def most_bytes(spec: MachineSpec) -> int:

@@ -51,7 +51,8 @@ async def save(machine: QemuMachine, snapshot_id: str) -> Snapshot:
                     async with migration.loading(scribe, fd):
                         pause_s = await _hand_over(machine, qmp, saved, source.fileno())
                     await _write_down(scribe, saved)
-            origin = Origin(machine.spec, machine.accel, machine.host.engine, pause_s)
+            spec = disks.without_volumes(machine.spec)
+            origin = Origin(spec, machine.accel, machine.host.engine, pause_s)
             return await anyio.to_thread.run_sync(saved.seal, memory, origin, machine.host.user)
     except BaseException:
         saved.remove()

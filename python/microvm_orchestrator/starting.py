@@ -1,0 +1,136 @@
+"""What a machine has of this host while it runs, and the ways in which one comes to run.
+
+A place comes first, then a cache; both go back when the machine ends, by its name alone. A machine
+that is like those that stand ready is claimed, one that was branched off is cloned, any other is
+booted. Above are the machines; below, slots, caches, pools and the hypervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import anyio.to_thread
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.caches import Caches, Volume
+from microvm_orchestrator.machine import base
+from microvm_orchestrator.machine.pool import Pool
+from microvm_orchestrator.model.machine import Machine
+from microvm_orchestrator.model.records import Actor
+from microvm_orchestrator.runner import Runner
+from microvm_orchestrator.slots import Need, Slots
+from microvm_orchestrator.warm import Warm
+
+# By its serial a guest knows the disk that is for whatever it likes.
+_SCRATCH = "scratch"
+
+
+class Starting:
+    """How the machines of one daemon come to run."""
+
+    def __init__(
+        self,
+        hypervisor: base.Hypervisor,
+        slots: Slots,
+        boot_of: Callable[[str], base.Boot | Runner],
+        warm: Warm | None,
+        caches: Caches | None,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._slots = slots
+        self._boot_of = boot_of
+        self._warm = warm
+        self._caches = caches
+
+    async def hold(self, machine: Machine, by: Actor, *, wait: bool) -> Volume | None:
+        """Take a place for a machine, and a cache disk if it wants one.
+
+        Raises: NoRoom; it has neither then.
+        """
+        need = Need(machine.memory_mib, machine.vcpus)
+        try:
+            await self._slots.hold(machine.machine_id, need, wait=wait)
+            if machine.cache is None or self._caches is None:
+                return None
+            return await self._caches.take(machine.machine_id, machine.cache)
+        except BaseException as error:
+            self._slots.release(machine.machine_id)
+            if isinstance(error, errors.NoRoom) and not by.scope.everything:
+                # Whose machines there are is nothing to who does not see them.
+                words = "all slots or caches are busy, or too few are free"
+                raise errors.NoRoom(words, hint=error.hint) from None
+            raise
+
+    def keep(self, machine: Machine) -> None:
+        """Take note of what a machine has that runs already."""
+        if self._caches is not None and machine.cache_volume is not None:
+            self._caches.keep(machine.machine_id, machine.cache_volume)
+        self._slots.keep(machine.machine_id, Need(machine.memory_mib, machine.vcpus))
+
+    def let_go(self, machine_id: str) -> None:
+        """Give back what only a machine that runs has."""
+        if self._caches is not None:
+            self._caches.release(machine_id)
+        self._slots.release(machine_id)
+
+    async def forget(self, machine: Machine) -> None:
+        """A machine was deleted."""
+        if self._caches is not None and machine.cache is not None:
+            await self._caches.forget(machine.machine_id)
+
+    async def start(
+        self,
+        machine: Machine,
+        lent: Volume | None,
+        enter: Callable[[str | None], Awaitable[None]],
+    ) -> base.Machine:
+        """Let a machine run; `enter` is told what it is called on the host, before it is.
+
+        Raises: NotFound, MachineBootFailed.
+        """
+        if machine.runtime_id is not None:
+            # It begins anew, and has kept nothing but its console.
+            await self._hypervisor.remove(machine.runtime_id)
+        if (pool := await self._pool(machine)) is not None:
+            return await pool.claim(_hostname(machine), enter)
+        await enter(None)
+        spec = await self._spec(machine)
+        if lent is not None:
+            spec = replace(spec, disks=(*spec.disks, lent.disk))
+        if machine.snapshot_id is None:
+            return await self._hypervisor.start(spec)
+        snapshot = await self._hypervisor.find_snapshot(machine.snapshot_id)
+        if snapshot is None:
+            raise errors.NotFound(f"snapshot {machine.snapshot_id} is gone")
+        # Of a cache that the saved machine had, it gets a copy of its own.
+        return await self._hypervisor.clone(snapshot, replace(spec, disks=snapshot.spec.disks))
+
+    async def _pool(self, machine: Machine) -> Pool | None:
+        if self._warm is None or machine.snapshot_id or machine.cache:
+            return None
+        with contextlib.suppress(errors.OrchestratorError):  # what is wrong is told by the boot
+            return self._warm.find(await self._spec(machine))
+        return None
+
+    async def _spec(self, machine: Machine) -> base.MachineSpec:
+        return base.MachineSpec(
+            machine_id=machine.machine_id,
+            boot=await anyio.to_thread.run_sync(self._boot_of, machine.image),
+            disks=_own_disks(machine.disk_mib),
+            memory_mib=machine.memory_mib,
+            vcpus=machine.vcpus,
+            accel=base.Accel(machine.accel),
+            hostname=_hostname(machine),
+        )
+
+
+def _hostname(machine: Machine) -> str:
+    return machine.name or machine.machine_id.replace("_", "-")
+
+
+def _own_disks(disk_mib: int | None) -> tuple[base.Disk, ...]:
+    if disk_mib is None:
+        return ()
+    return (base.Disk(_SCRATCH, read_only=False, size_mib=disk_mib),)
