@@ -137,8 +137,10 @@ def _set_interface(fd: int, name: bytes, mac: bytes, address: bytes, gateway: by
         if len(hardware) != 6:
             raise ValueError
         fcntl.ioctl(fd, _SIOCSIFHWADDR, struct.pack("16sH14s8x", name, _ARPHRD_ETHER, hardware))
-    if address != b"-":
-        host, _, prefix = address.partition(b"/")
+    host, _, prefix = address.partition(b"/")
+    if b":" in host:
+        _add_ipv6(name, host, int(prefix))
+    elif address != b"-":
         bits = int(prefix)
         if not 0 <= bits <= 32:
             raise ValueError
@@ -148,6 +150,28 @@ def _set_interface(fd: int, name: bytes, mac: bytes, address: bytes, gateway: by
     _set_flags(fd, name, _IFF_UP | _IFF_RUNNING)
     if gateway != b"-":
         _add_default_route(fd, _ip(gateway))
+
+
+def _add_ipv6(name: bytes, host: bytes, bits: int) -> None:
+    try:
+        packed = _socket.inet_pton(_socket.AF_INET6, host.decode("ascii"))
+    except OSError:
+        raise ValueError from None
+    if not 0 <= bits <= 128:
+        raise ValueError
+    text = os.fsdecode(name)
+    # Whoever gives the address knows that nobody else has it, and it is wanted now.
+    with open(f"/proc/sys/net/ipv6/conf/{text}/accept_dad", "w") as file:
+        file.write("0")
+    # struct in6_ifreq
+    address = struct.pack("16sIi", packed, bits, _socket.if_nametoindex(text))
+    with_socket = _socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM)
+    try:
+        fcntl.ioctl(with_socket.fileno(), _SIOCSIFADDR, address)
+    except FileExistsError:
+        pass
+    finally:
+        with_socket.close()
 
 
 def _set_flags(fd: int, name: bytes, flags: int) -> None:

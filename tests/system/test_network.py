@@ -23,7 +23,7 @@ from networking import STAGES, Stage
 # Says what it has received, to each who connects.
 SERVE = """
 import hashlib, os, socket
-server = socket.create_server(("", 7))
+server = socket.create_server(("::", 7), family=socket.AF_INET6, dualstack_ipv6=True)
 if os.fork():
     os._exit(0)
 os.setsid()
@@ -63,7 +63,7 @@ while True:
 """
 # QEMU needs no right for any kind of networks.
 NOBODY = (65534, 65534) if os.geteuid() == 0 else None
-HERE, THERE = Network("here", ("10.9.0.0/24",)), Network("there", ("10.9.0.0/24",))
+HERE, THERE = (Network(name, ("10.9.0.0/24", "fd09::/64")) for name in ("here", "there"))
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +115,13 @@ def python(source: str) -> str:
     return f"python3 - <<'END'\n{source}\nEND"
 
 
-def address_of(port: Port) -> str:
-    return (port.ipv4 or "").partition("/")[0]
+def address_of(port: Port, version: int = 4) -> str:
+    return ((port.ipv4 if version == 4 else port.ipv6) or "").partition("/")[0]
 
 
-async def asks(machine: QemuMachine, port: Port) -> None:
-    assert await sh(machine, python(ASK.format(address=address_of(port)))) == "the same\n"
+async def asks(machine: QemuMachine, port: Port, version: int = 4) -> None:
+    address = address_of(port, version)
+    assert await sh(machine, python(ASK.format(address=address))) == "the same\n"
 
 
 async def test_guests_reach_those_of_their_network_and_no_others(
@@ -138,7 +139,9 @@ async def test_guests_reach_those_of_their_network_and_no_others(
             assert (await sh(machine, "cat /sys/class/net/eth0/address")).strip() == port.mac
         await sh(one, f"busybox ping -c 3 {address_of(yours)}")
         await asks(one, yours)
+        await sh(one, f"busybox ping -6 -c 3 {address_of(yours, 6)}")
         await asks(two, mine)
+        await asks(two, mine, version=6)
         refused = f"busybox ping -c 1 -W 2 {address_of(yours)} && exit 1; echo unreachable"
         assert (await sh(three, refused)).endswith("unreachable\n")
         # Somebody else's address is of no use to who takes it.

@@ -95,6 +95,7 @@ class Link:
     mac: str
     address: str | None = None  # with its prefix: 10.0.0.2/24
     gateway: str | None = None
+    ipv6: str | None = None  # with its prefix: fd00::2/64
     tap: Tap | None = None
 
 

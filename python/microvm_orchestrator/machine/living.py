@@ -25,6 +25,7 @@ from microvm_orchestrator.machine import console, ending
 from microvm_orchestrator.machine.base import (
     STOP_GRACE_S,
     Change,
+    Link,
     MachineSpec,
     Snapshot,
     Terminal,
@@ -65,10 +66,16 @@ def identity(spec: MachineSpec) -> Identity:
         hostname=spec.hostname,
         machine_id=hashlib.sha256(spec.machine_id.encode()).hexdigest()[:32],
         interfaces=[
-            Interface(f"eth{number}", link.mac, link.address, link.gateway)
+            interface
             for number, link in enumerate(spec.links)
+            for interface in _interfaces(f"eth{number}", link)
         ],
     )
+
+
+def _interfaces(name: str, link: Link) -> list[Interface]:
+    first = Interface(name, link.mac, link.address, link.gateway)
+    return [first] if link.ipv6 is None else [first, Interface(name, address=link.ipv6)]
 
 
 class LivingMachine(ABC):

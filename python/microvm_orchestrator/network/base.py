@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Interface, ip_interface
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Protocol
 
@@ -68,7 +68,14 @@ class Port:
 
     @property
     def ipv4(self) -> str | None:
-        found = (text for text in self.addresses if isinstance(ip_interface(text), IPv4Interface))
+        return self._of(4)
+
+    @property
+    def ipv6(self) -> str | None:
+        return self._of(6)
+
+    def _of(self, version: int) -> str | None:
+        found = (text for text in self.addresses if ip_interface(text).version == version)
         return next(found, None)
 
 

@@ -82,7 +82,7 @@ class KernelNetworks:
                 await self._do(lambda: netlink.make_tap(name))
                 await filters.load(self._netns, filters.guarding(name, port))
                 await self._do(lambda: netlink.mark(name, alias))
-        return Link(port.mac, port.ipv4, tap=Tap(name, self._netns))
+        return Link(port.mac, port.ipv4, ipv6=port.ipv6, tap=Tap(name, self._netns))
 
     async def connect(self, port: Port, link: Path) -> None:  # noqa: ARG002 # it has a tap
         async with self._turn:

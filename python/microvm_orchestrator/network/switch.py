@@ -84,7 +84,7 @@ class Switch:
         if segment is None:
             raise errors.NotFound(f"there is no network {port.network_id}")
         segment.add(port)
-        return Link(port.mac, port.ipv4)
+        return Link(port.mac, port.ipv4, ipv6=port.ipv6)
 
     async def connect(self, port: Port, link: Path) -> None:
         plug = self._plug(port)
