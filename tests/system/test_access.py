@@ -46,7 +46,7 @@ LEAST = {
         machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run""",
-    Role.ADMIN: "audit_list backup_create",
+    Role.ADMIN: "audit_list backup_create image_add",
 }
 HOLDERS = {
     Role.VIEWER: "viewer",
@@ -226,6 +226,7 @@ def _house(ledger: Ledger) -> None:
     act("machine_delete", cached, machine="cached")
     # It is begun, and ends before it asks anybody for anything.
     act("image_build", "other", name="other", packages=["No-Package"])
+    act("image_add", "runner", name="runner", runner="/no/such/runner")
     [image] = ledger.world.ask("image_list")["items"]
     act("image_remove", image["digest"], image="embedded")
 

@@ -58,6 +58,31 @@ def build(
     return follow(here, "image_build", given, wait_s, _show)
 
 
+@command(
+    app,
+    "add",
+    example="image add slot /var/lib/microvms/slot/current\n"
+    "image add slot /etc/nixos#nixosConfigurations.slot.config.microvm.declaredRunner",
+)
+def add(
+    here: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called.")],
+    runner: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUNNER",
+            help="The absolute path of a runner directory, or what nix build takes.",
+        ),
+    ],
+    wait_s: WaitS = None,
+) -> int:
+    """Take a runner directory of microvm.nix in as an image; Nix builds it first if need be.
+
+    Machines of it are started by the directory's own script.
+    """
+    return follow(here, "image_add", {"name": name, "runner": runner}, wait_s, _show)
+
+
 @command(app, "list", example="image list")
 def list_(here: Session) -> None:
     """List the images of this host, and those that are damaged."""

@@ -93,6 +93,7 @@ ROUTES: dict[str, Route] = {
         "snapshot_delete": "DELETE /v1/snapshots/{snapshot_id}",
         "machine_branch": "POST /v1/branches",
         "image_build": "POST /v1/images",
+        "image_add": "POST /v1/images/runners",
         "image_list": "GET /v1/images",
         "image_get": "GET /v1/images/{image}",
         "image_verify": "GET /v1/images/{image}/verify",

@@ -33,7 +33,7 @@ _FEATURES = ("--extra-experimental-features", "nix-command flakes")
 async def add(reference: str, store: ImageStore, name: str) -> RunnerImage:
     """Make an image of a runner directory, or of what Nix builds by an installable's name.
 
-    Raises: InvalidInput, CommandFailed; Unavailable when it would have to be built without Nix.
+    Raises: InvalidInput, CommandFailed.
     """
     check_name(name)
     path = Path(reference)
@@ -87,7 +87,7 @@ async def _built(installable: str) -> Path:
     if installable.startswith("-"):
         raise errors.InvalidInput(f"{installable!r} is no name of anything to build")
     if shutil.which("nix") is None:
-        raise errors.Unavailable(
+        raise errors.InvalidInput(
             f"{installable} is no directory, and there is no Nix here to build it",
             hint="give the absolute path of a runner directory",
         )

@@ -36,8 +36,11 @@ _log = log.get(__name__)
 
 
 def template_id(spec: MachineSpec) -> str:
-    """Name the template of all machines that are made like this one, but for who they are."""
-    kind = replace(spec, machine_id="", hostname="", boot_timeout_s=0)
+    """Name the template of all machines that are made like this one, but for who they are.
+
+    Raises: NotOffered for one that is started by a runner, whose machines are not saved.
+    """
+    kind = replace(spec, machine_id="", hostname="", boot=spec.parts, boot_timeout_s=0)
     return TEMPLATE + hashlib.sha256(repr(kind).encode()).hexdigest()[:24]
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue
 from microvm_orchestrator import errors
 from microvm_orchestrator.images.build import ImageSpec, build
 from microvm_orchestrator.images.progress import Progress, Stage
+from microvm_orchestrator.images.runner import add
 from microvm_orchestrator.images.store import AnyImage, Image, RunnerImage, check_name
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.operation import Operation
@@ -45,6 +46,17 @@ class BuildImage(Request):
     claude: Annotated[str, Field(min_length=1, max_length=40)] | None = Field(
         default=None,
         description="the version of the Claude Code command line to put in, or `stable`, `latest`",
+    )
+    wait_s: WaitS = USUAL_WAIT_S
+
+
+class AddRunner(Request):
+    """A runner directory of microvm.nix."""
+
+    name: ImageName = Field(description="what the image is called from now on")
+    runner: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
+        description="the absolute path of a runner directory on this host, or what `nix build` "
+        "takes, such as `/etc/nixos#nixosConfigurations.guest.config.microvm.declaredRunner`"
     )
     wait_s: WaitS = USUAL_WAIT_S
 
@@ -110,6 +122,24 @@ async def image_build(service: Service, caller: Caller, request: BuildImage) -> 
         return _info(image).model_dump(mode="json")
 
     return await long_call(service, caller, "image_build", request.name, request.wait_s, work)
+
+
+@declare("image_add", "POST /v1/images/runners", role=Role.ADMIN, waits=True)
+async def image_add(service: Service, caller: Caller, request: AddRunner) -> Operation:
+    """Take a runner directory of microvm.nix in as an image; Nix builds it first if need be.
+
+    Machines of it are started by the directory's own script, as the user machines run as. The
+    operation's result is the image.
+    """
+    check_name(request.name)
+
+    async def work(report: Report) -> JsonValue:
+        await report(0.0, f"looking at {request.runner}")
+        image = await add(request.runner, service.host.images, request.name)
+        service.host.warm.look_again()
+        return _info(image).model_dump(mode="json")
+
+    return await long_call(service, caller, "image_add", request.name, request.wait_s, work)
 
 
 async def built(service: Service, spec: ImageSpec, report: Report) -> Image:
@@ -243,4 +273,11 @@ def _info(image: AnyImage) -> ImageInfo:
     )
 
 
-CALLS: tuple[Call, ...] = (image_build, image_list, image_get, image_verify, image_remove)
+CALLS: tuple[Call, ...] = (
+    image_build,
+    image_add,
+    image_list,
+    image_get,
+    image_verify,
+    image_remove,
+)

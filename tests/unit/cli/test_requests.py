@@ -335,6 +335,10 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         ],
         {"name": "x", "packages": ["nodejs", "npm", "jq"], "claude": "1.2.3", "wait_s": 0.0},
     ),
+    "image_add": (
+        ["slot", "/srv/runner", "--wait-s", "0"],
+        {"name": "slot", "runner": "/srv/runner", "wait_s": 0.0},
+    ),
     "image_list": ([], {}),
     "image_get": (["x"], {"image": "x"}),
     "pool_list": ([], {}),

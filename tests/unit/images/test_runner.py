@@ -154,7 +154,7 @@ async def test_what_would_have_to_be_built_needs_nix(
     tmp_path: Path, images: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(errors.Unavailable, match="no Nix here"):
+    with pytest.raises(errors.InvalidInput, match="no Nix here"):
         await add(".#nixosConfigurations.slot", images, "slot")
     with pytest.raises(errors.InvalidInput, match="no name of anything"):
         await add("--option", images, "slot")
