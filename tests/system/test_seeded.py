@@ -18,7 +18,7 @@ import pytest
 from machines import LONG_S, Rig, built_image, qemu_rig
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import process
-from microvm_orchestrator.machine.base import Accel, Boot, Disk, Link
+from microvm_orchestrator.machine.base import Accel, Boot, Disk, Limits, Link
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.seeded import Program, Ran
 
@@ -149,6 +149,7 @@ async def test_what_could_not_be_the_same_every_time_is_refused(rig: Rig, qemu: 
         rig.spec(links=(link,)),
         rig.spec(disks=(written,)),
         rig.spec(accel=Accel.KVM),
+        rig.spec(limits=Limits(pids=100)),
     ):
         with pytest.raises(errors.InvalidInput, match="cannot be seeded"):
             await qemu.run_seeded(spec, script("true"))

@@ -14,7 +14,7 @@ import pytest
 
 from machines import LONG_S, fake_rig, new_machine_id, removed_in_the_end, sh
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine.base import Accel, Disk, Link, MachineSpec
+from microvm_orchestrator.machine.base import Accel, Disk, Limits, Link, MachineSpec
 from microvm_orchestrator.machine.hypervisor import AnyKind, open_hypervisor
 from microvm_orchestrator.machine.living import LivingMachine
 from microvm_orchestrator.model.machine import MachineState
@@ -141,6 +141,8 @@ async def test_what_a_runner_wants_and_nobody_gives_is_told_before_it_is_started
         await hypervisor.start(wanted(tmp_path, replace(FOREIGN, share="home")))
     with pytest.raises(errors.NotOffered, match="brings its own disks"):
         await hypervisor.start(replace(spec, disks=(Disk("more", size_mib=1, read_only=False),)))
+    with pytest.raises(errors.NotOffered, match="limits on processes"):
+        await hypervisor.start(replace(spec, limits=Limits(pids=100)))
     with pytest.raises(errors.NotOffered, match="no links of ours"):
         await hypervisor.start(replace(spec, links=(Link("52:54:00:00:00:01"),)))
     for how in (replace(FOREIGN, cid=None), replace(FOREIGN, hypervisor="crosvm")):

@@ -26,7 +26,7 @@ import anyio
 
 from microvm_orchestrator import cpio, errors, proc
 from microvm_orchestrator.machine import console, ending
-from microvm_orchestrator.machine.base import Accel, Boot, MachineSpec
+from microvm_orchestrator.machine.base import NO_LIMITS, Accel, Boot, MachineSpec
 from microvm_orchestrator.machine.handover import Handover
 from microvm_orchestrator.machine.process import Resident
 from microvm_orchestrator.machine.qemu import argv
@@ -84,6 +84,7 @@ def _checked(spec: MachineSpec, program: Program) -> Boot:
         "it has a network": bool(spec.links),
         "it is to run with KVM": spec.accel is Accel.KVM,
         "it has a disk that is written to": not all(disk.read_only for disk in spec.all_disks),
+        "it has limits": spec.limits != NO_LIMITS,
         "it has a disk without a file": any(disk.path is None for disk in spec.all_disks),
     }
     for reason, holds in reasons.items():

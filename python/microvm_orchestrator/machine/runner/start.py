@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine import process
+from microvm_orchestrator.machine.base import NO_LIMITS
 from microvm_orchestrator.machine.qemu.host import Host, take_charge
 from microvm_orchestrator.runner import ARGUMENTS, QEMU, RUN, Runner
 
@@ -63,6 +64,8 @@ def check(spec: MachineSpec, taps: Path) -> None:
         raise errors.NotOffered(f"a machine run by {runner.hypervisor} has no links of ours")
     if spec.disks:
         raise errors.NotOffered("a runner brings its own disks; further ones cannot be added")
+    if spec.limits != NO_LIMITS:
+        raise errors.NotOffered("limits on processes and disks are not kept for a runner's guest")
     if runner.shares:
         raise errors.NotOffered(
             f"the runner wants virtiofs shares, which nothing here serves: {_list(runner.shares)}",
