@@ -15,6 +15,7 @@ import anyio.to_thread
 from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.images.store import RunnerImage
 from microvm_orchestrator.machine import console
 from microvm_orchestrator.machine.base import STOP_GRACE_S, Accel
 from microvm_orchestrator.machine.shell import GuestUsage
@@ -54,9 +55,13 @@ class DefineMachine(Request):
         description="a name or digest; by default the setting machines.default_image",
     )
     memory_mib: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = Field(
-        default=None, description="by default the setting machines.default_memory_mib"
+        default=None,
+        description="by default what a runner's guest has, else the setting "
+        "machines.default_memory_mib",
     )
-    vcpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    vcpus: Annotated[int, Field(strict=True, ge=1, le=64)] | None = Field(
+        default=None, description="by default what a runner's guest has, else 1"
+    )
     disk_mib: Annotated[int, Field(strict=True, ge=16, le=1 << 24)] | None = Field(
         default=None,
         description="size of a disk for all that the guest writes, which it keeps when it is "
@@ -160,10 +165,11 @@ async def machine_define(service: Service, caller: Caller, request: DefineMachin
     settings = service.settings.machines
     images = service.host.images
     image = await anyio.to_thread.run_sync(images.get, request.image or settings.default_image)
+    own = image.manifest if isinstance(image, RunnerImage) else None
     wish = Wish(
         image=image.digest,
-        memory_mib=request.memory_mib or settings.default_memory_mib,
-        vcpus=request.vcpus,
+        memory_mib=request.memory_mib or (own and own.memory_mib) or settings.default_memory_mib,
+        vcpus=request.vcpus or (own and own.vcpus) or 1,
         accel=request.accel,
         name=request.name,
         disk_mib=request.disk_mib,
