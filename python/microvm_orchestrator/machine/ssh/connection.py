@@ -61,6 +61,9 @@ if TYPE_CHECKING:
 GREETING_S = 30.0
 # OpenSSH's own default; what it serves on one connection at once.
 SESSIONS = 10
+# Dropbear 2022.83 loses channels, and now and then itself, when one begins as another one ends: so
+# one command at a time, and what ends it.
+_DROPBEAR_SESSIONS = 2
 # A guest may stand still for some seconds while its host is busy or its memory is saved.
 KEEPALIVE_S = 5.0
 _KEEPALIVES = 3
@@ -106,13 +109,13 @@ async def open_ssh(
     """
     carrier = Carrier(transport)
     async with beside(carrier.run), beside() as tasks:
-        link = Link(carrier, tasks, sessions)
+        link = Link(carrier, tasks)
         visitor = _Visitor(link, login)
         try:
             with _in_time(greeting_s):
                 conn = await _logged_in(carrier, visitor, login, keepalive_s)
-                link.greeted(conn)
                 server = str(conn.get_extra_info("server_version", ""))
+                link.greeted(conn, _DROPBEAR_SESSIONS if "dropbear" in server else sessions)
                 guest = await figures.greet(link, server)
             yield _SshShell(link, guest)
         finally:

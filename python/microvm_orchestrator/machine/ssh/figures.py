@@ -33,7 +33,7 @@ _USAGE = b"""ok
 cat /proc/uptime /proc/stat /proc/meminfo /proc/vmstat | grep -E '^(cpu|Mem|oom_kill |[0-9])'
 set -- /proc/[0-9]*
 echo pids $#
-df -Pk / | tail -n 1
+echo disk $(stat -f -c '%S %b %a' /)
 """
 
 
@@ -65,8 +65,9 @@ async def usage(link: Link) -> GuestUsage:
     told = (await ask(link, Script(_USAGE), _MAX_FIGURES)).stdout.decode("ascii", "replace")
     lines = [line.split() for line in told.splitlines()]
     try:
-        uptime, disk = lines[0], lines[-1]
-        table = {words[0].rstrip(":"): words[1:] for words in lines[1:-1]}
+        uptime = lines[0]
+        table = {words[0].rstrip(":"): words[1:] for words in lines[1:]}
+        block, blocks, available = map(_figure, table["disk"])
         ticks = [_figure(word) for word in table["cpu"][:8]]
         idle = ticks[3] + ticks[4]
         return GuestUsage(
@@ -76,8 +77,8 @@ async def usage(link: Link) -> GuestUsage:
             cpus=sum(name.startswith("cpu") for name in table) - 1,
             memory_total_kib=_figure(table["MemTotal"][0]),
             memory_available_kib=_figure(table["MemAvailable"][0]),
-            disk_total_kib=_figure(disk[-5]),
-            disk_available_kib=_figure(disk[-3]),
+            disk_total_kib=block * blocks // 1024,
+            disk_available_kib=block * available // 1024,
             pids=_figure(table["pids"][0]),
             oom_kills=_figure(table.get("oom_kill", ["0"])[0]),
         )

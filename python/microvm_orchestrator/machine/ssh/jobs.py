@@ -7,8 +7,8 @@ place back. Whoever started it follows its output, and may be cancelled at any t
 
 from __future__ import annotations
 
-import re
 import secrets
+from collections import deque
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,6 +21,7 @@ from microvm_orchestrator.machine.channel.stream import printable
 from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import Channel, Command, Exit, Finished, Job, Output
 from microvm_orchestrator.machine.ssh import script as scripts
+from microvm_orchestrator.machine.ssh.beginning import Beginning
 from microvm_orchestrator.machine.ssh.line import Line, Over
 from microvm_orchestrator.machine.ssh.script import Script
 
@@ -38,9 +39,6 @@ _LATE_S = 15.0
 _SETTLE_S = 0.1
 # For a guest to agree that a channel is closed.
 _CLOSE_S = 5.0
-# What an image may print at every login.
-_MAX_NOISE = 64 * 1024
-_MAX_STDERR = 2048
 _END_OF_TYPING = b"\x04"
 _LOST = "the guest closed the command without saying how it ended"
 
@@ -66,9 +64,8 @@ class Running:
         self._begun = anyio.Event()
         self._unwanted = anyio.Event()
         self._failure: errors.OrchestratorError | None = None
-        self._noise = bytearray()
-        self._complaint = bytearray()
-        self._skipped = 0
+        self._beginning = Beginning(script.nonce)
+        self._aside: deque[tuple[Channel, bytes]] = deque()
         self._next = 0
         self._drained = False
         self.timed_out = False
@@ -78,7 +75,7 @@ class Running:
     async def live(self, *, own: bool) -> None:
         """Start it and stay until it has ended."""
         try:
-            words = self._script.words(self._link.prefix)
+            words = self._script.words(b"" if self._terminal else self._link.prefix)
             place = await self._link.take_place(own=own)
             try:
                 await self._live(words, own=own)
@@ -116,53 +113,44 @@ class Running:
 
     async def _hear_begin(self, within_s: float) -> None:
         """Wait until it runs. Raises: why it does not."""
-        pattern = re.compile(self._script.nonce + rb" (ok|no) ([^\r\n]*)\r?\n")
         try:
             with anyio.fail_after(within_s):
-                while not (match := pattern.search(self._noise)):
+                while not self._beginning.verdict:
                     await self._hear_noise()
         except TimeoutError:
             raise errors.MachineUnreachable(
                 f"the guest did not say within {within_s:g} s that it started the command"
             ) from None
-        verdict, rest = bytes(match[1]), bytes(match[2])
-        self._skipped += match.end()
-        self._noise = self._noise[match.end() :]
-        if verdict == b"no":
-            known = self._script.refusals.get(rest.decode("ascii", "replace"))
-            raise known or errors.GuestRefused(f"the guest refused: {printable(rest)}")
-        session, _, words = rest.partition(b" ")
+        goes_ahead, said = self._beginning.verdict
+        if not goes_ahead:
+            known = self._script.refusals.get(said.decode("ascii", "replace"))
+            raise known or errors.GuestRefused(f"the guest refused: {printable(said)}")
+        session, _, words = said.partition(b" ")
         if not session.isdigit() or not 1 < int(session[:12]) < 2**31:
             raise errors.ProtocolBroken("the guest said that no process runs the command")
         self.session, self.words = int(session), words.split()
 
     async def _hear_noise(self) -> None:
-        """Keep what comes before its own first line."""
-        if len(self._noise) > _MAX_NOISE:
-            raise errors.ProtocolBroken(f"the guest said {_MAX_NOISE} bytes before the command")
+        """Put aside what the command said before all that comes before it was heard."""
         piece = self.line.take()
         if piece is None:
             if self.line.ended:
                 self._check_begin()
             await self.line.changed.wait()
-        elif piece[0] is Channel.STDOUT:
-            self._noise += piece[1]
-        else:
-            self._skipped += len(piece[1])
-            self._complaint = (self._complaint + piece[1])[-_MAX_STDERR:]
+        elif data := self._beginning.sift(*piece):
+            self._aside.append((piece[0], data))
 
     def _check_begin(self) -> None:
         """Raise why the login shell ended, if it did, before it came to the command."""
         self._link.check()
-        if self.line.exit is None and not self.line.over:
-            return
-        if self.line.exit is None:
+        if self.line.exit:
+            raise errors.GuestRefused(
+                "the login shell of the guest did not come to the command:"
+                f" {self._beginning.complaint()}",
+                hint="it must be a POSIX shell",
+            )
+        if self.line.over:
             raise errors.MachineUnreachable(_LOST)
-        text = printable(bytes(self._complaint or self._noise[-_MAX_STDERR:]))
-        raise errors.GuestRefused(
-            f"the login shell of the guest did not come to the command: {text}",
-            hint="it must be a POSIX shell",
-        )
 
     async def _end(self, timeout_s: float | None) -> None:
         """Wait for its end, and bring it about when it is due."""
@@ -231,12 +219,7 @@ class Running:
 
     async def __anext__(self) -> Output:
         while True:
-            if self._noise:  # came with its first line
-                piece = (Channel.STDOUT, bytes(self._noise))
-                self._noise.clear()
-            else:
-                piece = self.line.take()
-            if piece:
+            if piece := self._take():
                 output = Output(piece[0], piece[1], self._next)
                 self._next += len(piece[1])
                 return output
@@ -247,6 +230,14 @@ class Running:
             if self._drained or (self.line.ended and self.line.exit):
                 raise StopAsyncIteration
             await self.line.changed.wait()
+
+    def _take(self) -> tuple[Channel, bytes] | None:
+        if self._aside:
+            return self._aside.popleft()
+        while piece := self.line.take():
+            if data := self._beginning.sift(*piece):
+                return piece[0], data
+        return None
 
     async def send(self, data: bytes) -> None:
         with suppress(Over):
@@ -277,7 +268,7 @@ class Running:
         """Return what it is while it runs."""
         if not self._command or not self.session or self.line.exit or self.line.over:
             return None
-        return Job(self.exec_id, running=True, offset=self.line.heard - self._skipped)
+        return Job(self.exec_id, running=True, offset=self.line.heard - self._beginning.skipped)
 
     def _raise_lost(self) -> NoReturn:
         with self._may_have_happened():

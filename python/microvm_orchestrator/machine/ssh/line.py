@@ -131,7 +131,8 @@ class Line(
 
     def connection_made(self, chan: SSHChannel[bytes]) -> None:
         self._chan = chan
-        self.agreed = True
+        self.agreed = not chan.is_closing()
+        self.ended = self.over = self.lost = False
         self.wake()
 
     def data_received(self, data: bytes, datatype: int | None) -> None:

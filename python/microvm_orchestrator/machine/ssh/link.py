@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 # From asking for a channel until the guest agrees. It may stand still while its host is busy.
 OPEN_S = 30.0
-# A server counts a session for a moment longer than it takes to hear that it is closed.
-_TRIES = 5
+# A server counts a session for a moment longer than it takes to hear that it is closed, so it may
+# refuse the next one. Nothing was begun then.
+_TRIES = 10
 # How long a request waits for one of the others to end.
 _ROOM_S = 60.0
 _MAX_TEXT = 500
@@ -50,23 +51,25 @@ asyncssh.set_log_level("ERROR")
 class Link:
     """One connection, and what became of it."""
 
-    def __init__(self, carrier: Carrier, tasks: TaskGroup, sessions: int) -> None:
+    def __init__(self, carrier: Carrier, tasks: TaskGroup) -> None:
         self.carrier = carrier
         self.tasks = tasks
         self.gone = anyio.Event()
         # By id: the scripts that have not ended yet.
         self.jobs: dict[str, Running] = {}
-        # Before each script: what gives it a session of its own where the server does not.
+        # Before a script without a terminal: what gives it a session where the server does not.
         self.prefix = b""
-        self._sessions = sessions
-        # One is kept for what ends the others.
-        self._places = anyio.Semaphore(sessions - 1)
+        self._sessions = 0
+        self._places = anyio.Semaphore(0)
         self._own_place = anyio.Semaphore(1)
         self._conn: asyncssh.SSHClientConnection | None = None
         self._failure: errors.OrchestratorError | None = None
 
-    def greeted(self, conn: asyncssh.SSHClientConnection) -> None:
+    def greeted(self, conn: asyncssh.SSHClientConnection, sessions: int) -> None:
+        """Begin to use a connection; one of its sessions is kept for what ends the others."""
         self._conn = conn
+        self._sessions = sessions
+        self._places = anyio.Semaphore(sessions - 1)
 
     @property
     def alive(self) -> bool:
@@ -165,6 +168,10 @@ class Link:
             self.check()
             if conn.is_closed():
                 raise unreachable() from error
+            if line.over:
+                # Who does what is asked says so before he closes. Dropbear closes a channel that it
+                # has just opened when others end at that moment.
+                line.agreed = False
             kind = errors.GuestRefused if line.agreed else refusal
             raise kind(f"the guest refused: {said(error)}") from error
         except _TRIPPED as error:

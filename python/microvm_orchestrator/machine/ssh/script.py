@@ -1,8 +1,8 @@
 """What the login shell of a guest reads: POSIX, and nothing that BusyBox lacks.
 
-A script says on its standard output that it goes ahead, or why not, in one line with a word that
-was never used before; so what an image prints at every login is told from it. After that the
-command takes the place of the shell, and says what it wants.
+A script says that it goes ahead, or why not, in a line with a word that was never used before; so
+what an image prints at every login is told from it. After that the command takes the place of the
+shell, and says what it wants.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}|[0-9]{1,10}(:[0-9]{1,10})?")
 
 _BEGIN = b"""umask 022
 no() { printf '%%s no %%s\\n' %(nonce)s "$1"; exit 0; }
-ok() { printf '%%s ok %%s\\n' %(nonce)s "$$ $*"; }
+ok() { echo %(nonce)s >&2; printf '%%s ok %%s\\n' %(nonce)s "$$ $*"; }
 """
 # Who is meant: sets u (uid), g (gid), n (name, empty where there is none).
 _FOUND = b"""x=%b
@@ -42,9 +42,9 @@ esac
 _OTHER = b"""h=/ s=
 [ -z "$n" ] || eval "h=~$n"
 if [ "$(id -u)" = 0 ]; then
-command -v setpriv >/dev/null 2>&1 || no setpriv
 s="setpriv --reuid $u --regid $g --clear-groups"
 [ -z "$n" ] || s="setpriv --reuid $u --regid $g --init-groups"
+$s true 2>/dev/null || no setpriv
 elif [ "$(id -u):$(id -g)" != "$u:$g" ]; then no rights
 fi
 """
@@ -111,7 +111,7 @@ def starting(command: Command) -> Script:
     refusals: dict[str, errors.OrchestratorError] = {
         "user": no_user(command.user),
         "rights": errors.GuestRefused(f"the guest does not let us run commands as {command.user}"),
-        "setpriv": errors.NotOffered("the guest has no setpriv to run a command as another user"),
+        "setpriv": errors.NotOffered("the guest has no setpriv that can become another user"),
         "cwd": errors.NotFound(f"there is no directory {command.cwd} in the guest"),
         "enter": errors.GuestRefused(f"the guest does not let us into {command.cwd}"),
         "program": errors.NotFound(f"there is no program {name} in the guest"),
