@@ -92,7 +92,7 @@ class _Progress:
     "cp",
     example="machine cp notes.txt box:/root/\n"
     "machine cp -r src box:/work\n"
-    "machine cp -r box:/work/out results\n"
+    "machine cp -r box:/workspace/out results\n"
     "machine cp box:/var/log/messages -",
 )
 def cp(
