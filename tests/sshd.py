@@ -64,6 +64,12 @@ class Sshd:
     async def serving(self) -> AsyncGenerator[socket.socket]:
         """Start a process for one connection and give our end, which the caller closes."""
         ours, theirs = socket.socketpair()
+        async with self.running(theirs):
+            yield ours
+
+    @asynccontextmanager
+    async def running(self, theirs: socket.socket) -> AsyncGenerator[None]:
+        """Let a process serve a connection, which ends it in the end."""
         with theirs, (self.folder / "log").open("ab") as log:
             words = [SSHD, "-i", "-e", "-f", str(self.folder / "config")]
             process = subprocess.Popen(  # noqa: ASYNC220
@@ -75,7 +81,7 @@ class Sshd:
             )
         self.processes.append(process)
         try:
-            yield ours
+            yield
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(process.wait, STOP_S)

@@ -21,9 +21,10 @@ import asyncssh
 import pytest
 from anyio.abc import ByteStream, UNIXSocketStream
 
+from guests import on_socketpair
 from lying_sshd import Told, begin, lying
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine.shell import Command, Exit, Identity, Terminal
+from microvm_orchestrator.machine.shell import Command, Exit, Identity, Terminal, Unix
 from microvm_orchestrator.machine.ssh import fingerprint, keep_keys, open_ssh
 from microvm_orchestrator.machine.ssh.keys import make_key
 from microvm_orchestrator.machine.ssh.line import Line
@@ -96,6 +97,29 @@ async def test_keys_are_made_once_and_only_we_read_them(tmp_path: Path) -> None:
     (tmp_path / "ssh" / "client").write_bytes(b"damaged")
     with pytest.raises(errors.Unavailable):
         keep_keys(tmp_path / "ssh", "m1")
+
+
+async def test_no_network_is_needed_where_our_agent_forwards_a_socket(
+    server: Sshd, tmp_path: Path
+) -> None:
+    content = os.urandom(500_000)
+    left = anyio.Event()
+
+    async def serve(theirs: socket.socket) -> None:
+        async with server.running(theirs):
+            await left.wait()
+
+    with anyio.fail_after(SOON_S), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        async with on_socketpair() as (agent, _), anyio.create_task_group() as tasks:
+            async with agent.forward(Unix(str(tmp_path / "socket"))) as tunnel:
+                tasks.start_soon(serve, listener.accept()[0])
+                async with open_ssh(tunnel, server.login) as shell:
+                    ran = await shell.exec(Command(["cat"]), stdin=content)
+                    assert ran.stdout == content
+            left.set()
+            assert agent.guest.verbs > shell.guest.verbs
 
 
 # How it breaks.

@@ -110,7 +110,8 @@ class Link:
                 tasks.start_soon(self._read)
                 tasks.start_soon(self._write)
                 await self.gone.wait()
-                await hang_up(self._transport)
+                if not shut_down(self._transport):
+                    await self._transport.aclose()
 
     async def greeting(self) -> wire.Fields:
         """Wait for the agent's HELLO. Raises: ProtocolBroken, MachineUnreachable."""
@@ -269,12 +270,14 @@ class Link:
         return version, newest
 
 
-async def hang_up(transport: ByteStream) -> None:
-    """Let whoever waits for a transport go on, and find it ended."""
+def shut_down(transport: ByteStream) -> bool:
+    """Let whoever waits for a socket go on, and find it ended; tell whether it is one.
+
+    anyio does not like a socket to be closed, or a task to be cancelled, that is waited for.
+    """
     raw_socket = anyio.abc.SocketAttribute.raw_socket
     connection = transport.extra(raw_socket, None)  # noqa: S610 # no query of Django's
-    if connection is None:
-        await transport.aclose()
-    else:  # which anyio does not like to be closed while it is waited for
+    if connection is not None:
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
+    return connection is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
-from microvm_orchestrator.machine.channel.link import hang_up
+from microvm_orchestrator.machine.channel.link import shut_down
 from microvm_orchestrator.machine.channel.stream import renewed
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Carrier(asyncio.Transport):
     async def run(self) -> None:
         """Read and write until closed by either side, and close the stream then.
 
-        Neither is ever cancelled: a cancelled read of anyio's loses a race with what arrives.
+        Neither is cancelled on a socket: that loses a race with what arrives there.
         """
         with anyio.CancelScope(shield=True):
             async with self._stream, anyio.create_task_group() as tasks:
@@ -63,7 +63,8 @@ class Carrier(asyncio.Transport):
                 tasks.start_soon(self._read)
                 tasks.start_soon(self._write)
                 await self._ended.wait()
-                await hang_up(self._stream)
+                if not shut_down(self._stream):
+                    tasks.cancel_scope.cancel()
 
     async def room(self) -> None:
         """Wait until more may be written, or until nothing is any more."""
