@@ -19,6 +19,7 @@ import anyio.to_thread
 from microvm_orchestrator import config, errors, places
 from microvm_orchestrator.caches import Caches
 from microvm_orchestrator.execs.execs import Execs
+from microvm_orchestrator.forwards import Forwards
 from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
 from microvm_orchestrator.machine.base import Boot, Change, Disk, MachineSpec
@@ -47,6 +48,7 @@ class Host:
     image_cache: Path
     machines: Machines
     execs: Execs
+    forwards: Forwards
     slots: Slots
     warm: Warm
     caches: Caches
@@ -98,9 +100,11 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         warm = Warm(hypervisor, settings.machines.warm, usual)
         machines = Machines(store, hypervisor, slots, boot, warm, caches)
         execs = Execs(store, machines)
+        forwards = Forwards(store, machines, settings.socket.path)
         operations = Operations(store)
         await life.enter_async_context(machines.running())
         await life.enter_async_context(execs.running())
+        await life.enter_async_context(forwards.running())
         await life.enter_async_context(warm.running())
         await life.enter_async_context(operations.running())
         yield Host(
@@ -109,6 +113,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             image_cache=state_dir / places.IMAGE_CACHE,
             machines=machines,
             execs=execs,
+            forwards=forwards,
             slots=slots,
             warm=warm,
             caches=caches,

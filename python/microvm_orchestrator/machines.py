@@ -95,6 +95,8 @@ class Machines:
         # The ids of those that run, by what the hypervisor calls them.
         self._ids: dict[str, str] = {}
         self._ended: dict[str, anyio.Event] = {}
+        # Set when some machine has come to run.
+        self._begun = anyio.Event()
         # Between looking whether a name is free and taking it.
         self._naming = anyio.Lock()
         # One verb at a time for each machine.
@@ -135,6 +137,12 @@ class Machines:
                 + (f": {machine.reason}" if machine.reason else ""),
                 hint="machine_start starts it",
             )
+        return running
+
+    async def until_it_runs(self, machine_id: str) -> base.Machine:
+        """Wait for a machine to run, and give it."""
+        while (running := self._live.get(machine_id)) is None:
+            await self._begun.wait()
         return running
 
     def runs(self, machine: Machine) -> bool:
@@ -454,6 +462,8 @@ class Machines:
         self._ids[running.spec.machine_id] = machine_id
         self._live[machine_id] = running
         self._ended[machine_id] = anyio.Event()
+        self._begun.set()
+        self._begun = anyio.Event()
         try:
             return await self._change(machine_id, state, "", by)
         finally:

@@ -31,7 +31,7 @@ LEAST = {
         task_get task_list task_wait task_history task_runs group_list group_get group_tasks
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
-        exec_wait exec_output exec_list slot_list cache_list
+        exec_wait exec_output exec_list slot_list cache_list forward_list
         image_list image_get pool_list operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """
@@ -45,7 +45,8 @@ LEAST = {
         machine_define machine_start machine_stop machine_kill machine_pause machine_resume
         machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
-        image_build image_verify image_remove operation_cancel cache_remove doctor_run""",
+        image_build image_verify image_remove operation_cancel cache_remove doctor_run
+        forward_add forward_remove""",
     Role.ADMIN: "audit_list backup_create image_add",
 }
 HOLDERS = {
@@ -132,7 +133,7 @@ class Ledger:
         lines = self.world.every("audit_list", action=call)
         [line] = [line for line in lines if line["seq"] > self.newest]
         made = [*answer.get("tasks", []), answer][0]
-        made_by = ("task_id", "token_id", "webhook_id", "machine_id", "path")
+        made_by = ("forward_id", "task_id", "token_id", "webhook_id", "machine_id", "path")
         ids = [made[name] for name in made_by if name in made]
         assert line["target"] == (target or ids[0])
         role = Role.WORKER if by == "ann" else Role.ADMIN
@@ -221,6 +222,8 @@ def _house(ledger: Ledger) -> None:
     act("snapshot_delete", saved, snapshot_id=saved)
     cached = act("machine_define", name="cached", cache="repo")["machine_id"]
     act("machine_start", cached, machine="cached")
+    made = act("forward_add", machine="cached", guest="80")["forward_id"]
+    act("forward_remove", made, forward_id=made)
     act("machine_kill", cached, machine="cached")
     act("cache_remove", "repo", domain="repo")
     act("machine_delete", cached, machine="cached")

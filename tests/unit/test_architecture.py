@@ -26,7 +26,7 @@ FLOORS = [
     {"cli", "mcp_server", "web"},
     {"service"},
     {"host"},
-    {"execs"},
+    {"execs", "forwards"},
     {"machines"},
     {"starting"},
     {"upkeep", "deliveries", "operations", "slots", "warm", "caches"},
@@ -35,7 +35,7 @@ FLOORS = [
     {"images", "machine"},
     {"store"},
     {"config", "proc", "systemd"},
-    {"model", "log", "runner", "together", "cpio"},
+    {"model", "log", "runner", "together", "splice", "cpio"},
     {"errors", "places"},
     {"__init__"},
 ]

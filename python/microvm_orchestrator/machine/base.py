@@ -244,6 +244,10 @@ class Machine(Protocol):
         """
         ...
 
+    async def hung_up(self) -> None:
+        """Wait until the way into the guest that stands now is gone."""
+        ...
+
     @property
     def links(self) -> Sequence[Path]:
         """The unix socket of each link: frames, each behind its length in four bytes.

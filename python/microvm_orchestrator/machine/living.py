@@ -94,6 +94,7 @@ class LivingMachine(ABC):
         self._group: TaskGroup | None = None
         self._shell: Shell | None = None
         self._reached = anyio.Event()
+        self._hung_up = anyio.Event()
         self._changed = anyio.Event()
         self._over = anyio.Event()
         self._ready = False
@@ -113,6 +114,10 @@ class LivingMachine(ABC):
     @property
     def console(self) -> Path:
         return self.record.console
+
+    async def hung_up(self) -> None:
+        if self._shell is not None:
+            await self._hung_up.wait()
 
     @property
     def links(self) -> Sequence[Path]:
@@ -352,6 +357,8 @@ class LivingMachine(ABC):
             finally:
                 self._shell = None
                 self._reached = anyio.Event()
+                self._hung_up.set()
+                self._hung_up = anyio.Event()
 
     # Steps.
 

@@ -144,6 +144,7 @@ def _explained(error: ValidationError) -> errors.OrchestratorError:
 _NAMING = (
     *(
         "exec_id",
+        "forward_id",
         "task_id",
         "group",
         "machine",

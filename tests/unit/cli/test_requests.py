@@ -343,6 +343,12 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "image_get": (["x"], {"image": "x"}),
     "pool_list": ([], {}),
     "slot_list": ([], {}),
+    "forward_add": (
+        ["box", "80", "--host", "127.0.0.1:81", "--direction", "to_host"],
+        {"machine": "box", "guest": "80", "host": "127.0.0.1:81", "direction": "to_host"},
+    ),
+    "forward_list": (["--machine", "box"], {"machine": "box"}),
+    "forward_remove": (["f_1"], {"forward_id": "f_1"}),
     "cache_list": (["--domain", "repo"], {"domain": "repo"}),
     "cache_remove": (["repo@ann", "--number", "2"], {"domain": "repo@ann", "number": 2}),
     "image_verify": (["x"], {"image": "x"}),
