@@ -4,6 +4,8 @@
 to foreign images. It ends with the block that opened it; commands in the guest do not. Everything
 that comes from a guest is hostile: sizes are capped, and files land beneath one folder of the host.
 
+What a way in lacks raises NotOffered, and `Guest.verbs` does not name it.
+
 When the connection breaks, what may have started raises UnknownOutcome and is never sent again:
 after a reconnect `attach` finds a command by its id, and NotFound means that it never started.
 """

@@ -145,6 +145,13 @@ async def test_a_server_killed_in_mid_command_leaves_its_outcome_unknown(
     assert runs.read_text() == "ran\n"
 
 
+async def test_a_signal_that_the_server_has_no_name_for_is_still_no_code(server: Sshd) -> None:
+    async with server.shell() as shell:
+        assert (await shell.exec(sh("kill -SYS $$"))).exit == Exit(None, None)
+        assert (await shell.exec(sh("kill -PIPE $$"))).exit == Exit(None, signal.SIGPIPE)
+        assert (await shell.exec(sh("exit 159"))).exit == Exit(159)
+
+
 async def test_a_server_that_stands_still_is_taken_for_dead(server: Sshd) -> None:
     with anyio.fail_after(SOON_S):
         async with (

@@ -104,7 +104,7 @@ class Running:
                     await self._exited(or_unwanted=False)
             else:
                 await self._end(self._command.timeout_s if self._command else None)
-                await self._drain()
+                await self._settle()
         finally:
             self.line.close()
         with anyio.move_on_after(_CLOSE_S):
@@ -173,15 +173,28 @@ class Running:
         while not (self.line.exit or self.line.over or (or_unwanted and self._unwanted.is_set())):
             await self.line.changed.wait()
 
+    async def _settle(self) -> None:
+        """Wait until all that it said is here and was taken, or nobody wants it."""
+        with anyio.move_on_after(_SETTLE_S):
+            while not self.line.ended:
+                await self.line.changed.wait()
+        try:
+            await self._drain()
+        except errors.OrchestratorError as failure:
+            raise errors.UnknownOutcome(
+                f"the command {self.exec_id} has ended, but not all it said is here: {failure}"
+            ) from failure
+        self._drained = True
+        self.line.wake()
+        while not self.line.empty and not self._unwanted.is_set():
+            await self.line.changed.wait()
+
     async def _drain(self) -> None:
         """Wait until all that it said is here, though others may hold its output open.
 
         A server reads the pipes of a command that has ended along with what we ask it, so when it
         has done twice what we asked and nothing came, there was nothing left.
         """
-        with anyio.move_on_after(_SETTLE_S):
-            while not self.line.ended:
-                await self.line.changed.wait()
         quiet = 0
         while quiet < 2 and not self.line.ended and not self._unwanted.is_set():
             heard = self.line.heard
@@ -190,10 +203,6 @@ class Running:
                 quiet = quiet + 1 if self.line.heard == heard else 0
             else:
                 await self.line.changed.wait()
-        self._drained = True
-        self.line.wake()
-        while not self.line.empty and not self._unwanted.is_set():
-            await self.line.changed.wait()
 
     # What whoever started it does.
 
