@@ -5,7 +5,8 @@
 Its guest is the real agent as a process of this host, so commands run here, and who they run on is
 never changed. What the guest keeps is a folder, which is what is saved and loaded. The contract
 suite of machines runs on this and on the real one; what passes there may be tested on this alone.
-Words on the guest's kernel command line make its boot go wrong: `fake.silent`, `fake.panic`.
+Words on the guest's kernel command line make its boot go wrong: `fake.silent`, `fake.panic`; with
+`fake.hostile[=BOOT]` another agent is there, see `hostile_agent.py`.
 """
 
 # pyright: basic
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 AGENT = Path(__file__).resolve().parents[1] / "guest" / "agent"
+HOSTILE = Path(__file__).resolve().with_name("hostile_agent.py")
 VERSION = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}
 PANIC = b"\r\n[    1.0] Kernel panic - not syncing: sysrq triggered crash\r\n"
 PDEATHSIG = 1
@@ -97,6 +99,10 @@ class Guest:
         if "fake.silent" in self.kernel:
             os.write(self.console, b"the guest has nothing to say\r\n")
             signal.pause()
+        if hostile := re.search(r"fake\.hostile=?(\S*)", self.kernel):
+            os.set_inheritable(self.ctl, True)
+            words = [str(HOSTILE), f"fd:{self.ctl}", hostile[1]]
+            os.execv(sys.executable, [sys.executable, "-I", "-S", *words])  # noqa: S606
         sys.path.insert(0, str(AGENT))
         main, ports, stream = map(importlib.import_module, ("main", "ports", "stream"))
         agent = main.Agent("fd:0", {})

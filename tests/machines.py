@@ -138,8 +138,8 @@ def fake_program(folder: Path) -> Path:
     return program
 
 
-def publish_no_image(images: ImageStore, name: str) -> Image:
-    """Make an image of the files of `no_image`."""
+def publish_no_image(images: ImageStore, name: str, words: str = "") -> Image:
+    """Make an image of the files of `no_image`, whose kernel is told some words."""
     nothing = "0" * 64
     with images.new_folder() as folder:
         no_image(folder)
@@ -149,7 +149,7 @@ def publish_no_image(images: ImageStore, name: str) -> Image:
             kernel=stored(folder / "kernel"),
             initrd=stored(folder / "initrd"),
             disks=(ImageDisk(**stored(folder / "root").model_dump(), serial="root"),),
-            cmdline="console=ttyS0",
+            cmdline=f"console=ttyS0 {words}".strip(),
             agent=Agent(protocol=1, port="ctl"),
             inputs=Inputs(builder=nothing, guest=nothing, packages={}, tools={}, extras={}),
         )

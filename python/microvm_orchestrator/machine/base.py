@@ -240,7 +240,7 @@ class Machine(Protocol):
     async def reached(self) -> Shell:
         """Wait for the way into the guest; one that was just adopted may take a moment.
 
-        Raises: StateForbids when the machine has ended, or ends first.
+        Raises: StateForbids when the machine has ended, or ends first; MachineUnreachable.
         """
         ...
 

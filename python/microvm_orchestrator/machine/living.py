@@ -49,8 +49,10 @@ if TYPE_CHECKING:
 LAST_WORDS_S = 1.0
 # Between two tries to reach an agent that hung up; an agent that restarts needs as long.
 _AGAIN_S = 1.0
+# An agent that was hung up is there again in a moment, also on a busy host.
+_REACH_S = 30.0
 # One that breaks the rules each time is tried more and more seldom.
-_SELDOM_S = 60.0
+_SELDOM_S = 10.0
 # What a guest reports is for people and the journal: it is heard no faster, and no longer.
 _REPORT_EVERY_S = 0.25
 _REPORT_CHARS = 200
@@ -132,11 +134,12 @@ class LivingMachine(ABC):
         return self._shell
 
     async def reached(self) -> Shell:
-        """Wait for the way into the guest. Raises: StateForbids when the machine ends first."""
-        while self._shell is None:
-            self._check()
-            await self._reached.wait()
-        return self._shell
+        """Wait for the way into the guest. Raises: StateForbids, MachineUnreachable."""
+        with anyio.move_on_after(_REACH_S):
+            while self._shell is None:
+                self._check()
+                await self._reached.wait()
+        return self.shell
 
     # What callers do with it.
 
@@ -324,9 +327,10 @@ class LivingMachine(ABC):
 
         try:
             await self._talk(greeting_s, on_answer)
-        except errors.OrchestratorError:
+        except errors.OrchestratorError as error:
             if not answered.is_set():
                 raise
+            self._log.info("agent_not_there", why=error.message)
         await self._keep_shell()
 
     async def _keep_shell(self) -> None:
@@ -337,9 +341,10 @@ class LivingMachine(ABC):
                 await self._talk(GREETING_S, lambda: None)
             except errors.OrchestratorError as error:
                 self._log.info("agent_not_there", why=error.message)
-                broken = isinstance(error, errors.ProtocolBroken)
-                again_s = min(2 * again_s, _SELDOM_S) if broken else _AGAIN_S
+                if not isinstance(error, errors.ProtocolBroken):
+                    again_s = _AGAIN_S
             await anyio.sleep(again_s)
+            again_s = min(2 * again_s, _SELDOM_S)
 
     async def _talk(self, greeting_s: float, on_answer: Callable[[], None]) -> None:
         """Hold one connection to the agent until it breaks."""
@@ -354,6 +359,7 @@ class LivingMachine(ABC):
                     self._log.info("guest_event", kind=event.kind, text=text)
                     await self.host.on_guest_event(self.machine_id, event)
                     await anyio.sleep(_REPORT_EVERY_S)
+                await shell.ping()  # raises what broke the connection
             finally:
                 self._shell = None
                 self._reached = anyio.Event()

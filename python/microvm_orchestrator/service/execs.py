@@ -39,6 +39,8 @@ USUAL_TIMEOUT_S = 600.0
 # 30 days: what a guest takes.
 _MAX_TIMEOUT_S = 2_592_000.0
 _USUAL_CAP = 1 << 16
+# For a guest to begin a command; one that takes longer is answered as it is.
+_BEGIN_S = 5.0
 MAX_OUTPUT = 1 << 20
 MAX_INPUT = 1 << 20
 _MAX_ENCODED = MAX_INPUT * 4 // 3 + 4
@@ -226,7 +228,8 @@ async def machine_exec(service: Service, caller: Caller, request: RunCommand) ->
     """
     by = actor(caller, "machine_exec")
     job = await service.host.execs.start(request.machine, wish_of(request), by)
-    await job.started.wait()
+    with anyio.move_on_after(max(request.wait_s, _BEGIN_S)):
+        await job.started.wait()
     told_why(job)
     return await _awaited(service, caller, job, request.wait_s, request.output_cap)
 
