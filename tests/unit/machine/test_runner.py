@@ -5,6 +5,7 @@ The hypervisor is what stands in for those in user space; a real QEMU is in the 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,19 @@ from standin_runner import Wanted, foreign_command, make
 
 FOREIGN = Wanted("cloud-hypervisor", foreign_command("--cmdline", "quiet"))
 NAME = "MICROVM_ORCHESTRATOR_MACHINE"
+# Answers whoever names a port with what it was told.
+LIAR = """
+import socket, sys
+front = socket.socket(socket.AF_UNIX)
+front.bind("notify.vsock")
+front.listen()
+held = []
+while True:
+    host, _ = front.accept()
+    host.recv(100)
+    host.sendall(bytes.fromhex(sys.argv[1]))
+    held.append(host)
+"""
 
 
 @pytest.fixture
@@ -79,6 +93,25 @@ async def test_a_script_that_waits_for_ever_is_ended_in_time_and_its_console_tol
     assert failed.value.console == "waiting for godot"
     with pytest.raises(errors.MachineLost):
         await hypervisor.adopt(spec.machine_id)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"ERR\n", "answers b'ERR"),
+        (b"x" * 100, "answers b'xxx"),
+        (b"OK 1\nand then nonsense", "within 8 s"),
+    ],
+)
+async def test_a_vsock_that_lies_fails_the_machine_and_nothing_else(
+    hypervisor: AnyKind, tmp_path: Path, answer: bytes, why: str
+) -> None:
+    how = Wanted("firecracker", [sys.executable, "-c", LIAR, answer.hex()])
+    spec = replace(wanted(tmp_path, how), boot_timeout_s=8.0)
+    with pytest.raises(errors.MachineBootFailed, match=why):
+        await hypervisor.start(spec)
+    honest = await hypervisor.start(wanted(tmp_path))
+    assert await sh(honest, "echo here") == "here\n"
 
 
 async def test_whatever_a_script_starts_beside_itself_ends_with_the_machine(
