@@ -77,6 +77,8 @@ class World:
             "machines": self.every("machine_list"),
             "snapshots": self.every("snapshot_list"),
             "operations": self.every("operation_list"),
+            "forwards": self.ask("forward_list"),
+            "caches": self.ask("cache_list"),
             "images": self.ask("image_list"),
             "backups": sorted(path.name for path in self.daemon.state_dir.glob("backups/*")),
         }

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from microvm_orchestrator.images.store import ImageStore
     from microvm_orchestrator.slots import Slots
+    from microvm_orchestrator.warm import Warm
 
 # Below this a busy store fills its disk within minutes.
 _DISK_LOW_BYTES = 256 * 1024 * 1024
@@ -72,6 +73,7 @@ async def doctor_run(service: Service, caller: Caller, request: Nothing) -> Doct
         _clock_check(health.facts.get("clock_behind_s", 0)),
         await anyio.to_thread.run_sync(_images_check, service.host.images),
         _slots_check(service.host.slots),
+        _pools_check(service.host.warm),
         *(Check(**dataclasses.asdict(fact)) for fact in explain(seen)),
     ]
     order = {"failed": 0, "warning": 1, "ok": 2}
@@ -155,6 +157,18 @@ def _slots_check(slots: Slots) -> Check:
         f"{most.memory_mib} MiB and {used.vcpus} of {most.vcpus} processors; {waiting} wait",
         meaning="A machine takes a slot from its start to its end; who finds none waits in line. "
         "Stop machines, or raise machines.count, machines.memory_mib and machines.vcpus.",
+    )
+
+
+def _pools_check(warm: Warm) -> Check:
+    wrong = [f"{kind.image}: {kind.reason}" for kind in warm.kinds if kind.reason]
+    ready = [f"{kind.ready} of {kind.wanted} of {kind.image}" for kind in warm.kinds]
+    return Check(
+        name="pools",
+        state="warning" if wrong else "ok",
+        found="; ".join(wrong) or ", ".join(ready) or "none is asked for",
+        meaning="Machines that stand ready are claimed in place of a boot; without them machines "
+        "are booted. The setting machines.warm names their images, which have to be built.",
     )
 
 

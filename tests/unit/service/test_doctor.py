@@ -24,7 +24,7 @@ async def test_what_a_host_lacks_is_a_warning_and_without_a_qemu_it_is_not_well(
         healthy, checks = await examine(here)
     assert (healthy, checks["qemu"]["state"]) == (False, "failed")
     assert set(checks) == {
-        *("store", "disk", "clock", "images", "slots", "qemu", "kvm", "memory", "limits"),
+        *("store", "disk", "clock", "images", "slots", "pools", "qemu", "kvm", "memory", "limits"),
         *("tun", "vhost", "netem", "nft", "libvirt", "nix"),
     }
     assert all(check["meaning"] and check["found"] for check in checks.values())
@@ -54,3 +54,11 @@ async def test_slots_are_told_with_who_waits(tmp_path: Path) -> None:
     assert checks["slots"]["found"] == (
         "1 of 4 are busy, with 100 of 1000 MiB and 2 of 8 processors; 0 wait"
     )
+
+
+async def test_a_pool_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
+    machines = {"qemu": str(fake_program(tmp_path)), "warm": {"nothing": 1}}
+    async with house(tmp_path, machines=machines) as here:
+        healthy, checks = await examine(here)
+    assert (healthy, checks["pools"]["state"]) == (True, "warning")
+    assert checks["pools"]["found"].startswith("nothing: ")
