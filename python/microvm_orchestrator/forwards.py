@@ -161,7 +161,10 @@ class Forwards:
 
     async def state(self, opened: Open) -> tuple[ForwardState, str]:
         """Tell where a forward stands, and why."""
-        machine = await self._machines.get(opened.forward.machine_id, SYSTEM)
+        try:
+            machine = await self._machines.get(opened.forward.machine_id, SYSTEM)
+        except errors.NotFound:
+            return ForwardState.FAILED, "its machine is being deleted"
         if not self._machines.runs(machine):
             return ForwardState.WAITING, f"its machine is {machine.state}"
         if opened.listening:

@@ -13,8 +13,11 @@ import pytest
 from calling import OPERATOR, House, house
 from machines import fake_program, publish_no_image
 from microvm_orchestrator import errors
-from microvm_orchestrator.forwards import CONNECTIONS_MOST, parse, written
+from microvm_orchestrator.forwards import CONNECTIONS_MOST, Forwards, parse, written
 from microvm_orchestrator.images.store import ImageStore
+from microvm_orchestrator.model.forward import FORWARD
+from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.store.every import every_record
 
 PATIENCE_S = 60
 
@@ -134,3 +137,32 @@ async def test_a_forward_that_cannot_listen_in_the_guest_says_why(tmp_path: Path
         made = await forward(here, path, host="1", direction="to_host")
         assert made["state"] == "failed"
         assert made["reason"]
+
+
+async def test_a_forward_goes_with_its_machine_and_can_be_listed_meanwhile(tmp_path: Path) -> None:
+    async with box_in(tmp_path) as here:
+        await here.ask("machine_define", name="other", memory_mib=64)
+        machine = await here.ask("machine_get", machine="other")
+        made = await here.ask("forward_add", machine="other", guest="80")
+        assert (made["state"], made["reason"]) == ("waiting", "its machine is defined")
+        # As it is between the two halves of a deletion.
+        await here.service.host.machines.delete("other", SYSTEM)
+        (told,) = (await here.ask("forward_list"))["items"]
+        assert (told["state"], told["reason"]) == ("failed", "its machine is being deleted")
+        await here.service.host.forwards.forget_machine(machine["machine_id"])
+        assert (await here.ask("forward_list"))["items"] == []
+
+
+async def test_a_forward_whose_machine_was_deleted_when_the_daemon_died_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    async with box_in(tmp_path) as here:
+        await here.ask("machine_define", name="other", memory_mib=64)
+        await here.ask("forward_add", machine="other", guest="80")
+        kept = await forward(here, "81")
+        await here.service.host.machines.delete("other", SYSTEM)
+        again = Forwards(here.store, here.service.host.machines, tmp_path / "socket")
+        await here.ask("forward_remove", forward_id=kept["forward_id"])
+        async with again.running():
+            assert again.visible(SYSTEM) == []
+        assert await every_record(here.store, FORWARD, SYSTEM) == []
