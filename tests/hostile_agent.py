@@ -46,10 +46,11 @@ class Gone(Exception):
 class Host:
     """Whoever connects, on a socket or on a port."""
 
-    def __init__(self, fd, device):
+    def __init__(self, fd, device, heard=b""):
         self.fd = fd
         self.device = device
         self.reader = wire.FrameReader()
+        self.reader.buffer += heard
         self.frames = []
 
     def write(self, data):
@@ -360,17 +361,21 @@ def main(where, boot=""):
     begin["acknowledges_all_but_its_name"] = acknowledges_all_but_its_name
     begin["acknowledges_what_nobody_asked"] = acknowledges_what_nobody_asked
     kind, _, name = where.partition(":")
-    device = find_port(name) if kind == "port" else None
-    listener = None if device is not None else socket.socket(fileno=int(name))
+    device = find_port(name) if kind == "port" else -1
+    listener = None if device >= 0 else socket.socket(fileno=int(name))
+    heard = b""
     while True:
-        fd = device if listener is None else listener.accept()[0].detach()
+        fd = listener.accept()[0].detach() if listener else device
+        host = Host(fd, listener is None, heard)
         try:
-            serve(Host(fd, listener is None), begin.get(boot))
+            serve(host, begin.get(boot))
         except (Gone, wire.Broken):
             pass
         finally:
-            if listener is not None and fd is not None:
+            if fd != device:
                 os.close(fd)
+            else:  # the next host begins behind what the last one said
+                heard = bytes(host.reader.buffer)
 
 
 if __name__ == "__main__":

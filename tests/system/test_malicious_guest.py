@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,7 @@ EXECS = {
     "a-record-in-a-record": "a record",
     "a-list-of-four-billion": "a record",
     "a-field-of-four-gigabytes": "a record",
-    "data-behind-its-end": "behind its END",
+    "data-behind-its-end": "behind its END|between the output",
     "an-answer-to-a-command-of-ours": "CANCEL frame",
     "another-agent": "another agent",
     "opens-streams-without-end": "reads no answer",
@@ -251,7 +252,7 @@ def test_a_command_that_is_answered_against_the_rules_fails_and_says_why(
     # The second where it is sure that it had not begun.
     assert told.reply.code in {"unknown-outcome", "machine-unreachable"}, told.reply
     assert "\x1b" not in json.dumps(told.reply.value, ensure_ascii=False)
-    assert EXECS[act] in told.log
+    assert re.search(EXECS[act], told.log)
 
 
 @pytest.mark.parametrize("act", FILES)
