@@ -188,10 +188,10 @@ class Caches:
         )
         too_many = len(every) - self._count + 1
         if too_many > len(idle):
-            holders = ", ".join(volume.holder for volume in every if volume.holder)
+            # By whom is not for everybody who asks.
             raise errors.NoRoom(
-                f"All {self._count} caches are in use, by {holders}",
-                hint="stop one of them, or raise machines.cache_count",
+                f"All {self._count} caches are in use",
+                hint="slot_list shows by whom; stop one of them, or raise machines.cache_count",
             )
         for volume in idle[: max(0, too_many)]:
             _log.info("cache_evicted", domain=volume.domain, number=volume.number)

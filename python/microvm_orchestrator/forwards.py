@@ -245,6 +245,7 @@ class Forwards:
     async def _from_guest(self, opened: Open, near: ByteStream) -> None:
         async def connect(talk: Talk) -> None:
             address = parse(opened.forward.host)
+            self._refuse_own(address)  # the path may lead elsewhere by now
             with anyio.fail_after(_CONNECT_S):
                 if isinstance(address, Unix):
                     far: ByteStream = await anyio.connect_unix(address.path)
@@ -289,12 +290,20 @@ class Forwards:
             await self._store.save(_record_of(opened.forward), SYSTEM, tell=tell)
 
     def _refuse_own(self, host: Address) -> None:
-        if isinstance(host, Unix) and Path(host.path).resolve() == self._own_socket.resolve():
+        if isinstance(host, Unix) and _same(Path(host.path), self._own_socket):
             raise errors.Denied(
                 "the daemon's own socket is not for guests: it would take them for the daemon's "
                 "user",
                 hint="forward to its network address, which asks for a token",
             )
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one file, by whatever links."""
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them is not there
+        return path.resolve() == other.resolve()
 
 
 def parse(text: str) -> Address:

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from daemon import running_daemon
+from machines import publish_no_image
+from microvm_orchestrator import places
+from microvm_orchestrator.images.store import ImageStore
 from microvm_orchestrator.model.access import Role
+from microvm_orchestrator.service.calls import Effect
 from microvm_orchestrator.service.table import CALLS
 from system import doors
 from system.world import SLOTS, World, world_in
@@ -290,6 +294,72 @@ def test_whoever_sees_red_reads_nothing_of_blue(world: World) -> None:
         assert not [name for name in blue if name in told], (call, arguments, told)
     # The same for who sees all: the names are there to be read.
     assert '"blue"' in json.dumps(world.ask("task_list", limit=200))
+
+
+# Requests that name nothing red may know of, beside the one that does.
+BESIDE: dict[str, dict[str, Any]] = {
+    "machine_exec": {"argv": ["true"]},
+    "file_put": {"path": "/tmp/x", "content": "x"},
+    "file_get": {"path": "/tmp/x"},
+    "forward_add": {"guest": "80"},
+    "exec_input": {"data": "x"},
+    "exec_signal": {"signal": "KILL"},
+}
+
+
+def test_whoever_sees_only_its_own_neither_sees_nor_touches_the_machines_of_others(
+    world: World,
+) -> None:
+    ask = world.ask
+    publish_no_image(ImageStore(world.daemon.state_dir / places.IMAGES), "embedded")
+    box = ask("machine_define", by="admin", name="blackbox")["machine_id"]
+    started = ask("machine_start", by="admin", machine="blackbox")["operation_id"]
+    run: dict[str, Any] = {"argv": ["sleep", "60"], "wait_s": 0, "exec_id": "blackrun"}
+    ask("machine_exec", by="admin", machine=box, **run)
+    forward = ask("forward_add", by="admin", machine=box, guest="80")["forward_id"]
+    saved = ask("snapshot_create", by="admin", machine=box)
+    snapshot = saved["result"]["snapshot_id"]
+    named = {
+        "machine": (box, "blackbox"),
+        "snapshot_id": (snapshot,),
+        "source": (box, "blackbox", snapshot),
+        "operation_id": (started, saved["operation_id"]),
+        "exec_id": ("blackrun",),
+        "forward_id": (forward,),
+    }
+    before = ask("machine_get", machine=box)
+    asked: set[str] = set()
+    for call in CALLS:
+        for field_ in set(named) & set(call.request.model_fields):
+            if not call.request.model_fields[field_].is_required():
+                continue
+            for name in named[field_]:
+                given = json.dumps({field_: name, **BESIDE.get(call.name, {})}).encode()
+                reply = doors.rest(world.place, world.tokens["red"], call.name, given)
+                assert reply.code == "not-found", (call.name, reply)
+                asked.add(call.name)
+    assert len(asked) >= 20
+    mine = ask("machine_define", by="red", name="redbox")["machine_id"]
+    secrets = {box, "blackbox", snapshot, started, "blackrun", forward}
+    for call in CALLS:
+        if call.effect is not Effect.READ or call.role is Role.ADMIN or call.waits:
+            continue
+        if any(each.is_required() for each in call.request.model_fields.values()):
+            continue
+        told = json.dumps(ask(call.name, by="red"))
+        assert not [name for name in secrets if name in told], call.name
+    refused = doors.rest(world.place, world.tokens["red"], "image_remove", b'{"image": "embedded"}')
+    assert refused.code == "state-forbids"
+    assert not [name for name in secrets if name in json.dumps(refused.value)]
+    # What becomes of its own it sees, whoever did that; of others' nothing.
+    ask("machine_delete", by="admin", machine=mine)
+    read = ask("event_wait", by="red", kinds=["machine.*", "operation.*", "snapshot.*"], limit=1000)
+    told = {(event["subject"], event["kind"]) for event in read["events"]}
+    assert told == {(mine, "machine.defined"), (mine, "machine.deleted")}
+    assert ask("machine_get", machine=box) == before
+    ask("machine_kill", by="admin", machine=box)
+    ask("machine_delete", by="admin", machine=box)
+    ask("snapshot_delete", by="admin", snapshot_id=snapshot)
 
 
 def test_figures_count_only_what_their_reader_sees(world: World) -> None:

@@ -15,6 +15,7 @@ from machines import fake_program, publish_no_image
 from microvm_orchestrator import errors
 from microvm_orchestrator.forwards import CONNECTIONS_MOST, Forwards, parse, written
 from microvm_orchestrator.images.store import ImageStore
+from microvm_orchestrator.model.access import Principal, Role, Scope
 from microvm_orchestrator.model.forward import FORWARD
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.store.every import every_record
@@ -89,8 +90,22 @@ async def test_sockets_of_the_host_are_for_administrators_and_the_daemons_for_no
                     direction=direction,
                 )
         own = f"{tmp_path}/../{tmp_path.name}/socket"
-        with pytest.raises(errors.Denied, match="own socket"):
-            await forward(here, "80", host=own, direction="to_host")
+        (tmp_path / "socket").touch()
+        (tmp_path / "linked").hardlink_to(tmp_path / "socket")
+        for path in (own, str(tmp_path / "linked")):
+            with pytest.raises(errors.Denied, match="own socket"):
+                await forward(here, "80", host=path, direction="to_host")
+
+
+async def test_who_sees_only_its_own_opens_nothing_that_the_host_reaches_to_its_guests(
+    tmp_path: Path,
+) -> None:
+    narrow = Principal("narrow", Role.OPERATOR, Scope(everything=False))
+    async with box_in(tmp_path) as here:
+        await here.ask("machine_define", by=narrow, name="mine", memory_mib=64)
+        asked = {"machine": "mine", "guest": "80", "host": "192.0.2.1:80", "direction": "to_host"}
+        with pytest.raises(errors.Denied, match="what the host reaches"):
+            await here.ask("forward_add", by=narrow, **asked)
 
 
 async def test_a_socket_of_the_host_leads_to_one_in_the_guest_and_goes_with_the_forward(

@@ -85,6 +85,11 @@ async def forward_add(service: Service, caller: Caller, request: AddForward) -> 
             f"forwarding the host's {here.path} needs the role {Role.ADMIN}",
             hint="forward a port instead",
         )
+    if request.direction is Direction.TO_HOST and not by.scope.everything:
+        raise errors.Denied(
+            "what the host reaches is not for the guests of one who sees only what is its own",
+            hint="ask who sees everything to add it",
+        )
     opened = await host.forwards.add(machine, request.direction, guest, here, by)
     return await _info(service, opened)
 
