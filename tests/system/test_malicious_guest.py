@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -342,3 +343,13 @@ def test_a_snapshot_that_was_changed_on_the_disk_starts_no_machine(den: Den) -> 
         assert (ended["state"], ended["error"]["code"]) == ("failed", "snapshot-damaged")
     den.get("snapshot_delete", snapshot_id=saved)
     den.check()
+
+
+def test_no_other_user_of_the_host_reaches_what_a_machine_is_commanded_by(den: Den) -> None:
+    machine_id = den.get("machine_get", machine="good")["machine_id"]
+    folder = den.daemon.state_dir / "machines" / machine_id
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    sockets = [path for path in folder.iterdir() if path.is_socket()]
+    assert {"qmp", "ctl", "tty"} <= {path.name for path in sockets}
+    for path in sockets:
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path.name
