@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from microvm_orchestrator.model.machine import MachineState
 
 _PANIC = "Kernel panic - not syncing"
+_MAX_LINE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def _panic(seen: Seen) -> str | None:
 def _line(console: str) -> str | None:
     for line in reversed(console.splitlines()):
         if (at := line.find(_PANIC)) >= 0:
-            return line[at + len(_PANIC) :].lstrip(": ") or None
+            # Anybody in the guest can write such a line, as long as the console.
+            return line[at + len(_PANIC) :].lstrip(": ")[:_MAX_LINE] or None
     return None
 
 

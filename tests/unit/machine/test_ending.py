@@ -56,6 +56,11 @@ PANIC = "[    3.1] Kernel panic - not syncing: VFS: Unable to mount root fs\n[ 3
             CRASHED,
             "the guest's kernel panicked: VFS: Unable to mount root fs",
         ),
+        (
+            Seen(status=0, console=PANIC.replace("VFS", "x" * 30_000)),
+            CRASHED,
+            "the guest's kernel panicked: " + "x" * 300,
+        ),
         (Seen(), CRASHED, "its hypervisor ended"),
     ],
 )
