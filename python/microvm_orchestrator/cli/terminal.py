@@ -27,7 +27,8 @@ def raw(fd: int) -> Generator[None]:
     before = termios.tcgetattr(fd)
     handlers = {number: signal.signal(number, _leave) for number in _ENDING}
     try:
-        tty.setraw(fd)
+        # What was typed before is for the other side too.
+        tty.setraw(fd, termios.TCSADRAIN)
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)

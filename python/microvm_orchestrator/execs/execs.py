@@ -161,7 +161,7 @@ class Execs:
         first = signal.SIGHUP if job.exec.terminal else signal.SIGTERM
         for number in (first, signal.SIGKILL):
             with contextlib.suppress(errors.OrchestratorError):
-                await job.running().signal(number)
+                await (await job.running()).signal(number)
             with anyio.move_on_after(_END_GRACE_S):
                 await job.ended.wait()
                 return

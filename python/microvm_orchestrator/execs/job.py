@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # How far a tap may be behind before the command is held back.
 _TAP_WINDOW = 1 << 18
 _TAP_BYTES = 1 << 16
+# A machine that was just adopted, or whose agent was cut off, is reached within that.
+_REACHED_S = 15.0
 # A command that reads its input takes it within that.
 _INPUT_S = 15.0
 _INPUT_BYTES = 1 << 16
@@ -108,7 +110,7 @@ class Job:
 
         Raises: StateForbids; UnknownOutcome when the connection breaks meanwhile.
         """
-        process = self.running()
+        process = await self.running()
         if not self.takes_input:
             raise errors.StateForbids(f"command {self.exec.exec_id} takes no more input")
         taken = 0
@@ -129,10 +131,16 @@ class Job:
         """Give it input, as slowly as it reads. Raises: StateForbids, Unavailable."""
         async with self._input:
             if self.takes_input:
-                await self.running().send(data)
+                await (await self.running()).send(data)
 
-    def running(self) -> Process:
-        """Raises: StateForbids, MachineUnreachable."""
+    async def running(self) -> Process:
+        """Wait a moment for the guest, where it is not reached now.
+
+        Raises: StateForbids, MachineUnreachable.
+        """
+        with anyio.move_on_after(_REACHED_S):
+            while self.process is None and not self.over:
+                await self.changed()
         name = self.exec.exec_id
         if self.exec.over:
             raise errors.StateForbids(f"command {name} does not run any more: {self.exec.state}")

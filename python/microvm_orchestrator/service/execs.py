@@ -374,7 +374,7 @@ async def exec_input(service: Service, caller: Caller, request: GiveInput) -> In
     by = actor(caller, "exec_input")
     job = service.host.execs.find(request.exec_id, by)
     data = octets.given(request.data, request.data_base64, "data", MAX_INPUT)
-    job.running()
+    await job.running()
     await service.host.execs.note(job, by)
     taken = await job.type(data or b"", end=request.end)
     return InputTaken(exec_id=request.exec_id, taken=taken)
@@ -386,7 +386,7 @@ async def exec_signal(service: Service, caller: Caller, request: SignalExec) -> 
     by = actor(caller, "exec_signal")
     job = service.host.execs.find(request.exec_id, by)
     number = request.signal
-    process = job.running()
+    process = await job.running()
     await service.host.execs.note(job, by)
     await process.signal(number if isinstance(number, int) else SIGNALS[number])
     return job.exec

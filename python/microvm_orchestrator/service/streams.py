@@ -158,7 +158,7 @@ async def _take(job: Job, kind: int, payload: bytes) -> None:
             await job.type(b"", end=True)
         elif kind == Kind.SIZE:
             size = _size(payload)
-            await job.running().resize(size)
+            await (await job.running()).resize(size)
     except (errors.StateForbids, errors.Unavailable):
         # It has ended, or its guest is not reached now: the client hears how it ends.
         return
