@@ -10,13 +10,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import pytest
 
-from daemon import running_daemon
+from daemon import Daemon, running_daemon
+from machines import CACHE, LONG_S, built_image
+from microvm_orchestrator import places
+from microvm_orchestrator.cli.client import Client
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"<!-- (?:run|fails (\d+)) -->\n+```console\n(.*?)```", re.DOTALL)
@@ -51,7 +56,10 @@ def _agrees(printed: str, expected: str) -> bool:
 def test_the_examples_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
     examples = list(_examples(page))
     assert examples
-    with running_daemon(tmp_path / "state") as daemon:
+    state = tmp_path / "state"
+    if any(" machine start " in example.command for example in examples):
+        _share_images(state)
+    with running_daemon(state) as daemon, _machines_ended(daemon):
         env = {
             **os.environ,
             "MICROVM_ORCHESTRATOR_SOCKET": str(daemon.socket),
@@ -66,11 +74,29 @@ def test_the_examples_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> N
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=30,
+                timeout=LONG_S,
                 check=False,
             )
             assert ran.returncode == example.status, (example.command, ran.stdout)
             assert _agrees(ran.stdout, example.printed), (example.command, ran.stdout)
+
+
+def _share_images(state: Path) -> None:
+    """Let the daemon boot the guest that is kept for tests."""
+    anyio.run(built_image)
+    state.mkdir(mode=0o700)
+    (state / places.IMAGES).symlink_to(CACHE / "images")
+
+
+@contextmanager
+def _machines_ended(daemon: Daemon) -> Generator[None]:
+    """End what an example that failed has left running."""
+    client = Client(daemon.socket)
+    try:
+        yield
+    finally:
+        for machine in client.call("machine_list", {"state": ["running"]}).value["items"]:
+            client.call("machine_kill", {"machine": machine["machine_id"]})
 
 
 def test_the_example_worker_finishes_a_graph(tmp_path: Path) -> None:
