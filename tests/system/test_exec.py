@@ -359,13 +359,11 @@ def test_trees_with_odd_names_travel_both_ways(stage: Stage, tmp_path: Path) -> 
     (source / "big").write_bytes(os.urandom(3 * MIB))
     (source / "link").symlink_to("/etc/passwd")
     os.mkfifo(source / "fifo")
-    assert stage.cli("machine", "cp", "-r", str(source), "box:/root/there").returncode == 0
-    counted = stage.run(
-        script="find /root/there -type f | tr -cd '\\n' | wc -c; ls -l /root/there/a"
-    )
+    assert stage.cli("machine", "cp", "-r", str(source), "box:/tmp/there").returncode == 0
+    counted = stage.run(script="find /tmp/there -type f | tr -cd '\\n' | wc -c; ls -l /tmp/there/a")
     assert "-rwxr-xr-x" in counted["stdout"]
     back = tmp_path / "back"
-    fetched = stage.cli("machine", "cp", "-r", "box:/root/there", str(back))
+    fetched = stage.cli("machine", "cp", "-r", "box:/tmp/there", str(back))
     assert (fetched.returncode, fetched.stderr) == (0, b"")
 
     def content(folder: Path) -> dict[bytes, bytes | None]:
@@ -376,32 +374,32 @@ def test_trees_with_odd_names_travel_both_ways(stage: Stage, tmp_path: Path) -> 
         }
 
     assert content(back) == content(source)
-    again = stage.cli("machine", "cp", "-r", "box:/root/there", str(back))
+    again = stage.cli("machine", "cp", "-r", "box:/tmp/there", str(back))
     assert again.returncode == 2
     assert b"exists" in again.stderr.lower()
 
 
 def test_links_and_devices_of_a_guest_do_not_travel(stage: Stage, tmp_path: Path) -> None:
     script = (
-        "mkdir -p /root/traps/in && cd /root/traps && ln -s /etc/passwd link && ln -s / up && "
+        "mkdir -p /tmp/traps/in && cd /tmp/traps && ln -s /etc/passwd link && ln -s / up && "
         "mknod null c 1 3 && mkfifo pipe && echo fine >in/file"
     )
     assert stage.run(script=script)["exit_code"] == 0
     out = tmp_path / "out"
-    fetched = stage.cli("machine", "cp", "-r", "box:/root/traps/", str(out) + "/")
+    fetched = stage.cli("machine", "cp", "-r", "box:/tmp/traps/", str(out) + "/")
     assert fetched.stdout == b"4 links or devices were left out\n"
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
     assert found == ["traps", "traps/in", "traps/in/file"]
-    refused = stage.cli("machine", "cp", "box:/root/traps/null", str(tmp_path / "null"))
+    refused = stage.cli("machine", "cp", "box:/tmp/traps/null", str(tmp_path / "null"))
     assert refused.returncode == 2
     assert not (tmp_path / "null").exists()
 
 
 def test_a_file_of_any_size_goes_through_pipes(stage: Stage) -> None:
     data = os.urandom(5 * MIB)
-    assert stage.cli("machine", "cp", "-", "box:/root/file", data=data).returncode == 0
-    assert stage.cli("machine", "cp", "box:/root/file", "-").stdout == data
-    wrong = stage.cli("machine", "cp", "box:/root/nothing", "-")
+    assert stage.cli("machine", "cp", "-", "box:/tmp/file", data=data).returncode == 0
+    assert stage.cli("machine", "cp", "box:/tmp/file", "-").stdout == data
+    wrong = stage.cli("machine", "cp", "box:/tmp/nothing", "-")
     assert (wrong.returncode, wrong.stdout) == (3, b"")
     assert stage.cli("machine", "cp", "a", "b").returncode == 2
     assert list((stage.daemon.state_dir / places.TRANSFERS).glob("*")) == []
@@ -458,7 +456,7 @@ def test_a_command_goes_on_through_the_death_of_the_daemon(tmp_path: Path) -> No
         stage.run(script=follow, exec_id="cut", stdin_open=True, wait_s=0.0)
         stage.said("cut", "before")
         words = ("machine", "exec", "-n", "box", "--exec-id", "seen", "--script")
-        shown = "echo one; while ! test -e /root/go; do sleep 0.1; done; echo two; exit 8"
+        shown = "echo one; while ! test -e /tmp/go; do sleep 0.1; done; echo two; exit 8"
         with stage.started(*words, shown) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"one\n"
@@ -470,7 +468,7 @@ def test_a_command_goes_on_through_the_death_of_the_daemon(tmp_path: Path) -> No
                 assert ended["exit_code"] == 4
                 lines = ["before", *(f"line {number}" for number in range(2000))]
                 assert ended["stdout"].splitlines() == lines
-                again.run("touch", "/root/go")
+                again.run("touch", "/tmp/go")
                 # Whoever stayed with a command sees the rest of it.
                 assert (process.stdout.read(), process.wait(LONG_S)) == (b"two\n", 8)
                 events = again.ask("event_wait", kinds=["exec.*"], limit=200)["events"]

@@ -90,9 +90,9 @@ class _Progress:
 @command(
     app,
     "cp",
-    example="machine cp notes.txt box:/root/\n"
-    "machine cp -r src box:/work\n"
-    "machine cp -r box:/workspace/out results\n"
+    example="machine cp notes.txt box:/srv/\n"
+    "machine cp -r src box:/src\n"
+    "machine cp -r box:/src/out results\n"
     "machine cp box:/var/log/messages -",
 )
 def cp(
@@ -144,7 +144,7 @@ def cp(
             told = (_fetch_tree if recursive else _fetch_file)(here.client, far, near)
         else:
             raise errors.InvalidInput(
-                "one of SRC and DST is in a machine, written MACHINE:PATH", hint="as in box:/root/"
+                "one of SRC and DST is in a machine, written MACHINE:PATH", hint="as in box:/srv/"
             )
     except Cut as cut:
         raise errors.UnknownOutcome(
