@@ -75,11 +75,10 @@ async def _send(stream: Stream, content: bytes | AsyncIterable[bytes], size: int
     stream.end()
 
 
-class _File:
-    """A file that arrives."""
+class Announced:
+    """What is known of a file before it arrives."""
 
-    def __init__(self, stream: Stream, size: int, mode: int) -> None:
-        self._stream = stream
+    def __init__(self, size: int, mode: int) -> None:
         self._size = size
         self._mode = mode
 
@@ -90,6 +89,14 @@ class _File:
     @property
     def mode(self) -> int:
         return self._mode
+
+
+class _File(Announced):
+    """A file that arrives."""
+
+    def __init__(self, stream: Stream, size: int, mode: int) -> None:
+        super().__init__(size, mode)
+        self._stream = stream
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         left = self._size

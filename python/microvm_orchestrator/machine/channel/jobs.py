@@ -211,6 +211,17 @@ def checked_id(exec_id: str) -> str:
     return exec_id
 
 
+def words_of(command: Command) -> tuple[list[bytes], list[bytes]]:
+    """Return the words and the variables of a command. Raises: InvalidInput."""
+    argv = [os.fsencode(word) for word in command.argv]
+    env = [os.fsencode(f"{name}={value}") for name, value in command.env.items()]
+    if not argv or not argv[0] or any(b"\0" in word for word in (*argv, *env)):
+        raise errors.InvalidInput("a command needs a name, and no word of it may hold a NUL")
+    if any(not name or "=" in name for name in command.env):
+        raise errors.InvalidInput("the name of a variable is not empty and without =")
+    return argv, env
+
+
 async def collect(process: Process, cap: int) -> Finished:
     kept = {Channel.STDOUT: bytearray(), Channel.STDERR: bytearray()}
     truncated = False
@@ -227,12 +238,7 @@ async def collect(process: Process, cap: int) -> Finished:
 def _request(
     command: Command, exec_id: str, *, stdin: bool, keep: bool
 ) -> dict[str, int | bytes | list[bytes]]:
-    argv = [os.fsencode(word) for word in command.argv]
-    env = [os.fsencode(f"{name}={value}") for name, value in command.env.items()]
-    if not argv or not argv[0] or any(b"\0" in word for word in (*argv, *env)):
-        raise errors.InvalidInput("a command needs a name, and no word of it may hold a NUL")
-    if any(not name or "=" in name for name in command.env):
-        raise errors.InvalidInput("the name of a variable is not empty and without =")
+    argv, env = words_of(command)
     request: dict[str, int | bytes | list[bytes]] = {
         "verb": b"exec",
         "id": exec_id.encode("ascii"),

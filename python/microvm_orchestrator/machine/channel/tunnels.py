@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -13,7 +13,7 @@ from anyio.abc import ByteStream
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import wire
 from microvm_orchestrator.machine.channel.requests import ANSWER_S, CONNECT_S, opened
-from microvm_orchestrator.machine.channel.stream import Data, End, Over
+from microvm_orchestrator.machine.channel.stream import Data, End, Item, Over
 from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import Tcp, Unix
 
@@ -24,7 +24,21 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.channel.stream import Stream
 
 
-_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+
+
+class Exchange(Protocol):
+    """What carries the bytes of a socket: a stream of the channel, or of another way in."""
+
+    async def receive(self) -> list[Item]: ...
+
+    async def answer(self) -> object: ...
+
+    async def send(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def broken(self, rule: str) -> NoReturn: ...
 
 
 class Tunnel(ByteStream):
@@ -34,7 +48,7 @@ class Tunnel(ByteStream):
     connection is gone, ClosedResourceError.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Exchange) -> None:
         self._stream = stream
         self._arrived = bytearray()
         self._ended = False
@@ -124,7 +138,7 @@ async def reverse(
 async def _serve(serve: Callable[[ByteStream], Awaitable[None]], stream: Stream) -> None:
     try:
         await serve(Tunnel(stream))
-    except _GONE:
+    except GONE:
         pass  # whoever connected has left
     finally:
         stream.finish()

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.machine.channel.files import Announced, PutRequest
 from microvm_orchestrator.machine.channel.requests import IDLE_S
-from microvm_orchestrator.machine.channel.stream import printable
+from microvm_orchestrator.machine.channel.stream import Over, printable
 from microvm_orchestrator.machine.shell import Channel
 from microvm_orchestrator.machine.ssh.jobs import started
-from microvm_orchestrator.machine.ssh.line import Over
 from microvm_orchestrator.machine.ssh.script import Script, absolute, finding, no_user, quoted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator
 
-    from microvm_orchestrator.machine.channel.files import PutRequest
     from microvm_orchestrator.machine.shell import File
     from microvm_orchestrator.machine.ssh.jobs import Running
     from microvm_orchestrator.machine.ssh.link import Link
@@ -120,21 +119,12 @@ async def succeeded(running: Running, otherwise: str) -> None:
         raise errors.GuestRefused(f"{otherwise}: {printable(complaint.strip())}")
 
 
-class _File:
+class _File(Announced):
     """A file that arrives."""
 
     def __init__(self, running: Running, size: int, mode: int) -> None:
+        super().__init__(size, mode)
         self._running = running
-        self._size = size
-        self._mode = mode
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    @property
-    def mode(self) -> int:
-        return self._mode
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         left = self._size

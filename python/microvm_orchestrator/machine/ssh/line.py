@@ -8,13 +8,15 @@ connection is.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import anyio
 import asyncssh
 from asyncssh.constants import EXTENDED_DATA_STDERR
 
-from microvm_orchestrator.machine.channel.stream import renewed
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine import wire
+from microvm_orchestrator.machine.channel.stream import Data, End, Item, Over, renewed
 from microvm_orchestrator.machine.shell import Channel, Exit
 
 if TYPE_CHECKING:
@@ -32,10 +34,6 @@ _NUMBERS = {
     "USR1": 10, "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15, "XCPU": 24,
     "XFSZ": 25, "SYS": 31,
 }  # fmt: skip
-
-
-class Over(Exception):
-    """Nothing can be said on the line any more."""
 
 
 class Line(
@@ -78,6 +76,25 @@ class Line(
         if not self._pieces:
             self.wake()
         return channel, bytes(data)
+
+    async def receive(self) -> list[Item]:
+        """Wait for a piece, or for the end of what is said; nothing when the line is over."""
+        while True:
+            if piece := self.take():
+                return [Data(wire.MAIN, piece[1])]
+            if self.over:
+                return []
+            if self.ended:
+                return [End()]
+            await self.changed.wait()
+
+    async def answer(self) -> None:
+        """Raises: MachineUnreachable when the line did not end, but broke off."""
+        if self.lost:
+            raise errors.MachineUnreachable("the guest has broken off the connection")
+
+    def broken(self, rule: str) -> NoReturn:
+        raise errors.ProtocolBroken(f"the guest sent {rule}")
 
     @property
     def empty(self) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.machine.channel.jobs import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,12 +100,7 @@ def no_user(user: str | None) -> errors.NotFound:
 
 def starting(command: Command) -> Script:
     """Return what becomes a command. Raises: InvalidInput, NotFound."""
-    argv = [os.fsencode(word) for word in command.argv]
-    env = [os.fsencode(f"{name}={value}") for name, value in command.env.items()]
-    if not argv or not argv[0] or any(b"\0" in word for word in (*argv, *env)):
-        raise errors.InvalidInput("a command needs a name, and no word of it may hold a NUL")
-    if any(not name or "=" in name for name in command.env):
-        raise errors.InvalidInput("the name of a variable is not empty and without =")
+    argv, env = words_of(command)
     if argv[0].startswith(b"-") or b"=" in argv[0]:
         raise errors.NotOffered(f"SSH starts no program of the name {command.argv[0]!r}")
     name = os.fsdecode(argv[0])

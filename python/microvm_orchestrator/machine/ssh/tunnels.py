@@ -6,80 +6,28 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.lowlevel
 import asyncssh
-from anyio.abc import ByteStream
 from asyncssh.constants import OPEN_RESOURCE_SHORTAGE
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.channel.together import beside
+from microvm_orchestrator.machine.channel.tunnels import GONE, Tunnel
 from microvm_orchestrator.machine.shell import Tcp, Unix
 from microvm_orchestrator.machine.ssh import script as scripts
 from microvm_orchestrator.machine.ssh.jobs import ask_quietly
-from microvm_orchestrator.machine.ssh.line import WINDOW, Line, Over
+from microvm_orchestrator.machine.ssh.line import WINDOW, Line
 from microvm_orchestrator.machine.ssh.link import OPEN_S, Link
 from microvm_orchestrator.machine.ssh.script import Script
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+    from anyio.abc import ByteStream
+
 # Connections of one guest that are served at once.
 _MAX_SERVED = 256
 # For what was said last to be taken by the guest.
 _CLOSE_S = 60.0
-
-
-class Tunnel(ByteStream):
-    """A socket in the guest as a byte stream of the host.
-
-    Raises what anyio's own streams raise: EndOfStream, BrokenResourceError when the socket or the
-    connection is gone, ClosedResourceError.
-    """
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._arrived = b""
-        self._sent_eof = False
-        self._closed = False
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        await anyio.lowlevel.checkpoint()
-        while not self._arrived:
-            self._check()
-            piece = self._line.take()
-            if piece:
-                self._arrived = piece[1]
-            elif self._line.lost:
-                raise anyio.BrokenResourceError
-            elif self._line.ended:
-                raise anyio.EndOfStream
-            else:
-                await self._line.changed.wait()
-        data = self._arrived[:max_bytes]
-        self._arrived = self._arrived[max_bytes:]
-        return data
-
-    async def send(self, item: bytes) -> None:
-        await anyio.lowlevel.checkpoint()
-        self._check()
-        try:
-            await self._line.send(item)
-        except Over as over:
-            raise anyio.BrokenResourceError from over
-
-    async def send_eof(self) -> None:
-        self._check()
-        if not self._sent_eof:
-            self._sent_eof = True
-            self._line.end()
-
-    async def aclose(self) -> None:
-        self._closed = True
-
-    def _check(self) -> None:
-        if self._closed:
-            raise anyio.ClosedResourceError
 
 
 @asynccontextmanager
@@ -138,7 +86,7 @@ async def reverse(
                 while not line.agreed:
                     await line.changed.wait()
                 await serve(Tunnel(line))
-            except _GONE:
+            except GONE:
                 pass  # whoever connected has left
             finally:
                 served -= 1
