@@ -19,8 +19,10 @@ judges: setup .venv-judges/.ready ## fetch the tools of other people that judge 
 .venv-judges/.ready: python/judges.lock tests/judges/package-lock.json tests/judges/setup
 	@tests/judges/setup
 
-demo: setup ## start a daemon, run a small task graph through it with two workers, print the journal
-	@$(PY) tests/demo.py
+demo: setup ## boot a machine, branch it and show what each step took; then a small task graph
+	@$(PY) tests/demo_machines.py
+	@echo
+	@$(PY) tests/demo_graph.py
 
 test: lint docs-check ## everything CI runs
 	@$(PY) -m pytest

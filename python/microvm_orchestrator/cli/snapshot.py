@@ -14,7 +14,16 @@ from microvm_orchestrator.cli.options import Cursor, Limit, complete_machine, co
 
 app = typer.Typer(help="Snapshots: saved machines, from which others are started.")
 
-BRIEF = ("snapshot_id", "machine_id", "state", "memory_mib", "unique_mib", "pause_s", "owner", "created_at")
+BRIEF = (
+    "snapshot_id",
+    "machine_id",
+    "state",
+    "memory_mib",
+    "unique_mib",
+    "pause_s",
+    "owner",
+    "created_at",
+)
 
 SnapshotId = Annotated[
     str,

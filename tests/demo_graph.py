@@ -1,4 +1,4 @@
-"""The task graph at work, in a few seconds: `make demo` runs this.
+"""The task graph at work, in a few seconds: `make demo` runs this after the machines.
 
 Starts a daemon in a temporary directory, submits setup -> (build, lint) -> deploy over MCP, lets
 two worker processes claim and complete it over MCP, and prints the journal while it is written.
@@ -8,26 +8,20 @@ The exit status is 0 only if what was promised was seen.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-PROGRAM = Path(sys.executable).with_name("microvm-orchestrator")
-GROUP = "demo"
-# Longer than anything here takes on a busy machine; only a demo that fails waits so long.
-PATIENCE_S = 30.0
+from demo_stage import PATIENCE_S, PROGRAM, Mcp, daemon
 
+GROUP = "demo"
 PYTHON = "python3"
 # What each task is: a command that a worker runs in the demo's directory.
 COMMANDS = {
@@ -46,38 +40,6 @@ DRAWING = """
             └── lint (needs a linter) ─────┘
 """
 COLOURS = {"done": "32", "claimed": "34", "progress": "34", "ready": "36", "failed": "31"}
-
-
-META: dict[str, Any] = {
-    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-    "io.modelcontextprotocol/clientCapabilities": {},
-}
-
-
-class Mcp:
-    """An MCP client over the daemon's socket: since 2026-07-28 each line is a whole exchange."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(PATIENCE_S)
-        self._socket.connect(str(path))
-        self._lines = self._socket.makefile("rb")
-        self._calls = 0
-
-    def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        self._calls += 1
-        params = {"name": tool, "arguments": arguments, "_meta": META}
-        request = {"jsonrpc": "2.0", "id": self._calls, "method": "tools/call", "params": params}
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
-        answer = json.loads(self._lines.readline())
-        result = answer.get("result")
-        if result is None or result["isError"]:
-            raise RuntimeError(f"{tool}: {json.dumps(answer)}")
-        return result["structuredContent"]
-
-    def close(self) -> None:
-        self._lines.close()
-        self._socket.close()
 
 
 def work(path: Path, name: str) -> None:
@@ -109,31 +71,6 @@ def do(mcp: Mcp, held: dict[str, Any], command: str) -> None:
         mcp.call("task_fail", **held, message=ran.stderr[-1000:], retryable=False)
     else:
         mcp.call("task_complete", **held, result={"said": ran.stdout.strip()})
-
-
-@contextmanager
-def daemon(folder: Path) -> Generator[tuple[Path, subprocess.Popen[bytes]]]:
-    """Run a daemon until the block ends, and say where it listens once it is ready."""
-    path, told = folder / "socket", folder / "notify"
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear,
-        (folder / "log").open("wb") as log,
-    ):
-        ear.bind(str(told))
-        ear.settimeout(PATIENCE_S)
-        process = subprocess.Popen(
-            [PROGRAM, "serve", "--state-dir", folder / "state", "--socket", path],
-            env={**os.environ, "NOTIFY_SOCKET": str(told)},
-            stdin=subprocess.DEVNULL,
-            stderr=log,
-        )
-        try:
-            if b"READY=1" not in ear.recv(4096):
-                raise RuntimeError((folder / "log").read_text())
-            yield path, process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(PATIENCE_S)
 
 
 def submit(mcp: Mcp) -> None:
