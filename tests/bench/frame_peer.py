@@ -19,7 +19,7 @@ AHEAD = 2
 
 def main(role: str, listener: str, to: str, by: str, count: str, size: str) -> None:
     connection, _ = socket.socket(fileno=int(listener)).accept()
-    reader = connection.makefile("rb", buffering=1 << 16)
+    reader = connection.makefile("rb")
     frame = bytes.fromhex(to + by) + b"\x88\xb5" + bytes(int(size) - 14)
     wire = len(frame).to_bytes(4) + frame
     sys.stdin.readline()

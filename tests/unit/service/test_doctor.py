@@ -57,7 +57,7 @@ async def test_slots_are_told_with_who_waits(tmp_path: Path) -> None:
 
 
 async def test_a_pool_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
-    machines = {"qemu": str(fake_program(tmp_path)), "warm": {"nothing": 1}}
+    machines: dict[str, object] = {"qemu": str(fake_program(tmp_path)), "warm": {"nothing": 1}}
     async with house(tmp_path, machines=machines) as here:
         healthy, checks = await examine(here)
     assert (healthy, checks["pools"]["state"]) == (True, "warning")
