@@ -94,6 +94,8 @@ async def _serve(settings: Settings, reread: Callable[[], Settings]) -> None:
             anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         )
         life.enter_context(_own(settings.state_dir))
+        # Before the first group of tasks, which would wrap the reason why they cannot be opened.
+        listening = life.enter_context(_open_sockets(settings))
         store = SqliteStore(settings.state_dir / places.STORE_FILE)
         await life.enter_async_context(store.opened())
         journal = Journal(store)
@@ -108,7 +110,6 @@ async def _serve(settings: Settings, reread: Callable[[], Settings]) -> None:
         listener = Listener(
             http, mcp.serve_stream, partial(serve_duplex, service, terms), identity, terms
         )
-        listening = life.enter_context(_open_sockets(settings))
 
         def reload() -> None:
             _reload(reread, terms)
