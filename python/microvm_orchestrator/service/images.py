@@ -134,7 +134,7 @@ async def image_add(service: Service, caller: Caller, request: AddRunner) -> Ope
     check_name(request.name)
 
     async def work(report: Report) -> JsonValue:
-        await report(0.0, f"looking at {request.runner}")
+        await report(0.0, "looks at the runner")
         image = await add(request.runner, service.host.images, request.name)
         service.host.warm.look_again()
         return _info(image).model_dump(mode="json")
