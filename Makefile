@@ -1,6 +1,6 @@
 # Every target makes the environment first; a second time that costs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help setup judges demo test lint format docs docs-check bench chaos lock
+.PHONY: help setup judges peers demo test lint format docs docs-check bench chaos lock
 
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
@@ -19,12 +19,17 @@ judges: setup .venv-judges/.ready ## fetch the tools of other people that judge 
 .venv-judges/.ready: python/judges.lock tests/judges/package-lock.json tests/judges/setup
 	@tests/judges/setup
 
+peers: setup .venv-peers/.ready ## fetch what other people made that `make bench` measures us against
+
+.venv-peers/.ready: python/peers.lock tests/bench/setup
+	@tests/bench/setup
+
 demo: setup ## boot a machine, branch it and show what each step took; then a small task graph
 	@$(PY) tests/demo_machines.py
 	@echo
 	@$(PY) tests/demo_graph.py
 
-test: lint docs-check ## everything CI runs
+test: lint docs-check peers ## everything CI runs
 	@$(PY) -m pytest
 
 lint: judges ## ruff and pyright, strict
@@ -42,7 +47,7 @@ docs: setup ## write docs/reference anew from the code
 docs-check: setup ## fail when docs/reference does not say what the code says
 	@$(PY) python/tools/reference.py --check
 
-bench: setup ## the whole benchmarks, one line per figure
+bench: peers ## the whole benchmarks, one line per figure
 	@$(PY) -m pytest tests/bench -s --whole
 
 chaos: setup ## the whole fault campaigns, one line per figure

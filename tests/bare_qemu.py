@@ -22,7 +22,7 @@ from microvm_orchestrator.machine.channel import open_shell
 from microvm_orchestrator.machine.kvmprobe import tsc_khz
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from microvm_orchestrator.images.store import Image
     from microvm_orchestrator.machine.shell import Shell
@@ -47,6 +47,8 @@ class Bare:
     process: proc.Process
     console: Path
     agent: Path
+    # Where the further ports can be reached, by name.
+    ports: Mapping[str, Path]
     began: float
 
     @asynccontextmanager
@@ -78,17 +80,21 @@ async def booting(
     image: Image,
     *,
     drives: Sequence[Drive] = (),
+    ports: Sequence[str] = (),
     memory_mib: int = 256,
     machine: str = "microvm",
 ) -> AsyncGenerator[Bare]:
     """Start one, and end it with the block; its console is shown when the block fails."""
     console, agent = folder / "console", folder / "agent"
-    agent.unlink(missing_ok=True)
+    further = {name: folder / name for name in ports}
+    for path in (agent, *further.values()):
+        path.unlink(missing_ok=True)
     manifest = image.manifest
     disks = [Drive(disk.serial, image.path(disk), read_only=True) for disk in manifest.disks]
     words = f"console=ttyS0 reboot=t panic=-1 quiet loglevel=3 mitigations=off nokaslr {_clock()}"
     kind = "device" if machine == "microvm" else "pci"
-    with listening(agent) as fd:
+    with contextlib.ExitStack() as stack:
+        fd, *fds = (stack.enter_context(listening(path)) for path in (agent, *further.values()))
         # fmt: off
         argv = [
             "qemu-system-x86_64",
@@ -107,14 +113,17 @@ async def booting(
             "-append", f"{words} {manifest.cmdline}",
         ]
         # fmt: on
+        for name, port in zip(ports, fds, strict=True):
+            argv += ["-chardev", f"socket,id={name},fd={port},server=on,wait=off"]
+            argv += ["-device", f"virtserialport,bus=serial.0,chardev={name},name={name}"]
         for number, disk in enumerate([*disks, *drives]):
             only = "on" if disk.read_only else "off"
             file = f"driver=raw,file.driver=file,file.filename={disk.path},file.locking=off"
             argv += ["-blockdev", f"{file},node-name=d{number},read-only={only}"]
             argv += ["-device", f"virtio-blk-{kind},drive=d{number},serial={disk.serial}"]
         began = time.monotonic()
-        async with proc.spawn(argv, pass_fds=[fd], grace_s=0) as process:
-            bare = Bare(process, console, agent, began)
+        async with proc.spawn(argv, pass_fds=[fd, *fds], grace_s=0) as process:
+            bare = Bare(process, console, agent, further, began)
             try:
                 yield bare
             except BaseException:
