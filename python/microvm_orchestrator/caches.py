@@ -80,6 +80,7 @@ class Caches:
         self._held: dict[str, str] = {}
         # Files are looked at and changed by one at a time.
         self._lock = anyio.Lock()
+        self._released = anyio.Event()
 
     async def volumes(self) -> list[Volume]:
         """Give every volume, by domain and number."""
@@ -106,6 +107,12 @@ class Caches:
         if name is not None:
             with contextlib.suppress(OSError):
                 os.utime(self._folder / name / _USE)
+            self._released.set()
+            self._released = anyio.Event()
+
+    async def released(self) -> None:
+        """Wait until some machine gives its volume back."""
+        await self._released.wait()
 
     async def forget(self, machine_id: str) -> None:
         """A machine will not come back: its home is anybody's of the domain."""

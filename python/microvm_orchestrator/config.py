@@ -279,6 +279,21 @@ class Machines(Section):
     )
 
 
+class Networks(Section):
+    """What connects machines with each other."""
+
+    kind: Literal["userspace", "kernel"] = Field(
+        default="userspace",
+        description="Who passes their frames on: the daemon, which needs no right for it; or the "
+        "kernel, by bridges and taps, which needs CAP_NET_ADMIN and the program nft.",
+    )
+    netns: Directory | None = Field(
+        default=None,
+        description="The file of a network namespace that the kernel's networks are made in, and "
+        "nothing else; by default the daemon's own.",
+    )
+
+
 class Log(Section):
     """What the daemon says on stderr."""
 
@@ -302,6 +317,7 @@ class Settings(Section):
     limits: Limits = Field(default=Limits(), description=Limits.__doc__)
     webhooks: Webhooks = Field(default=Webhooks(), description=Webhooks.__doc__)
     machines: Machines = Field(default=Machines(), description=Machines.__doc__)
+    networks: Networks = Field(default=Networks(), description=Networks.__doc__)
     log: Log = Field(default=Log(), description=Log.__doc__)
 
 

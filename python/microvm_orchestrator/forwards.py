@@ -22,7 +22,7 @@ from anyio.abc import ByteStream, SocketAttribute
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine.shell import Tcp, Unix
-from microvm_orchestrator.machines import Machines, sees
+from microvm_orchestrator.machines import Machines
 from microvm_orchestrator.model.forward import FORWARD, Direction, Forward, ForwardState
 from microvm_orchestrator.model.machine import Machine
 from microvm_orchestrator.model.names import new_id
@@ -137,7 +137,7 @@ class Forwards:
         return opened
 
     def visible(self, by: Actor) -> list[Open]:
-        return [each for each in self._open.values() if sees(by, each.forward.owner)]
+        return [each for each in self._open.values() if by.sees_of(each.forward.owner)]
 
     def of_machine(self, machine_id: str) -> list[Open]:
         return [each for each in self._open.values() if each.forward.machine_id == machine_id]
@@ -145,7 +145,7 @@ class Forwards:
     async def remove(self, forward_id: str, by: Actor) -> Forward:
         """End a forward with its connections. Raises: NotFound."""
         opened = self._open.get(forward_id)
-        if opened is None or not sees(by, opened.forward.owner):
+        if opened is None or not by.sees_of(opened.forward.owner):
             raise errors.NotFound(f"no forward {forward_id}", hint="forward_list shows them")
         await self._store.erase(FORWARD, forward_id, by)
         opened.scope.cancel()

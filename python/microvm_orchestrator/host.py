@@ -27,9 +27,15 @@ from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.machines import Machines
+from microvm_orchestrator.network.base import Networks as Switch
+from microvm_orchestrator.network.base import OnPortEvent, PortEvent
+from microvm_orchestrator.network.kernel import KernelNetworks
+from microvm_orchestrator.network.switch import open_switch
+from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.operations import Operations
 from microvm_orchestrator.runner import Runner
 from microvm_orchestrator.slots import Capacity, Slots
+from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Store
 from microvm_orchestrator.warm import Warm
 
@@ -47,11 +53,13 @@ class Host:
     # What builds have fetched; may be removed at any time between two.
     image_cache: Path
     machines: Machines
+    snapshots: Snapshots
     execs: Execs
     forwards: Forwards
     slots: Slots
     warm: Warm
     caches: Caches
+    networks: Networks
     # How guest code can run here.
     find_acceleration: Callable[[], Awaitable[Acceleration]]
 
@@ -82,6 +90,9 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
     async def on_guest_event(machine_id: str, event: GuestEvent) -> None:
         await machines.hear_guest(machine_id, event)
 
+    async def on_port_event(event: PortEvent) -> None:
+        await machines.hear_port(event)
+
     async with AsyncExitStack() as life:
         hypervisor = await life.enter_async_context(
             open_hypervisor(
@@ -98,11 +109,15 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             count=settings.machines.cache_count,
         )
         warm = Warm(hypervisor, settings.machines.warm, usual)
-        machines = Machines(store, hypervisor, slots, boot, warm, caches)
+        switch = await life.enter_async_context(_open_switch(settings.networks, on_port_event))
+        networks = Networks(store, switch)
+        machines = Machines(store, hypervisor, slots, boot, warm, caches, networks)
+        snapshots = Snapshots(store, hypervisor, machines)
         execs = Execs(store, machines)
         forwards = Forwards(store, machines, settings.socket.path)
         operations = Operations(store)
         await life.enter_async_context(machines.running())
+        await snapshots.reconcile()
         await life.enter_async_context(execs.running())
         await life.enter_async_context(forwards.running())
         await life.enter_async_context(warm.running())
@@ -112,13 +127,24 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             images=images,
             image_cache=state_dir / places.IMAGE_CACHE,
             machines=machines,
+            snapshots=snapshots,
             execs=execs,
             forwards=forwards,
             slots=slots,
             warm=warm,
             caches=caches,
+            networks=networks,
             find_acceleration=hypervisor.acceleration,
         )
+
+
+@asynccontextmanager
+async def _open_switch(settings: config.Networks, on_event: OnPortEvent) -> AsyncGenerator[Switch]:
+    if settings.kind == "kernel":
+        yield KernelNetworks(netns=settings.netns)
+    else:
+        async with open_switch(on_event) as switch:
+            yield switch
 
 
 def boot_of(image: AnyImage) -> Boot | Runner:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -27,28 +26,27 @@ from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.model.machine import (
     ENDED,
     MACHINE,
-    SNAPSHOT,
     Machine,
-    MachineSnapshot,
     MachineState,
-    SnapshotState,
 )
 from microvm_orchestrator.model.names import new_id
+from microvm_orchestrator.model.network import Place
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.network.base import PortChange, PortEvent
+from microvm_orchestrator.networks import Attachment, Networks
 from microvm_orchestrator.runner import Runner
 from microvm_orchestrator.slots import Slots
 from microvm_orchestrator.starting import Starting
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import RecordById
-from microvm_orchestrator.together import together
 from microvm_orchestrator.warm import Warm
 
 _log = log.get(__name__)
 
 # A state that was reached is worth writing down even while the daemon stops.
-_LAST_WORD_S = 3.0
+LAST_WORD_S = 3.0
 
 # What a guest may report, and the event that tells it. A guest that reports without end is heard
 # now and then.
@@ -71,8 +69,27 @@ class Wish:
     name: str | None = None
     # Of an empty disk of its own; None for none.
     disk_mib: int | None = None
+    # In the order of its interfaces.
+    networks: tuple[Attachment, ...] = ()
+    limits: base.Limits = base.NO_LIMITS
     # The domain of which it gets a cache disk.
     cache: str | None = None
+
+    def made(self, machine: Machine) -> bool:
+        """Whether a machine is what this asked for."""
+        limits = (machine.max_pids, machine.max_disk_operations_s, machine.max_disk_bytes_s)
+        plain = ("image", "memory_mib", "vcpus", "accel", "name", "disk_mib", "cache")
+        return (
+            all(getattr(machine, name) == getattr(self, name) for name in plain)
+            and base.Limits(*limits) == self.limits
+            and len(machine.networks) == len(self.networks)
+            and all(map(_is_at, machine.networks, self.networks))
+        )
+
+
+def _is_at(place: Place, wanted: Attachment) -> bool:
+    given = {address.partition("/")[0] for address in place.addresses}
+    return wanted.network in {place.name, place.network_id} and given.issuperset(wanted.addresses)
 
 
 class Machines:
@@ -86,9 +103,11 @@ class Machines:
         boot_of: Callable[[str], base.Boot | Runner],
         warm: Warm | None = None,
         caches: Caches | None = None,
+        networks: Networks | None = None,
     ) -> None:
         """`boot_of` finds what an image boots by its name or digest; it reads files."""
-        self._starting = Starting(hypervisor, slots, boot_of, warm, caches)
+        self._starting = Starting(hypervisor, slots, boot_of, warm, caches, networks)
+        self._networks = networks
         self._store = store
         self._hypervisor = hypervisor
         self._live: dict[str, base.Machine] = {}
@@ -126,7 +145,7 @@ class Machines:
     async def visible(self, by: Actor) -> list[Machine]:
         records = await every_record(self._store, MACHINE, by)
         machines = [Machine.model_validate(record.body) for record in records]
-        return [machine for machine in machines if sees(by, machine.owner)]
+        return [machine for machine in machines if by.sees_of(machine.owner)]
 
     def live(self, machine: Machine) -> base.Machine:
         """The running machine itself. Raises: StateForbids."""
@@ -144,6 +163,10 @@ class Machines:
         while (running := self._live.get(machine_id)) is None:
             await self._begun.wait()
         return running
+
+    def turn(self, machine_id: str) -> anyio.Lock:
+        """What is held by who does something to a machine: one verb at a time."""
+        return self._turns[machine_id]
 
     def runs(self, machine: Machine) -> bool:
         return machine.machine_id in self._live
@@ -168,10 +191,20 @@ class Machines:
                 m.name == wish.name for m in await self.visible(SYSTEM)
             ):
                 raise errors.AlreadyExists(f"machine {wish.name} already exists")
-            return await self._write_down(wish, by, machine_id or new_id("m"), snapshot_id)
+            machine_id = machine_id or new_id("m")
+            if self._networks is None or not wish.networks:
+                return await self._write_down(wish, by, machine_id, snapshot_id, [])
+            async with self._networks.giving:
+                places = await self._networks.places(machine_id, wish.networks, by)
+                return await self._write_down(wish, by, machine_id, snapshot_id, places)
 
     async def _write_down(
-        self, wish: Wish, by: Actor, machine_id: str, snapshot_id: str | None
+        self,
+        wish: Wish,
+        by: Actor,
+        machine_id: str,
+        snapshot_id: str | None,
+        places: list[Place],
     ) -> Machine:
         machine = Machine(
             machine_id=machine_id,
@@ -182,6 +215,10 @@ class Machines:
             memory_mib=wish.memory_mib,
             vcpus=wish.vcpus,
             disk_mib=wish.disk_mib,
+            networks=places,
+            max_pids=wish.limits.pids,
+            max_disk_operations_s=wish.limits.disk_operations,
+            max_disk_bytes_s=wish.limits.disk_bytes,
             cache=wish.cache,
             accel=wish.accel,
             state=MachineState.DEFINED,
@@ -229,10 +266,14 @@ class Machines:
         state = MachineState.CRASHED if failed else MachineState.STOPPED
         reason = error.message if isinstance(error, errors.OrchestratorError) else "not started"
         try:
-            with anyio.move_on_after(_LAST_WORD_S, shield=True):
+            with anyio.move_on_after(LAST_WORD_S, shield=True):
                 await self._change(machine_id, state, reason, SYSTEM)
         finally:
-            self._starting.let_go(machine_id)
+            await self._let_go(machine_id)
+
+    async def _let_go(self, machine_id: str) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._starting.let_go(machine_id)
 
     async def stop(self, reference: str, by: Actor, *, grace_s: float) -> Machine:
         """Let the guest power off, and end it by force after `grace_s`.
@@ -304,123 +345,6 @@ class Machines:
         del self._turns[machine.machine_id]
         return machine
 
-    # Snapshots
-
-    async def save(self, reference: str, by: Actor) -> MachineSnapshot:
-        """Save a running machine, which goes on. Raises: NotFound, StateForbids, MachineFailed."""
-        machine = await self.get(reference, by)
-        async with self._turns[machine.machine_id]:
-            running = self.live(await self.get(machine.machine_id, by))
-            return await self._save(machine, running, by)
-
-    async def _save(self, machine: Machine, running: base.Machine, by: Actor) -> MachineSnapshot:
-        """Write down that there will be a snapshot, make it, and write down what came of it."""
-        snapshot = MachineSnapshot(
-            snapshot_id=new_id("s"),
-            state=SnapshotState.SAVING,
-            machine_id=machine.machine_id,
-            owner=by.name,
-            image=machine.image,
-            memory_mib=machine.memory_mib,
-            vcpus=machine.vcpus,
-            disk_mib=machine.disk_mib,
-            created_at=moment(await self._store.now()),
-        )
-        told: dict[str, JsonValue] = {"machine_id": machine.machine_id}
-        tell = Tell("saving", told, audited=False)
-        await self._store.save(_record_of(snapshot), by, expect=0, tell=tell)
-        try:
-            saved = await running.save(snapshot.snapshot_id)
-            done = {"pause_s": saved.pause_s, "unique_mib": saved.unique_mib}
-            snapshot = snapshot.model_copy(update={"state": SnapshotState.READY, **done})
-            tell = Tell("saved", {**told, **done}, audited=False)
-            await self._store.save(_record_of(snapshot), by, tell=tell)
-        except BaseException:
-            with anyio.move_on_after(_LAST_WORD_S, shield=True):
-                await self._drop(snapshot.snapshot_id, SYSTEM)
-            raise
-        return snapshot
-
-    async def _drop(self, snapshot_id: str, by: Actor) -> None:
-        await self._hypervisor.forget(snapshot_id)
-        await self._store.erase(SNAPSHOT, snapshot_id, by)
-
-    async def snapshot(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
-        """Raises: NotFound."""
-        record = await self._store.query(RecordById(SNAPSHOT, snapshot_id), by)
-        if record is not None:
-            snapshot = MachineSnapshot.model_validate(record.body)
-            if sees(by, snapshot.owner):
-                return snapshot
-        raise errors.NotFound(f"no snapshot {snapshot_id}", hint="snapshot_list shows them")
-
-    async def _ready(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
-        snapshot = await self.snapshot(snapshot_id, by)
-        if snapshot.state is not SnapshotState.READY:
-            raise errors.StateForbids(f"snapshot {snapshot_id} is {snapshot.state}")
-        return snapshot
-
-    async def snapshots(self, by: Actor) -> list[MachineSnapshot]:
-        records = await every_record(self._store, SNAPSHOT, by)
-        found = [MachineSnapshot.model_validate(record.body) for record in records]
-        return [snapshot for snapshot in found if sees(by, snapshot.owner)]
-
-    async def branch(self, snapshot_id: str, by: Actor, *, name: str | None = None) -> Machine:
-        """Start a machine where a saved one stood. Raises: as `start`."""
-        snapshot = await self._ready(snapshot_id, by)
-        saved = await self._hypervisor.find_snapshot(snapshot_id)
-        if saved is None:
-            raise errors.NotFound(f"the files of snapshot {snapshot_id} are gone")
-        wish = Wish(
-            snapshot.image,
-            snapshot.memory_mib,
-            snapshot.vcpus,
-            saved.spec.accel,
-            name=name,
-            disk_mib=snapshot.disk_mib,
-        )
-        machine = await self.define(wish, by, snapshot_id=snapshot_id)
-        try:
-            return await self.start(machine.machine_id, by)
-        except BaseException:
-            with anyio.move_on_after(_LAST_WORD_S, shield=True):
-                await self.delete(machine.machine_id, SYSTEM)
-            raise
-
-    async def branch_all(
-        self, snapshot_id: str, by: Actor, names: Sequence[str | None]
-    ) -> list[Machine]:
-        """Start as many machines where one was saved: all, or none. Raises: as `branch`."""
-        started: dict[int, Machine] = {}
-
-        async def start(number: int, name: str | None) -> None:
-            started[number] = await self.branch(snapshot_id, by, name=name)
-
-        try:
-            await together([partial(start, *each) for each in enumerate(names)])
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                for machine in started.values():
-                    await self._take_away(machine.machine_id)
-            raise
-        return [started[number] for number in range(len(names))]
-
-    async def _take_away(self, machine_id: str) -> None:
-        with contextlib.suppress(errors.NotFound, errors.StateForbids):
-            await self.kill(machine_id, SYSTEM)
-        with contextlib.suppress(errors.NotFound):
-            await self.delete(machine_id, SYSTEM)
-
-    async def verify(self, snapshot_id: str, by: Actor) -> None:
-        """Read all of a snapshot, and compare. Raises: NotFound, SnapshotDamaged."""
-        await self._ready(snapshot_id, by)
-        await self._hypervisor.verify(snapshot_id)
-
-    async def forget(self, snapshot_id: str, by: Actor) -> None:
-        """Remove a snapshot; machines that were started from it go on. Raises: NotFound."""
-        await self._ready(snapshot_id, by)
-        await self._drop(snapshot_id, by)
-
     # What happens by itself
 
     async def hear(self, change: base.Change) -> None:
@@ -448,6 +372,13 @@ class Machines:
         body: dict[str, JsonValue] = {**event.figures, "text": event.text[:_REPORT_CHARS]}
         tell = Tell(what, body, audited=False)
         await self._rewrite(machine_id, lambda machine: (machine, tell), SYSTEM)
+
+    async def hear_port(self, event: PortEvent) -> None:
+        """Write down that a machine which goes on is listened to in a network no more."""
+        if event.change is PortChange.CUT_OFF and event.machine_id in self._live:
+            body: dict[str, JsonValue] = {"network_id": event.network_id, "reason": event.reason}
+            tell = Tell("cut_off", body, audited=False)
+            await self._rewrite(event.machine_id, lambda machine: (machine, tell), SYSTEM)
 
     def _id_of(self, running: base.Machine) -> str:
         return self._ids.get(running.spec.machine_id, running.spec.machine_id)
@@ -481,23 +412,23 @@ class Machines:
             del self._live[machine_id], self._ids[running.spec.machine_id]
             for what in _REPORTS.values():
                 self._reported.pop((machine_id, what), None)
-            self._starting.let_go(machine_id)
+            await self._let_go(machine_id)
             self._ended.pop(machine_id).set()
 
     async def _reconcile(self) -> None:
+        if self._networks is not None:
+            await self._networks.restore()
         known: set[str] = set()
         for record in await every_record(self._store, MACHINE, SYSTEM):
             machine = Machine.model_validate(record.body)
             known.add(machine.on_host)
             if machine.state not in _STARTABLE:
                 await self._adopt(machine)
-        for record in await every_record(self._store, SNAPSHOT, SYSTEM):
-            if MachineSnapshot.model_validate(record.body).state is SnapshotState.SAVING:
-                # The daemon ended meanwhile; the hypervisor knows no half of one.
-                await self._drop(record.id, SYSTEM)
         for stranger in set(self._hypervisor.found()) - known:
             # A store that was put back from a backup does not know it: told, not ended.
             _log.warning("machine_unknown", machine=stranger)
+        if self._networks is not None:
+            await self._networks.sweep()
 
     async def _adopt(self, machine: Machine) -> None:
         try:
@@ -505,7 +436,7 @@ class Machines:
         except errors.MachineFailed as error:
             await self._change(machine.machine_id, MachineState.LOST, error.message, SYSTEM)
             return
-        self._starting.keep(machine)
+        await self._starting.keep(machine, running)
         await self._take_on(machine.machine_id, running, running.state, SYSTEM)
 
     # The records
@@ -517,7 +448,7 @@ class Machines:
             record = next((each for each in named if each.body["name"] == reference), None)
         if record is not None:
             machine = Machine.model_validate(record.body)
-            if sees(by, machine.owner):
+            if by.sees_of(machine.owner):
                 return machine, record
         raise errors.NotFound(f"no machine {reference}", hint="machine_list shows the machines")
 
@@ -556,12 +487,3 @@ class Machines:
             except errors.VersionMoved:
                 continue  # what its guest reports comes at any time
             return machine
-
-
-def _record_of(snapshot: MachineSnapshot) -> Record:
-    return Record(SNAPSHOT, snapshot.snapshot_id, snapshot.model_dump(mode="json"))
-
-
-def sees(by: Actor, owner: str) -> bool:
-    """Whether an actor may know of what belongs to somebody."""
-    return by.scope.everything or owner == by.name

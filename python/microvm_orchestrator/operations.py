@@ -98,7 +98,7 @@ class Operations:
         record = await self._store.query(RecordById(OPERATION, operation_id), by)
         if record is not None:
             operation = Operation.model_validate(record.body)
-            if by.scope.everything or operation.owner == by.name:
+            if by.sees_of(operation.owner):
                 return operation
         raise errors.NotFound(
             f"no operation {operation_id}", hint="operation_list shows the operations there are"

@@ -1,8 +1,9 @@
 """What a machine has of this host while it runs, and the ways in which one comes to run.
 
-A place comes first, then a cache; both go back when the machine ends, by its name alone. A machine
-that is like those that stand ready is claimed, one that was branched off is cloned, any other is
-booted. Above are the machines; below, slots, caches, pools and the hypervisor.
+A place comes first, then a cache, then ports in networks; all go back when the machine ends, by its
+name alone. A machine that is like those that stand ready is claimed, one that was branched off is
+cloned, any other is booted. Above are the machines; below, slots, caches, networks, pools and the
+hypervisor.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+import anyio
 import anyio.to_thread
 
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, log
 from microvm_orchestrator.caches import Caches, Volume
 from microvm_orchestrator.machine import base
 from microvm_orchestrator.machine.pool import Pool
 from microvm_orchestrator.model.machine import Machine
 from microvm_orchestrator.model.records import Actor
+from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.runner import Runner
 from microvm_orchestrator.slots import Need, Slots
 from microvm_orchestrator.warm import Warm
 
 # By its serial a guest knows the disk that is for whatever it likes.
 _SCRATCH = "scratch"
+_log = log.get(__name__)
 
 
 class Starting:
@@ -37,40 +41,59 @@ class Starting:
         boot_of: Callable[[str], base.Boot | Runner],
         warm: Warm | None,
         caches: Caches | None,
+        networks: Networks | None,
     ) -> None:
         self._hypervisor = hypervisor
         self._slots = slots
         self._boot_of = boot_of
         self._warm = warm
         self._caches = caches
+        self._networks = networks
 
     async def hold(self, machine: Machine, by: Actor, *, wait: bool) -> Volume | None:
         """Take a place for a machine, and a cache disk if it wants one.
 
         Raises: NoRoom; it has neither then.
         """
-        need = Need(machine.memory_mib, machine.vcpus)
         try:
+            return await self._hold(machine, wait=wait)
+        except errors.NoRoom as error:
+            if by.scope.everything:
+                raise
+            # Whose machines there are is nothing to who does not see them.
+            words = "all slots or caches are busy, or too few are free"
+            raise errors.NoRoom(words, hint=error.hint) from None
+
+    async def _hold(self, machine: Machine, *, wait: bool) -> Volume | None:
+        need = Need(machine.memory_mib, machine.vcpus)
+        while True:
             await self._slots.hold(machine.machine_id, need, wait=wait)
             if machine.cache is None or self._caches is None:
                 return None
-            return await self._caches.take(machine.machine_id, machine.cache)
-        except BaseException as error:
-            self._slots.release(machine.machine_id)
-            if isinstance(error, errors.NoRoom) and not by.scope.everything:
-                # Whose machines there are is nothing to who does not see them.
-                words = "all slots or caches are busy, or too few are free"
-                raise errors.NoRoom(words, hint=error.hint) from None
-            raise
+            try:
+                return await self._caches.take(machine.machine_id, machine.cache)
+            except BaseException as error:
+                # Whoever waits for a cache keeps nobody from a place.
+                self._slots.release(machine.machine_id)
+                if not wait or not isinstance(error, errors.NoRoom):
+                    raise
+            await self._caches.released()
 
-    def keep(self, machine: Machine) -> None:
-        """Take note of what a machine has that runs already."""
+    async def keep(self, machine: Machine, running: base.Machine) -> None:
+        """Take note of what a machine has that runs already, and connect it again."""
         if self._caches is not None and machine.cache_volume is not None:
             self._caches.keep(machine.machine_id, machine.cache_volume)
         self._slots.keep(machine.machine_id, Need(machine.memory_mib, machine.vcpus))
+        try:
+            await self._links(machine)
+            await self._connect(machine, running)
+        except errors.OrchestratorError as error:
+            _log.error("machine_not_connected", machine=machine.machine_id, why=error.message)
 
-    def let_go(self, machine_id: str) -> None:
+    async def let_go(self, machine_id: str) -> None:
         """Give back what only a machine that runs has."""
+        if self._networks is not None:
+            await self._networks.release(machine_id)
         if self._caches is not None:
             self._caches.release(machine_id)
         self._slots.release(machine_id)
@@ -97,8 +120,19 @@ class Starting:
             return await pool.claim(_hostname(machine), enter)
         await enter(None)
         spec = await self._spec(machine)
+        spec = replace(spec, links=await self._links(machine))
         if lent is not None:
             spec = replace(spec, disks=(*spec.disks, lent.disk))
+        running = await self._begin(machine, spec)
+        try:
+            await self._connect(machine, running)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await running.kill()
+            raise
+        return running
+
+    async def _begin(self, machine: Machine, spec: base.MachineSpec) -> base.Machine:
         if machine.snapshot_id is None:
             return await self._hypervisor.start(spec)
         snapshot = await self._hypervisor.find_snapshot(machine.snapshot_id)
@@ -107,8 +141,15 @@ class Starting:
         # Of a cache that the saved machine had, it gets a copy of its own.
         return await self._hypervisor.clone(snapshot, replace(spec, disks=snapshot.spec.disks))
 
+    async def _links(self, machine: Machine) -> tuple[base.Link, ...]:
+        return () if self._networks is None else await self._networks.prepare(machine)
+
+    async def _connect(self, machine: Machine, running: base.Machine) -> None:
+        if self._networks is not None:
+            await self._networks.connect(machine, running.links)
+
     async def _pool(self, machine: Machine) -> Pool | None:
-        if self._warm is None or machine.snapshot_id or machine.cache:
+        if self._warm is None or machine.snapshot_id or machine.cache or machine.networks:
             return None
         with contextlib.suppress(errors.OrchestratorError):  # what is wrong is told by the boot
             return self._warm.find(await self._spec(machine))
@@ -123,6 +164,11 @@ class Starting:
             vcpus=machine.vcpus,
             accel=base.Accel(machine.accel),
             hostname=_hostname(machine),
+            limits=base.Limits(
+                pids=machine.max_pids,
+                disk_operations=machine.max_disk_operations_s,
+                disk_bytes=machine.max_disk_bytes_s,
+            ),
         )
 
 

@@ -36,6 +36,7 @@ LEAST = {
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
         exec_wait exec_output exec_list slot_list cache_list forward_list
+        network_get network_list
         image_list image_get pool_list operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """
@@ -50,7 +51,7 @@ LEAST = {
         machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
-        forward_add forward_remove""",
+        forward_add forward_remove network_create network_remove""",
     Role.ADMIN: "audit_list backup_create image_add",
 }
 HOLDERS = {
@@ -224,13 +225,15 @@ def _house(ledger: Ledger) -> None:
     machine("stop")
     machine("delete")
     act("snapshot_delete", saved, snapshot_id=saved)
-    cached = act("machine_define", name="cached", cache="repo")["machine_id"]
+    lan = act("network_create", name="lan")["network_id"]
+    cached = act("machine_define", name="cached", cache="repo", networks=["lan"])["machine_id"]
     act("machine_start", cached, machine="cached")
     made = act("forward_add", machine="cached", guest="80")["forward_id"]
     act("forward_remove", made, forward_id=made)
     act("machine_kill", cached, machine="cached")
     act("cache_remove", "repo", domain="repo")
     act("machine_delete", cached, machine="cached")
+    act("network_remove", lan, network="lan")
     # It is begun, and ends before it asks anybody for anything.
     act("image_build", "other", name="other", packages=["No-Package"])
     act("image_add", "runner", name="runner", runner="/no/such/runner")

@@ -23,6 +23,7 @@ from microvm_orchestrator.model.access import Role, Scope
 from microvm_orchestrator.model.machine import Machine, MachineState
 from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.slots import Capacity, Slots
+from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Match, Store
 from microvm_orchestrator.store.sqlite import SqliteStore
 
@@ -39,6 +40,7 @@ class House:
     slots: Slots
     caches: Caches
     machines: Machines
+    snapshots: Snapshots
 
     async def define(self, name: str | None = None) -> Machine:
         return await self.machines.define(Wish("none", 64, 1, Accel.TCG, name), ALICE)
@@ -72,7 +74,8 @@ async def daemon(rig: Rig, *, count: int = 4) -> AsyncGenerator[House]:
         caches = Caches(rig.state_dir / "caches", size_mib=16, count=2)
         machines = Machines(store, qemu, slots, lambda _: rig.boot, caches=caches)
         async with machines.running():
-            yield House(rig, store, qemu, slots, caches, machines)
+            snapshots = Snapshots(store, qemu, machines)
+            yield House(rig, store, qemu, slots, caches, machines, snapshots)
 
 
 @pytest.fixture
@@ -154,18 +157,18 @@ async def test_branches_start_where_a_machine_was_saved_and_the_source_goes_on(r
     async with daemon(rig) as house:
         source = await house.define("source")
         await house.machines.start("source", ALICE)
-        snapshot = await house.machines.save("source", ALICE)
-        one = await house.machines.branch(snapshot.snapshot_id, ALICE, name="one")
-        two = await house.machines.branch(snapshot.snapshot_id, ALICE)
+        snapshot = await house.snapshots.save("source", ALICE)
+        one = await house.snapshots.branch(snapshot.snapshot_id, ALICE, name="one")
+        two = await house.snapshots.branch(snapshot.snapshot_id, ALICE)
         states = [machine.state for machine in await house.machines.visible(ALICE)]
         assert states == [MachineState.RUNNING] * 3
         assert one.snapshot_id == two.snapshot_id == snapshot.snapshot_id
         for machine in (source, one, two):
             await house.machines.kill(machine.machine_id, ALICE)
-        await house.machines.forget(snapshot.snapshot_id, ALICE)
-        assert await house.machines.snapshots(ALICE) == []
+        await house.snapshots.forget(snapshot.snapshot_id, ALICE)
+        assert await house.snapshots.visible(ALICE) == []
         with pytest.raises(errors.NotFound):
-            await house.machines.branch(snapshot.snapshot_id, ALICE)
+            await house.snapshots.branch(snapshot.snapshot_id, ALICE)
 
 
 async def test_what_a_guest_reports_never_costs_the_change_of_state_that_it_races_with(
@@ -267,15 +270,25 @@ async def test_a_cache_is_lent_to_one_machine_at_a_time_also_over_a_restart(rig:
         assert one.cache_volume is None
 
 
-async def test_without_a_free_cache_a_machine_is_refused_and_stays_as_it_was(rig: Rig) -> None:
+async def test_without_a_free_cache_a_machine_waits_without_a_place_or_is_refused(
+    rig: Rig,
+) -> None:
     async with daemon(rig) as house:
         for name in ("one", "two", "three"):
             await house.machines.define(Wish("none", 64, 1, Accel.TCG, name, cache="r"), ALICE)
         await house.machines.start("one", ALICE)
         await house.machines.start("two", ALICE)
         with pytest.raises(errors.NoRoom):
-            await house.machines.start("three", ALICE)
+            await house.machines.start("three", ALICE, wait_for_room=False)
         refused = await house.machines.get("three", ALICE)
         assert (refused.state, len(house.slots.owners)) == (MachineState.DEFINED, 2)
-        for name in ("one", "two"):
+        async with anyio.create_task_group() as group:
+            group.start_soon(house.machines.start, "three", ALICE)
+            await house.define("four")
+            with anyio.fail_after(PATIENCE_S):
+                await house.machines.start("four", ALICE)
+                await house.machines.kill("one", ALICE)
+            started = await house.until(refused, MachineState.RUNNING)
+        assert started.cache_volume == "r/1"
+        for name in ("two", "three", "four"):
             await house.machines.kill(name, ALICE)

@@ -11,7 +11,13 @@ import typer
 from microvm_orchestrator.cli import failure, output
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.operation import WaitS, follow
-from microvm_orchestrator.cli.options import Cursor, IdempotencyKey, Limit, complete_machine
+from microvm_orchestrator.cli.options import (
+    Cursor,
+    IdempotencyKey,
+    Limit,
+    complete_machine,
+    complete_network,
+)
 
 app = typer.Typer(help="Machines: virtual machines of this host.")
 
@@ -41,7 +47,10 @@ MachineRef = Annotated[
 
 
 @command(
-    app, "define", example="machine define box\nmachine define box --memory-mib 1024 --vcpus 2"
+    app,
+    "define",
+    example="machine define box\nmachine define box --memory-mib 1024 --vcpus 2\n"
+    "machine define web --network lan --network lab=10.9.0.7",
 )
 def define(
     here: Session,
@@ -74,6 +83,33 @@ def define(
             help="The trust domain, such as a repository, whose cache disk it finds at /cache.",
         ),
     ] = None,
+    networks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--network",
+            metavar="NETWORK[=ADDRESS,...]",
+            help="A network it is in, with addresses of your choice or of ours; may be repeated.",
+            autocompletion=complete_network,
+        ),
+    ] = None,
+    max_pids: Annotated[
+        int | None,
+        typer.Option(
+            "--max-pids", metavar="N", help="Processes and threads that its commands have at once."
+        ),
+    ] = None,
+    max_disk_operations_s: Annotated[
+        int | None,
+        typer.Option(
+            "--max-disk-operations-s", metavar="N", help="Of each of its disks, by the second."
+        ),
+    ] = None,
+    max_disk_bytes_s: Annotated[
+        int | None,
+        typer.Option(
+            "--max-disk-bytes-s", metavar="BYTES", help="Of each of its disks, by the second."
+        ),
+    ] = None,
     accel: Annotated[
         Literal["auto", "kvm", "tcg"] | None,
         typer.Option("--accel", help="How guest code runs; auto by default."),
@@ -88,6 +124,10 @@ def define(
         "vcpus": vcpus,
         "disk_mib": disk_mib,
         "cache": cache,
+        "networks": networks,
+        "max_pids": max_pids,
+        "max_disk_operations_s": max_disk_operations_s,
+        "max_disk_bytes_s": max_disk_bytes_s,
         "accel": accel,
         "idempotency_key": idempotency_key,
     }

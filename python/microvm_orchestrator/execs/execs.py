@@ -22,7 +22,7 @@ from microvm_orchestrator.execs.follow import Follower
 from microvm_orchestrator.execs.job import Job
 from microvm_orchestrator.machine.base import Machine as RunningMachine
 from microvm_orchestrator.machine.shell import Command, Exit
-from microvm_orchestrator.machines import Machines, sees
+from microvm_orchestrator.machines import Machines
 from microvm_orchestrator.model.exec import EXEC, Exec, ExecState, KeptExec
 from microvm_orchestrator.model.machine import Machine, MachineState
 from microvm_orchestrator.model.names import new_id
@@ -97,7 +97,7 @@ class Execs:
     def find(self, exec_id: str, by: Actor) -> Job:
         """Raises: NotFound, also for what `by` cannot see."""
         job = self._jobs.get(exec_id)
-        if job is None or not sees(by, job.exec.owner):
+        if job is None or not by.sees_of(job.exec.owner):
             raise errors.NotFound(f"no command {exec_id}", hint="exec_list shows the commands")
         return job
 
@@ -146,7 +146,7 @@ class Execs:
 
     def _same(self, exec_id: str, machine: Machine, wish: Wish, by: Actor) -> Job:
         job = self._jobs[exec_id]
-        if not sees(by, job.exec.owner):
+        if not by.sees_of(job.exec.owner):
             raise errors.AlreadyExists(f"a command {exec_id} already exists")
         if job.digest != wish.digest or job.exec.machine_id != machine.machine_id:
             raise errors.KeyReused(f"the id {exec_id} began another command")

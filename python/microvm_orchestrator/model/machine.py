@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from microvm_orchestrator.model.network import Place
 from microvm_orchestrator.model.values import Moment
 
 
@@ -50,6 +51,12 @@ class Machine(_Told):
     vcpus: int
     disk_mib: int | None = Field(default=None, description="size of its scratch disk, if any")
     accel: str
+    networks: list[Place] = Field(
+        default=[], description="its places in networks; the first is its eth0"
+    )
+    max_pids: int | None = Field(default=None, description="processes of its commands at a time")
+    max_disk_operations_s: int | None = Field(default=None, description="of each disk")
+    max_disk_bytes_s: int | None = Field(default=None, description="of each disk")
     cache: str | None = Field(
         default=None, description="the trust domain whose cache disk it gets while it runs"
     )
@@ -91,6 +98,9 @@ class MachineSnapshot(_Told):
     memory_mib: int
     vcpus: int
     disk_mib: int | None = None
+    networks: list[str] = Field(
+        default=[], description="ids of the networks it was in; what starts from it is in them too"
+    )
     pause_s: float = Field(default=0.0, description="how long the saved machine stood still")
     unique_mib: float = Field(default=0.0, description="what it takes on the disk by itself")
     created_at: Moment

@@ -22,6 +22,10 @@ class Actor:
     def sees(self, *, owner: str, labels: dict[str, str]) -> bool:
         return self.scope.sees(owner=owner, labels=labels, caller=self.name)
 
+    def sees_of(self, owner: str) -> bool:
+        """Whether they may know of what belongs to somebody, and of nobody else."""
+        return self.scope.everything or owner == self.name
+
 
 # The clock's own doings: leases that run out, tasks that fall due, rows past their age.
 SYSTEM = Actor(name="system", role=Role.ADMIN, via="clock", action="sweep")

@@ -14,7 +14,6 @@ from pydantic import Field
 from microvm_orchestrator import errors
 from microvm_orchestrator.execs.execs import Wish
 from microvm_orchestrator.machine.shell import Channel, Command, Terminal
-from microvm_orchestrator.machines import sees
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.exec import EXEC, Exec, ExecState, KeptExec
 from microvm_orchestrator.model.values import MAX_TEXT, Flag, Line, Moment
@@ -406,7 +405,7 @@ async def exec_list(service: Service, caller: Caller, request: ExecListRequest) 
     async def shown(record: Record) -> Exec | None:
         told = KeptExec.model_validate(record.body).exec
         fits = (
-            sees(by, told.owner)
+            by.sees_of(told.owner)
             and machine_id in {None, told.machine_id}
             and request.state in {None, told.state}
         )

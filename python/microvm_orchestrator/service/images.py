@@ -17,9 +17,12 @@ from microvm_orchestrator.images.build import ImageSpec, build
 from microvm_orchestrator.images.progress import Progress, Stage
 from microvm_orchestrator.images.runner import add
 from microvm_orchestrator.images.store import AnyImage, Image, RunnerImage, check_name
+from microvm_orchestrator.machine.ssh import our_key, read_line
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.operation import Operation
 from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.model.values import Line
+from microvm_orchestrator.runner import Ssh
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
 from microvm_orchestrator.service.service import Service, actor
@@ -58,6 +61,16 @@ class AddRunner(Request):
         description="the absolute path of a runner directory on this host, or what `nix build` "
         "takes, such as `/etc/nixos#nixosConfigurations.guest.config.microvm.declaredRunner`"
     )
+    ssh_user: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$")] | None = Field(
+        default=None,
+        description="the guest is reached by its own SSH server instead of our agent, as this "
+        "user; it has to let in the answer's `ssh_authorized_key`",
+    )
+    ssh_host_key: Line | None = Field(
+        default=None,
+        description="the guest's public host key, one line: no other is believed. By default the "
+        "first one that each machine shows is remembered until the machine is deleted",
+    )
     wait_s: WaitS = USUAL_WAIT_S
 
 
@@ -82,6 +95,16 @@ class ImageInfo(Answer):
     size_mib: float
     packages: dict[str, str] = Field(description="what it was made of, each with its version")
     runner: str | None = Field(default=None, description="the runner directory, if it is one")
+    ssh_user: str | None = Field(
+        default=None, description="who we log in as, where the guest is reached by its SSH server"
+    )
+    ssh_host_key: str | None = Field(
+        default=None,
+        description="by which it must answer; null where each machine's first one is remembered",
+    )
+    ssh_authorized_key: str | None = Field(
+        default=None, description="our public key, which that user's authorized_keys must have"
+    )
 
 
 class ImageList(Answer):
@@ -132,14 +155,27 @@ async def image_add(service: Service, caller: Caller, request: AddRunner) -> Ope
     operation's result is the image.
     """
     check_name(request.name)
+    ssh = _ssh(request)
 
     async def work(report: Report) -> JsonValue:
         await report(0.0, "looks at the runner")
-        image = await add(request.runner, service.host.images, request.name)
+        image = await add(request.runner, service.host.images, request.name, ssh)
         service.host.warm.look_again()
-        return _info(image).model_dump(mode="json")
+        return (await _described(service, image)).model_dump(mode="json")
 
     return await long_call(service, caller, "image_add", request.name, request.wait_s, work)
+
+
+def _ssh(request: AddRunner) -> Ssh | None:
+    """Raises: InvalidInput."""
+    key = request.ssh_host_key
+    if request.ssh_user is not None:
+        return Ssh(request.ssh_user, None if key is None else read_line(key))
+    if key is not None:
+        raise errors.InvalidInput(
+            "a host key is of no use without a user to log in as", hint="give ssh_user too"
+        )
+    return None
 
 
 async def built(service: Service, spec: ImageSpec, report: Report) -> Image:
@@ -189,14 +225,16 @@ async def image_list(service: Service, caller: Caller, request: NoImageFilter) -
     images = service.host.images
     found = await anyio.to_thread.run_sync(images.list)
     damaged = await anyio.to_thread.run_sync(images.damaged)
-    return ImageList(items=[_info(image) for image in found], damaged=damaged)
+    items = [await _described(service, image) for image in found]
+    return ImageList(items=items, damaged=damaged)
 
 
 @declare("image_get", "GET /v1/images/{image}", role=Role.VIEWER, effect=Effect.READ)
 async def image_get(service: Service, caller: Caller, request: ImageRef) -> ImageInfo:
     """Look at an image."""
     del caller
-    return _info(await anyio.to_thread.run_sync(service.host.images.get, request.image))
+    image = await anyio.to_thread.run_sync(service.host.images.get, request.image)
+    return await _described(service, image)
 
 
 @declare("image_verify", "GET /v1/images/{image}/verify", role=Role.OPERATOR, effect=Effect.READ)
@@ -233,7 +271,7 @@ async def image_remove(service: Service, caller: Caller, request: ImageRef) -> I
 async def _users(service: Service, digest: str, by: Actor) -> list[str]:
     """Name the machines and snapshots that need an image, as far as `by` sees them."""
     machines = await service.host.machines.visible(by)
-    snapshots = await service.host.machines.snapshots(by)
+    snapshots = await service.host.snapshots.visible(by)
     named = [machine.name or machine.machine_id for machine in machines if machine.image == digest]
     return named + [each.snapshot_id for each in snapshots if each.image == digest]
 
@@ -244,6 +282,15 @@ async def _digest(service: Service, reference: str) -> str:
     except errors.ImageDamaged:
         # It shall go all the same; no machine can be started from it.
         return reference
+
+
+async def _described(service: Service, image: AnyImage) -> ImageInfo:
+    """Tell of an image, and what its guest must let in to be reached."""
+    info = _info(image)
+    if info.ssh_user is None:
+        return info
+    key = await anyio.to_thread.run_sync(our_key, service.settings.state_dir)
+    return info.model_copy(update={"ssh_authorized_key": key.public})
 
 
 def _info(image: AnyImage) -> ImageInfo:
@@ -257,6 +304,8 @@ def _info(image: AnyImage) -> ImageInfo:
             size_mib=0.0,
             packages={},
             runner=image.manifest.path,
+            ssh_user=image.manifest.ssh and image.manifest.ssh.user,
+            ssh_host_key=image.manifest.ssh and image.manifest.ssh.host_key,
         )
     manifest = image.manifest
     return ImageInfo(

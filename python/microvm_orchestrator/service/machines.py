@@ -17,15 +17,16 @@ from pydantic import Field, JsonValue
 from microvm_orchestrator import errors
 from microvm_orchestrator.images.store import RunnerImage
 from microvm_orchestrator.machine import console
-from microvm_orchestrator.machine.base import STOP_GRACE_S, Accel
+from microvm_orchestrator.machine.base import STOP_GRACE_S, Accel, Limits
 from microvm_orchestrator.machine.shell import GuestUsage
-from microvm_orchestrator.machines import Wish, sees
+from microvm_orchestrator.machines import Wish
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.machine import MACHINE, Machine, MachineState
 from microvm_orchestrator.model.names import NAME_PATTERN
 from microvm_orchestrator.model.operation import Operation
 from microvm_orchestrator.model.records import Record
 from microvm_orchestrator.model.values import Flag, Name
+from microvm_orchestrator.networks import Attachment
 from microvm_orchestrator.service.caches import domain_of
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.idempotency import id_for
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.operations import Report
 
 MachineRef = Annotated[str, Field(min_length=1, max_length=100)]
+InNetwork = Annotated[str, Field(min_length=1, max_length=200)]
 _REFERENCE = "its name or id"
 # How often a console that is followed is looked at: the hypervisor writes it, not we.
 _LOOK_EVERY_S = 0.1
@@ -71,6 +73,20 @@ class DefineMachine(Request):
         default=None,
         description="the trust domain, such as a repository, whose cache disk it finds at /cache: "
         "what machines of the domain left there, one after another; a clone gets a copy of it",
+    )
+    networks: Annotated[list[InNetwork], Field(max_length=8)] = Field(
+        default=[],
+        description="networks it is in, as name or id: `lan`; with addresses that it has to have: "
+        "`lan=10.80.0.5` or `lan=10.80.0.5,fd80::5`; the first is its eth0",
+    )
+    max_pids: Annotated[int, Field(strict=True, ge=1, le=1 << 22)] | None = Field(
+        default=None, description="processes and threads that commands in it have at a time"
+    )
+    max_disk_operations_s: Annotated[int, Field(strict=True, ge=1)] | None = Field(
+        default=None, description="reads and writes of each of its disks by the second"
+    )
+    max_disk_bytes_s: Annotated[int, Field(strict=True, ge=512)] | None = Field(
+        default=None, description="read and written of each of its disks by the second"
     )
     accel: Accel = Field(default=Accel.AUTO, description="how guest code runs")
     idempotency_key: IdempotencyKey | None = None
@@ -173,6 +189,12 @@ async def machine_define(service: Service, caller: Caller, request: DefineMachin
         accel=request.accel,
         name=request.name,
         disk_mib=request.disk_mib,
+        networks=tuple(_attachment(text) for text in request.networks),
+        limits=Limits(
+            pids=request.max_pids,
+            disk_operations=request.max_disk_operations_s,
+            disk_bytes=request.max_disk_bytes_s,
+        ),
         cache=request.cache and domain_of(by, request.cache),
     )
     machine_id = id_for("m", by.name, request.idempotency_key)
@@ -183,8 +205,14 @@ async def machine_define(service: Service, caller: Caller, request: DefineMachin
     return await machines.define(wish, by, machine_id=machine_id)
 
 
+def _attachment(text: str) -> Attachment:
+    """Read NETWORK or NETWORK=ADDRESS,ADDRESS."""
+    network, equals, addresses = text.partition("=")
+    return Attachment(network, tuple(addresses.split(",")) if equals else ())
+
+
 def _same(machine: Machine, wish: Wish) -> Machine:
-    if all(getattr(machine, name) == value for name, value in dataclasses.asdict(wish).items()):
+    if wish.made(machine):
         return machine
     raise errors.KeyReused(f"this key made machine {machine.machine_id}, which is another one")
 
@@ -204,7 +232,7 @@ async def machine_list(
 
     async def shown(record: Record) -> Machine | None:
         machine = Machine.model_validate(record.body)
-        return machine if sees(by, machine.owner) and machine.state in wanted else None
+        return machine if by.sees_of(machine.owner) and machine.state in wanted else None
 
     wanted = request.state or list(MachineState)
     items, cursor = await page_of(service.store, MACHINE, request, by, shown)
@@ -291,6 +319,9 @@ async def machine_usage(service: Service, caller: Caller, request: NamedMachine)
     machines = service.host.machines
     machine = await machines.get(request.machine, actor(caller, "machine_usage"))
     usage = await machines.live(machine).usage()
+    carried = await service.host.networks.usage(machine)
+    if carried is not None:
+        usage = dataclasses.replace(usage, received_bytes=carried[0], sent_bytes=carried[1])
     return MachineUsage(machine_id=machine.machine_id, **dataclasses.asdict(usage))
 
 

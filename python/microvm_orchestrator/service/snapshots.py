@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.machines import sees
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.machine import SNAPSHOT, Machine, MachineSnapshot
 from microvm_orchestrator.model.operation import Operation
@@ -96,7 +95,7 @@ async def snapshot_create(service: Service, caller: Caller, request: CreateSnaps
 
     async def work(report: Report) -> JsonValue:
         await report(None, "saves memory and disk")
-        return (await machines.save(machine.machine_id, by)).model_dump(mode="json")
+        return (await service.host.snapshots.save(machine.machine_id, by)).model_dump(mode="json")
 
     return await long_call(
         service, caller, "snapshot_create", machine.machine_id, request.wait_s, work
@@ -106,7 +105,7 @@ async def snapshot_create(service: Service, caller: Caller, request: CreateSnaps
 @declare("snapshot_get", "GET /v1/snapshots/{snapshot_id}", role=Role.VIEWER, effect=Effect.READ)
 async def snapshot_get(service: Service, caller: Caller, request: NamedSnapshot) -> MachineSnapshot:
     """Look at a snapshot."""
-    return await service.host.machines.snapshot(request.snapshot_id, actor(caller, "snapshot_get"))
+    return await service.host.snapshots.get(request.snapshot_id, actor(caller, "snapshot_get"))
 
 
 @declare("snapshot_list", "GET /v1/snapshots", role=Role.VIEWER, effect=Effect.READ)
@@ -121,7 +120,7 @@ async def snapshot_list(
 
     async def shown(record: Record) -> MachineSnapshot | None:
         snapshot = MachineSnapshot.model_validate(record.body)
-        fits = sees(by, snapshot.owner) and wanted in {None, snapshot.machine_id}
+        fits = by.sees_of(snapshot.owner) and wanted in {None, snapshot.machine_id}
         return snapshot if fits else None
 
     items, cursor = await page_of(service.store, SNAPSHOT, request, by, shown)
@@ -145,12 +144,12 @@ async def _saved_id(service: Service, reference: str, by: Actor) -> str:
 async def snapshot_verify(service: Service, caller: Caller, request: VerifySnapshot) -> Operation:
     """Read all of a snapshot, and compare it with what was saved; a damaged one is an error."""
     by = actor(caller, "snapshot_verify")
-    machines = service.host.machines
-    snapshot = await machines.snapshot(request.snapshot_id, by)
+    snapshots = service.host.snapshots
+    snapshot = await snapshots.get(request.snapshot_id, by)
 
     async def work(report: Report) -> JsonValue:
         await report(None, "reads memory and disk")
-        await machines.verify(snapshot.snapshot_id, by)
+        await snapshots.verify(snapshot.snapshot_id, by)
         return snapshot.model_dump(mode="json")
 
     return await long_call(
@@ -168,7 +167,7 @@ async def snapshot_delete(
     service: Service, caller: Caller, request: NamedSnapshot
 ) -> SnapshotDeleted:
     """Delete a snapshot; machines that were started from it run on."""
-    await service.host.machines.forget(request.snapshot_id, actor(caller, "snapshot_delete"))
+    await service.host.snapshots.forget(request.snapshot_id, actor(caller, "snapshot_delete"))
     return SnapshotDeleted(snapshot_id=request.snapshot_id)
 
 
@@ -180,10 +179,10 @@ async def machine_branch(service: Service, caller: Caller, request: BranchMachin
     names the snapshot and the machines.
     """
     by = actor(caller, "machine_branch")
-    machines = service.host.machines
+    machines, snapshots = service.host.machines, service.host.snapshots
     saved = None
     try:
-        saved = await machines.snapshot(request.source, by)
+        saved = await snapshots.get(request.source, by)
         target = saved.snapshot_id
     except errors.NotFound:
         machine = await machines.get(request.source, by)
@@ -196,9 +195,9 @@ async def machine_branch(service: Service, caller: Caller, request: BranchMachin
     async def work(report: Report) -> JsonValue:
         if saved is None:
             await report(None, "saves memory and disk")
-        source = saved or await machines.save(target, by)
+        source = saved or await snapshots.save(target, by)
         await report(0.5, f"starts {len(names)}")
-        started = await machines.branch_all(source.snapshot_id, by, names)
+        started = await snapshots.branch_all(source.snapshot_id, by, names)
         answer = Branches(snapshot_id=source.snapshot_id, machines=started)
         return answer.model_dump(mode="json")
 

@@ -1,0 +1,165 @@
+"""Saved machines of this host, and machines that start where one was saved.
+
+That there will be a snapshot is stored before it is made, so a daemon that ends in between leaves
+none that nobody knows of. Above are the services; below, the machines and the hypervisor that saves
+and clones them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+
+import anyio
+from pydantic import JsonValue
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine import base
+from microvm_orchestrator.machines import LAST_WORD_S, Machines, Wish
+from microvm_orchestrator.model.machine import SNAPSHOT, Machine, MachineSnapshot, SnapshotState
+from microvm_orchestrator.model.names import new_id
+from microvm_orchestrator.model.records import SYSTEM, Actor, Record
+from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.networks import Attachment
+from microvm_orchestrator.store.base import Store, Tell
+from microvm_orchestrator.store.every import every_record
+from microvm_orchestrator.store.questions import RecordById
+from microvm_orchestrator.together import together
+
+
+class Snapshots:
+    """The snapshots of one daemon."""
+
+    def __init__(self, store: Store, hypervisor: base.Hypervisor, machines: Machines) -> None:
+        self._store = store
+        self._hypervisor = hypervisor
+        self._machines = machines
+
+    async def reconcile(self) -> None:
+        """Drop what a daemon was saving when it ended; the hypervisor knows no half of one."""
+        for snapshot in await self.visible(SYSTEM):
+            if snapshot.state is SnapshotState.SAVING:
+                await self._drop(snapshot.snapshot_id, SYSTEM)
+
+    async def save(self, reference: str, by: Actor) -> MachineSnapshot:
+        """Save a running machine, which goes on. Raises: NotFound, StateForbids, MachineFailed."""
+        machine = await self._machines.get(reference, by)
+        async with self._machines.turn(machine.machine_id):
+            running = self._machines.live(await self._machines.get(machine.machine_id, by))
+            return await self._save(machine, running, by)
+
+    async def _save(self, machine: Machine, running: base.Machine, by: Actor) -> MachineSnapshot:
+        """Write down that there will be a snapshot, make it, and write down what came of it."""
+        snapshot = MachineSnapshot(
+            snapshot_id=new_id("s"),
+            state=SnapshotState.SAVING,
+            machine_id=machine.machine_id,
+            owner=by.name,
+            image=machine.image,
+            memory_mib=machine.memory_mib,
+            vcpus=machine.vcpus,
+            disk_mib=machine.disk_mib,
+            networks=[place.network_id for place in machine.networks],
+            created_at=moment(await self._store.now()),
+        )
+        told: dict[str, JsonValue] = {"machine_id": machine.machine_id}
+        tell = Tell("saving", told, audited=False)
+        await self._store.save(_record_of(snapshot), by, expect=0, tell=tell)
+        try:
+            saved = await running.save(snapshot.snapshot_id)
+            done = {"pause_s": saved.pause_s, "unique_mib": saved.unique_mib}
+            snapshot = snapshot.model_copy(update={"state": SnapshotState.READY, **done})
+            tell = Tell("saved", {**told, **done}, audited=False)
+            await self._store.save(_record_of(snapshot), by, tell=tell)
+        except BaseException:
+            with anyio.move_on_after(LAST_WORD_S, shield=True):
+                await self._drop(snapshot.snapshot_id, SYSTEM)
+            raise
+        return snapshot
+
+    async def _drop(self, snapshot_id: str, by: Actor) -> None:
+        await self._hypervisor.forget(snapshot_id)
+        await self._store.erase(SNAPSHOT, snapshot_id, by)
+
+    async def get(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
+        """Raises: NotFound."""
+        record = await self._store.query(RecordById(SNAPSHOT, snapshot_id), by)
+        if record is not None:
+            snapshot = MachineSnapshot.model_validate(record.body)
+            if by.sees_of(snapshot.owner):
+                return snapshot
+        raise errors.NotFound(f"no snapshot {snapshot_id}", hint="snapshot_list shows them")
+
+    async def _ready(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
+        snapshot = await self.get(snapshot_id, by)
+        if snapshot.state is not SnapshotState.READY:
+            raise errors.StateForbids(f"snapshot {snapshot_id} is {snapshot.state}")
+        return snapshot
+
+    async def visible(self, by: Actor) -> list[MachineSnapshot]:
+        records = await every_record(self._store, SNAPSHOT, by)
+        found = [MachineSnapshot.model_validate(record.body) for record in records]
+        return [snapshot for snapshot in found if by.sees_of(snapshot.owner)]
+
+    async def branch(self, snapshot_id: str, by: Actor, *, name: str | None = None) -> Machine:
+        """Start a machine where a saved one stood. Raises: as `start`."""
+        snapshot = await self._ready(snapshot_id, by)
+        saved = await self._hypervisor.find_snapshot(snapshot_id)
+        if saved is None:
+            raise errors.NotFound(f"the files of snapshot {snapshot_id} are gone")
+        wish = Wish(
+            snapshot.image,
+            snapshot.memory_mib,
+            snapshot.vcpus,
+            saved.spec.accel,
+            name=name,
+            disk_mib=snapshot.disk_mib,
+            networks=tuple(Attachment(network_id) for network_id in snapshot.networks),
+            limits=saved.spec.limits,
+        )
+        machine = await self._machines.define(wish, by, snapshot_id=snapshot_id)
+        try:
+            return await self._machines.start(machine.machine_id, by)
+        except BaseException:
+            with anyio.move_on_after(LAST_WORD_S, shield=True):
+                await self._machines.delete(machine.machine_id, SYSTEM)
+            raise
+
+    async def branch_all(
+        self, snapshot_id: str, by: Actor, names: Sequence[str | None]
+    ) -> list[Machine]:
+        """Start as many machines where one was saved: all, or none. Raises: as `branch`."""
+        started: dict[int, Machine] = {}
+
+        async def start(number: int, name: str | None) -> None:
+            started[number] = await self.branch(snapshot_id, by, name=name)
+
+        try:
+            await together([partial(start, *each) for each in enumerate(names)])
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                for machine in started.values():
+                    await self._take_away(machine.machine_id)
+            raise
+        return [started[number] for number in range(len(names))]
+
+    async def _take_away(self, machine_id: str) -> None:
+        with contextlib.suppress(errors.NotFound, errors.StateForbids):
+            await self._machines.kill(machine_id, SYSTEM)
+        with contextlib.suppress(errors.NotFound):
+            await self._machines.delete(machine_id, SYSTEM)
+
+    async def verify(self, snapshot_id: str, by: Actor) -> None:
+        """Read all of a snapshot, and compare. Raises: NotFound, SnapshotDamaged."""
+        await self._ready(snapshot_id, by)
+        await self._hypervisor.verify(snapshot_id)
+
+    async def forget(self, snapshot_id: str, by: Actor) -> None:
+        """Remove a snapshot; machines that were started from it go on. Raises: NotFound."""
+        await self._ready(snapshot_id, by)
+        await self._drop(snapshot_id, by)
+
+
+def _record_of(snapshot: MachineSnapshot) -> Record:
+    return Record(SNAPSHOT, snapshot.snapshot_id, snapshot.model_dump(mode="json"))
