@@ -31,10 +31,10 @@ CHUNK = 1 << 16
 def main(words: list[str]) -> int:
     kernel = words[words.index("--cmdline") + 1]
     agent = Path("agent")
-    guest = fake_qemu.Guest(kernel, _listen(agent).detach(), 1)
+    guest = fake_qemu.Guest(kernel, listen(agent).detach(), 1)
     Path(SOCKET).unlink(missing_ok=True)
     guest.boot()
-    with _listen(Path(SOCKET)) as front:
+    with listen(Path(SOCKET)) as front:
         while True:
             ready, _, _ = select.select([front, guest.handle], [], [])
             if guest.handle in ready:
@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
             threading.Thread(target=_serve, args=(host, agent), daemon=True).start()
 
 
-def _listen(path: Path) -> socket.socket:
+def listen(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
@@ -52,17 +52,18 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
+def asked(host: socket.socket) -> bytes:
+    """Read which port is wanted; what comes behind it is for who listens there."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := host.recv(1)):
+        line += byte
+    return line
+
+
 def _serve(host: socket.socket, agent: Path) -> None:
-    asked = b""
-    while not asked.endswith(b"\n"):
-        byte = host.recv(1)
-        if not byte:
-            host.close()
-            return
-        asked += byte
     guest = socket.socket(socket.AF_UNIX)
     try:
-        if asked != PORT:
+        if asked(host) != PORT:
             raise ConnectionRefusedError
         guest.connect(str(agent))
     except OSError:  # nobody listens at that port

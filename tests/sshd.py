@@ -53,7 +53,7 @@ class Sshd:
 
     @property
     def login(self) -> Login:
-        return Login(getpass.getuser(), self.keys.client, (self.keys.host.public,))
+        return Login(login_name(), self.keys.client, (self.keys.host.public,))
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[ByteStream]:
@@ -91,6 +91,11 @@ class Sshd:
         with anyio.fail_after(within_s):
             async with self.connect() as stream, open_ssh(stream, self.login) as shell:
                 yield shell
+
+
+def login_name() -> str:
+    """Name who may log in: a server that root did not start serves its own user."""
+    return getpass.getuser()
 
 
 def set_up_sshd(folder: Path, more: str = "", env: str = "") -> Sshd:

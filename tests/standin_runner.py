@@ -109,9 +109,9 @@ def kernel_words(spec: MachineSpec, tsc_khz: int) -> str:
     return f"{spec.parts.cmdline} nokaslr tsc_early_khz={tsc_khz} tsc=reliable".strip()
 
 
-def foreign_command(*words: str) -> list[str]:
+def foreign_command(*words: str, program: Path = _FOREIGN) -> list[str]:
     """Write the command of what stands in for a hypervisor in user space."""
-    return [sys.executable, "-I", "-S", str(_FOREIGN), *words]
+    return [sys.executable, "-I", "-S", str(program), *words]
 
 
 def runner_rig(state_dir: Path, image: Boot, tsc_khz: int) -> Rig:

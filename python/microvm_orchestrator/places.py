@@ -30,6 +30,8 @@ IMAGE_CACHE = "image-cache"
 # Trees on their way into a machine or out of one.
 TRANSFERS = "transfers"
 CACHES = "caches"
+# Our key for machines that have an SSH server instead of our agent.
+SSH = "ssh"
 
 SYSTEM_STATE = Path("/var/lib") / NAME
 SYSTEM_SOCKET = Path("/run") / NAME / "socket"

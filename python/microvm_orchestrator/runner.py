@@ -40,6 +40,16 @@ _HYPERVISOR = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True)
+class Ssh:
+    """How a guest is reached that has an SSH server, and nothing of ours."""
+
+    # Who we log in as.
+    user: str
+    # The line of its public host key; None where the first one that a machine shows is remembered.
+    host_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Runner:
     """A runner directory, as far as it matters to those who start it."""
 
@@ -60,6 +70,8 @@ class Runner:
     taps: tuple[str, ...] = ()
     macvtaps: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()
+    # Not told by the directory, but by who took it in; None where our agent answers.
+    ssh: Ssh | None = None
 
 
 def read(path: Path) -> Runner:

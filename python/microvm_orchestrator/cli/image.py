@@ -62,6 +62,7 @@ def build(
     app,
     "add",
     example="image add slot /var/lib/microvms/slot/current\n"
+    "image add slot /var/lib/microvms/slot/current --ssh-user root\n"
     "image add slot /etc/nixos#nixosConfigurations.slot.config.microvm.declaredRunner",
 )
 def add(
@@ -74,13 +75,36 @@ def add(
             help="The absolute path of a runner directory, or what nix build takes.",
         ),
     ],
+    ssh_user: Annotated[
+        str | None,
+        typer.Option(
+            "--ssh-user",
+            metavar="USER",
+            help="Reach the guest by its own SSH server, as this user, instead of our agent.",
+        ),
+    ] = None,
+    ssh_host_key: Annotated[
+        str | None,
+        typer.Option(
+            "--ssh-host-key",
+            metavar="LINE",
+            help="Its public host key. By default each machine's first one is remembered.",
+        ),
+    ] = None,
     wait_s: WaitS = None,
 ) -> int:
     """Take a runner directory of microvm.nix in as an image; Nix builds it first if need be.
 
-    Machines of it are started by the directory's own script.
+    Machines of it are started by the directory's own script. A guest that is reached by SSH has to
+    let in the key that is shown as ssh_authorized_key.
     """
-    return follow(here, "image_add", {"name": name, "runner": runner}, wait_s, _show)
+    given = {
+        "name": name,
+        "runner": runner,
+        "ssh_user": ssh_user,
+        "ssh_host_key": ssh_host_key,
+    }
+    return follow(here, "image_add", given, wait_s, _show)
 
 
 @command(app, "list", example="image list")

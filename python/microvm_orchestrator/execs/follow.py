@@ -83,13 +83,18 @@ class Follower:
         asked = shell.guest
         try:
             async with shell.stream(
-                command, exec_id=self._exec_id, stdin=bool(stdin) or more, keep=True
+                command,
+                exec_id=self._exec_id,
+                stdin=bool(stdin) or more,
+                keep=_finds_again(asked),
             ) as process:
                 self._fed = not stdin
                 feed = partial(self._feed, process, stdin, more=more)
                 async with beside(*([feed] if stdin else [])):
                     return await self._listen(process)
         except errors.UnknownOutcome:
+            if not _finds_again(asked):
+                raise
             return await self._found_again(asked)
 
     async def _reached(self) -> Shell:
@@ -162,3 +167,8 @@ class Follower:
                 self._unheard = 0
                 self._on_heard()
         return await process.wait()
+
+
+def _finds_again(guest: Guest) -> bool:
+    """Tell whether a command outlives its connection there."""
+    return "attach" in guest.verbs

@@ -75,7 +75,12 @@ class _Document(_Part):
 
     def written(self) -> bytes:
         """Write it in the one form that has its digest."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+        document = self.model_dump(mode="json", exclude=self._unsaid())
+        return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+    def _unsaid(self) -> set[str]:
+        """Name what is left out, so that what never had it keeps its digest."""
+        return set()
 
 
 class Manifest(_Document):
@@ -99,6 +104,14 @@ class Manifest(_Document):
         return sum(file.bytes for file in self.files())
 
 
+class SshLogin(_Part):
+    """How the guest of a runner is reached that has an SSH server instead of our agent."""
+
+    user: str
+    # Where none is given, each machine's first one is remembered.
+    host_key: str | None
+
+
 class RunnerManifest(_Document):
     """An image that is a runner directory somewhere else; nothing of it is copied."""
 
@@ -111,6 +124,10 @@ class RunnerManifest(_Document):
     # What the guest has, where that can be told.
     memory_mib: int | None
     vcpus: int | None
+    ssh: SshLogin | None = None
+
+    def _unsaid(self) -> set[str]:
+        return set() if self.ssh else {"ssh"}
 
 
 AnyManifest = Annotated[Manifest | RunnerManifest, Field(discriminator="kind")]

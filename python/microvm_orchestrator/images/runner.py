@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from microvm_orchestrator import errors, proc
-from microvm_orchestrator.images.manifest import RunnerManifest
+from microvm_orchestrator.images.manifest import RunnerManifest, SshLogin
 from microvm_orchestrator.images.store import RunnerImage, check_name
-from microvm_orchestrator.runner import Runner, read
+from microvm_orchestrator.runner import Runner, Ssh, read
 
 if TYPE_CHECKING:
     from microvm_orchestrator.images.store import ImageStore
@@ -30,7 +31,7 @@ _ROOT_S = 60.0
 _FEATURES = ("--extra-experimental-features", "nix-command flakes")
 
 
-async def add(reference: str, store: ImageStore, name: str) -> RunnerImage:
+async def add(reference: str, store: ImageStore, name: str, ssh: Ssh | None = None) -> RunnerImage:
     """Make an image of a runner directory, or of what Nix builds by an installable's name.
 
     Raises: InvalidInput, CommandFailed.
@@ -39,7 +40,7 @@ async def add(reference: str, store: ImageStore, name: str) -> RunnerImage:
     path = Path(reference)
     if not (path.is_absolute() and await anyio.to_thread.run_sync(path.is_dir)):
         path = await _built(reference)
-    found = await anyio.to_thread.run_sync(read, path)
+    found = replace(await anyio.to_thread.run_sync(read, path), ssh=ssh)
     image = await anyio.to_thread.run_sync(_published, found, store)
     if found.path.is_relative_to(_nix_store()) and shutil.which("nix-store"):
         root = image.folder / ROOT
@@ -63,7 +64,8 @@ def bootable(image: RunnerImage) -> Runner:
         raise errors.ImageDamaged(
             f"the runner directory {manifest.path} is not what it was", hint="add it anew"
         )
-    return found
+    login = manifest.ssh
+    return found if login is None else replace(found, ssh=Ssh(login.user, login.host_key))
 
 
 def _nix_store() -> Path:
@@ -78,6 +80,7 @@ def _published(found: Runner, store: ImageStore) -> RunnerImage:
         runner=found.digest,
         memory_mib=found.memory_mib,
         vcpus=found.vcpus,
+        ssh=found.ssh and SshLogin(user=found.ssh.user, host_key=found.ssh.host_key),
     )
     with store.new_folder() as folder:
         return store.publish(folder, manifest)

@@ -15,10 +15,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import anyio
+import anyio.to_thread
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine import console, ending
@@ -35,7 +37,9 @@ from microvm_orchestrator.machine.channel import open_shell
 from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.qemu.host import killed_for_memory, leave_group
 from microvm_orchestrator.machine.shell import Identity, Interface
+from microvm_orchestrator.machine.ssh import login_of, open_ssh
 from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.runner import Runner
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream, TaskGroup, TaskStatus
@@ -44,15 +48,18 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.qemu.host import Host
     from microvm_orchestrator.machine.record import Made
     from microvm_orchestrator.machine.shell import GuestUsage, Shell
+    from microvm_orchestrator.runner import Ssh
 
 # A hypervisor that ends lets go of what it holds first, and of the process after.
 LAST_WORDS_S = 1.0
-# Between two tries to reach an agent that hung up; an agent that restarts needs as long.
+# Between two tries to reach an agent that hung up; an agent that restarts needs as long. So does a
+# guest to see that a port was closed, and not only opened again.
 _AGAIN_S = 1.0
 # An agent that was hung up is there again in a moment, also on a busy host.
 _REACH_S = 30.0
-# One that breaks the rules each time is tried more and more seldom.
+# One that breaks the rules each time, or lets us not in, is tried more and more seldom.
 _SELDOM_S = 10.0
+_SELDOM = (errors.ProtocolBroken, errors.HostKeyWrong, errors.GuestRefused)
 # What a guest reports is for people and the journal: it is heard no faster, and no longer.
 _REPORT_EVERY_S = 0.25
 _REPORT_CHARS = 200
@@ -95,6 +102,8 @@ class LivingMachine(ABC):
         self._resident = resident
         self._group: TaskGroup | None = None
         self._shell: Shell | None = None
+        # Why there is none, as far as that is known.
+        self._unreached: errors.OrchestratorError | None = None
         self._reached = anyio.Event()
         self._hung_up = anyio.Event()
         self._changed = anyio.Event()
@@ -130,13 +139,22 @@ class LivingMachine(ABC):
         """The way into the guest. Raises: StateForbids, MachineUnreachable."""
         self._check()
         if self._shell is None:
-            raise errors.MachineUnreachable(f"the agent in machine {self.machine_id} is not there")
+            who = "agent" if self.ssh is None else "SSH server"
+            raise errors.MachineUnreachable(
+                f"the {who} in machine {self.machine_id} is not there{self._why_unreached()}",
+                hint=self._unreached and self._unreached.hint,
+            )
         return self._shell
+
+    @property
+    def ssh(self) -> Ssh | None:
+        """How its guest is reached, where that is not by our agent."""
+        return self.spec.boot.ssh if isinstance(self.spec.boot, Runner) else None
 
     async def reached(self) -> Shell:
         """Wait for the way into the guest. Raises: StateForbids, MachineUnreachable."""
         with anyio.move_on_after(_REACH_S):
-            while self._shell is None:
+            while self._shell is None and not isinstance(self._unreached, errors.HostKeyWrong):
                 self._check()
                 await self._reached.wait()
         return self.shell
@@ -213,6 +231,31 @@ class LivingMachine(ABC):
             raise errors.StateForbids(f"machine {self.machine_id} is {self.state}")
         await self._group.start(self._begin_shell, greeting_s)
         return self.shell
+
+    async def reach_booting(
+        self, try_s: float, again_s: float, may_mend: tuple[type[errors.OrchestratorError], ...]
+    ) -> None:
+        """Try to reach the guest until it answers; whoever calls sets the deadline.
+
+        Raises: what does not mend while a guest boots.
+        """
+        while True:
+            try:
+                await self.reach(try_s)
+            except may_mend as error:
+                self._unreached = error
+                await anyio.sleep(again_s)
+            else:
+                return
+
+    async def reach_by_ssh(self) -> None:
+        """Try to log in until the server lets us; whoever calls sets the deadline.
+
+        It may break off while the guest makes its keys, and let nobody in while it boots.
+        Raises: HostKeyWrong.
+        """
+        may_mend = (errors.MachineUnreachable, errors.ProtocolBroken, errors.GuestRefused)
+        await self.reach_booting(GREETING_S, _AGAIN_S, may_mend)
 
     def reach_later(self) -> None:
         """Begin to keep a connection to the agent, whenever it answers."""
@@ -307,7 +350,9 @@ class LivingMachine(ABC):
                 task_status.started()
                 await anyio.sleep_forever()
         except TimeoutError:
-            self._failure = errors.MachineUnreachable(f"it was not ready within {limit_s:g} s")
+            self._failure = errors.MachineUnreachable(
+                f"it was not ready within {limit_s:g} s{self._why_unreached()}"
+            )
         except errors.OrchestratorError as error:
             self._failure = error
             # A hypervisor that ends lets go of us first. How it ends says more than that it did.
@@ -330,7 +375,7 @@ class LivingMachine(ABC):
         except errors.OrchestratorError as error:
             if not answered.is_set():
                 raise
-            self._log.info("agent_not_there", why=error.message)
+            self._not_there(error)
         await self._keep_shell()
 
     async def _keep_shell(self) -> None:
@@ -340,17 +385,16 @@ class LivingMachine(ABC):
             try:
                 await self._talk(GREETING_S, lambda: None)
             except errors.OrchestratorError as error:
-                self._log.info("agent_not_there", why=error.message)
-                if not isinstance(error, errors.ProtocolBroken):
+                self._not_there(error)
+                if not isinstance(error, _SELDOM):
                     again_s = _AGAIN_S
             await anyio.sleep(again_s)
             again_s = min(2 * again_s, _SELDOM_S)
 
     async def _talk(self, greeting_s: float, on_answer: Callable[[], None]) -> None:
         """Hold one connection to the agent until it breaks."""
-        stream = await self._call()
-        async with open_shell(stream, greeting_s=greeting_s) as shell:
-            self._shell = shell
+        async with await self._open(greeting_s) as shell:
+            self._shell, self._unreached = shell, None
             self._reached.set()
             try:
                 on_answer()
@@ -366,7 +410,30 @@ class LivingMachine(ABC):
                 self._hung_up.set()
                 self._hung_up = anyio.Event()
 
+    async def _open(self, greeting_s: float) -> AbstractAsyncContextManager[Shell]:
+        """Connect to who answers in the guest. Raises: MachineUnreachable, Unavailable."""
+        if self.ssh is None:
+            return open_shell(await self._call(), greeting_s=greeting_s)
+        find = partial(
+            login_of,
+            self.host.state_dir,
+            self.record.folder,
+            self.ssh,
+            boots=self.state is MachineState.BOOTING,
+        )
+        login = await anyio.to_thread.run_sync(find)
+        return open_ssh(await self._call(), login, greeting_s=greeting_s)
+
+    def _not_there(self, error: errors.OrchestratorError) -> None:
+        self._unreached = error
+        self._reached.set()
+        self._reached = anyio.Event()
+        self._log.info("agent_not_there", why=error.message)
+
     # Steps.
+
+    def _why_unreached(self) -> str:
+        return f": {self._unreached.message}" if self._unreached else ""
 
     def _check(self) -> None:
         if self.state.ended:
@@ -378,9 +445,10 @@ class LivingMachine(ABC):
         if self.state is MachineState.PAUSED:
             await self.resume()  # a guest that stands still cannot power off
         if self._shell is not None:
-            await self._shell.shutdown(grace_s=grace_s / 2)
-        else:
-            await self._press_power()
+            with suppress(errors.NotOffered):
+                await self._shell.shutdown(grace_s=grace_s / 2)
+                return
+        await self._press_power()
 
     async def _end(self, reason: str) -> None:
         if self.state.ended:

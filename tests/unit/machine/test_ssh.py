@@ -393,12 +393,18 @@ async def test_commands_get_a_session_where_the_server_gives_none(tmp_path: Path
         assert (await shell.exec(sh("exit 7"))).exit == Exit(7)
 
 
+async def test_a_guest_reports_nothing_until_its_connection_ends(server: Sshd) -> None:
+    async with server.shell() as shell:
+        server.processes[0].kill()
+        assert [event async for event in shell.events()] == []
+        with pytest.raises(errors.MachineUnreachable, match="has ended"):
+            await shell.ping()
+
+
 async def test_what_ssh_lacks_is_refused_by_name(server: Sshd) -> None:
     async with server.shell() as shell:
         with pytest.raises(errors.NotOffered):
             await shell.fresh(Identity(hostname="other"))
-        with pytest.raises(errors.NotOffered):
-            await anext(shell.events())
         for name in ("-x", "a=b"):
             with pytest.raises(errors.NotOffered):
                 await shell.exec(Command([name]))

@@ -1,9 +1,9 @@
 """A machine of any other hypervisor than QEMU, as far as its process and its guest go.
 
-The agent is reached by vsock. Hypervisors in user space (cloud-hypervisor, firecracker) offer that
-as a unix socket in the folder they run in: who connects names a port first. Of the hypervisor's own
-ways to control it we use none, so its machines can be started, reached, stopped and killed, and
-nothing more.
+The agent, or the SSH server of who has none, is reached by vsock. Hypervisors in user space
+(cloud-hypervisor, firecracker) offer that as a unix socket in the folder they run in: who connects
+names a port first. Of the hypervisor's own ways to control it we use none, so its machines can be
+started, reached, stopped and killed, and nothing more.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Where microvm.nix lets the hypervisor listen, and on which port our agent is in the guest.
 SOCKET = "notify.vsock"
 AGENT_PORT = 1024
+# Where systemd lets sshd listen, and everybody who goes by it.
+SSH_PORT = 22
 # The answer is the number of our own port, and comes at once or not at all.
 _ANSWER_S = 5.0
 _MAX_ANSWER = 32
@@ -53,15 +55,9 @@ class ForeignMachine(LivingMachine):
     async def save(self, snapshot_id: str) -> Snapshot:
         self._refuse(f"it cannot be saved as {snapshot_id}")
 
-    async def reach_booting(self) -> None:
+    async def reach_agent(self) -> None:
         """Try to reach the agent until it is there; whoever calls sets the deadline."""
-        while True:
-            try:
-                await self.reach(_ANSWER_S)
-            except errors.MachineUnreachable:
-                await anyio.sleep(_AGAIN_S)
-            else:
-                return
+        await self.reach_booting(_ANSWER_S, _AGAIN_S, (errors.MachineUnreachable,))
 
     @asynccontextmanager
     async def _controlled(self, group: TaskGroup) -> AsyncGenerator[None]:  # noqa: ARG002 # there is nothing to follow
@@ -74,7 +70,7 @@ class ForeignMachine(LivingMachine):
             raise errors.MachineUnreachable(f"there is no vsock: {error.strerror}") from error
         try:
             with anyio.fail_after(_ANSWER_S):
-                await _name_port(stream)
+                await _name_port(stream, AGENT_PORT if self.ssh is None else SSH_PORT)
         except BaseException as error:
             await stream.aclose()
             if isinstance(error, TimeoutError | anyio.EndOfStream | anyio.BrokenResourceError):
@@ -103,8 +99,8 @@ class ForeignMachine(LivingMachine):
         )
 
 
-async def _name_port(stream: UNIXSocketStream) -> None:
-    await stream.send(b"CONNECT %d\n" % AGENT_PORT)
+async def _name_port(stream: UNIXSocketStream, port: int) -> None:
+    await stream.send(b"CONNECT %d\n" % port)
     answer = b""
     # Byte by byte: what comes behind the line is the agent's.
     while not answer.endswith(b"\n") and len(answer) < _MAX_ANSWER:

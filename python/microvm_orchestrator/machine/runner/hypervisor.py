@@ -68,9 +68,14 @@ class Runners(Keeper[LivingMachine]):
             await machine.enter(MachineState.BOOTING)
             if isinstance(machine, RunnerQemu):
                 await machine.take_console()
+            if machine.ssh is not None:
+                # Who the guest is remains its own business.
+                await machine.reach_by_ssh()
+                return
+            if isinstance(machine, ForeignMachine):
+                await machine.reach_agent()
+            else:
                 await machine.reach(spec.boot_timeout_s)
-            elif isinstance(machine, ForeignMachine):
-                await machine.reach_booting()
             await machine.shell.fresh(identity(spec))
 
         return await self._make(spec, accel, begin, prepare)

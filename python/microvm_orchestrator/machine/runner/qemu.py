@@ -1,9 +1,10 @@
 """A QEMU that a runner's script has become: reached by what we add to its command line.
 
 What the runner itself says of monitors is left alone: its socket serves one client at a time, and
-belongs to the programs the runner comes with. We add a monitor of our own, the agent's port and the
-machine's links, each an open socket that the script hands on. The console is the process's standard
-output; once the monitor is there, it becomes a socket with a log, as that of any QEMU of ours.
+belongs to the programs the runner comes with. We add a monitor of our own, a port for the agent or
+for an SSH server, and the machine's links, each an open socket that the script hands on. The
+console is the process's standard output; once the monitor is there, it becomes a socket with a log,
+as that of any QEMU of ours.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.qemu.terminal import Terminal
     from microvm_orchestrator.machine.record import Record
 
+# By this name a guest knows the port at which its SSH server is wanted.
+SSH_PORT = "ssh"
 # What a runner calls its console; ours begin so that they are nobody else's.
 _CONSOLE = "stdio"
 _OURS = "orchestrator"
@@ -37,7 +40,9 @@ _OURS = "orchestrator"
 
 def words(spec: MachineSpec, accel: Accel, record: Record, given: Handover) -> list[str]:
     """Write what is added to the command line."""
-    bus = start.runner_of(spec).bus
+    runner = start.runner_of(spec)
+    bus = runner.bus
+    port = AGENT_PORT if runner.ssh is None else SSH_PORT
     # fmt: off
     added = [
         "-name", f"guest={spec.machine_id}",
@@ -46,7 +51,7 @@ def words(spec: MachineSpec, accel: Accel, record: Record, given: Handover) -> l
         "-device", f"virtio-serial-{bus},id={_OURS}-serial",
         "-chardev", _served("agent", given.listen(record.agent)),
         "-device",
-        f"virtserialport,bus={_OURS}-serial.0,chardev={_OURS}-agent,name={AGENT_PORT}",
+        f"virtserialport,bus={_OURS}-serial.0,chardev={_OURS}-agent,name={port}",
     ]
     # fmt: on
     if accel is Accel.TCG:

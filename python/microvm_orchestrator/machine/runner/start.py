@@ -62,6 +62,12 @@ def check(spec: MachineSpec, taps: Path) -> None:
         )
     elif spec.links:
         raise errors.NotOffered(f"a machine run by {runner.hypervisor} has no links of ours")
+    if runner.ssh is not None and spec.links:
+        raise errors.NotOffered(
+            "a guest that is reached by SSH is given no addresses, so a machine of it has no links"
+            " of ours",
+            hint="its own interfaces work as they are; one with our agent in it can have links",
+        )
     if spec.disks:
         raise errors.NotOffered("a runner brings its own disks; further ones cannot be added")
     if spec.limits != NO_LIMITS:

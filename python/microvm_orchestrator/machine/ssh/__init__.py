@@ -3,7 +3,8 @@
 `open_ssh` meets the guest's own SSH server and gives the `Shell`. Below it `link` owns the
 connection, `line` one channel on it, `carrier` the stream that carries both; `script` writes what
 the login shell of the guest reads, and `jobs`, `files`, `trees` and `tunnels` say what the verbs
-mean. `keys` makes who we are and whom we must meet. All of it lives as long as the connection.
+mean. `keys` makes who we are and whom we must meet, `known` remembers it for a foreign image. All
+else lives as long as the connection.
 
 What needs something of ours in the guest is not offered: commands that outlive a connection, new
 identities, reports. `Guest.verbs` tells.
@@ -12,6 +13,23 @@ identities, reports. `Guest.verbs` tells.
 from __future__ import annotations
 
 from microvm_orchestrator.machine.ssh.connection import Login, open_ssh
-from microvm_orchestrator.machine.ssh.keys import KeyPair, MachineKeys, fingerprint, keep_keys
+from microvm_orchestrator.machine.ssh.keys import (
+    KeyPair,
+    MachineKeys,
+    fingerprint,
+    keep_keys,
+    read_line,
+)
+from microvm_orchestrator.machine.ssh.known import login_of, our_key
 
-__all__ = ["KeyPair", "Login", "MachineKeys", "fingerprint", "keep_keys", "open_ssh"]
+__all__ = [
+    "KeyPair",
+    "Login",
+    "MachineKeys",
+    "fingerprint",
+    "keep_keys",
+    "login_of",
+    "open_ssh",
+    "our_key",
+    "read_line",
+]

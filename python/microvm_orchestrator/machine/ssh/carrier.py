@@ -3,6 +3,8 @@
 So a guest is reached through TCP, a forwarded port of our agent, vsock or a unix socket alike. One
 task reads, another writes. asyncssh asks nobody before it writes, so a guest that does not read is
 not read from either, and who sends much waits for `room`: nothing here grows with what it does.
+Nothing is said before the server has begun: what is said into a port while one server leaves it and
+the next one comes is lost, and both would wait for ever.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Carrier(asyncio.Transport):
         self._waiting = bytearray()
         self._closed = False
         self._begun = anyio.Event()
+        self._heard = anyio.Event()
         self._ended = anyio.Event()
         self._wake = anyio.Event()
         self._taken = anyio.Event()
@@ -96,6 +99,7 @@ class Carrier(asyncio.Transport):
     def close(self) -> None:
         self._closed = True
         self._begun.set()
+        self._heard.set()
         self._ended.set()
         self._wake.set()
         self._taken = renewed(self._taken)
@@ -109,6 +113,7 @@ class Carrier(asyncio.Transport):
         try:
             while not self._closed:
                 data = await self._stream.receive(_READ_BYTES)
+                self._heard.set()
                 if self._protocol and data:
                     self._protocol.data_received(data)
                 while len(self._waiting) > _DEAF and not self._closed:
@@ -117,6 +122,7 @@ class Carrier(asyncio.Transport):
             self._lost()
 
     async def _write(self) -> None:
+        await self._heard.wait()
         try:
             while not self._closed:
                 if not self._waiting:

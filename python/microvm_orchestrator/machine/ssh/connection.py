@@ -1,9 +1,9 @@
 """The shell of a machine that runs an SSH server: a link that was greeted, and its verbs.
 
 `open_ssh` lives as long as the block. Nothing is said before the guest has shown the host key that
-is pinned, and nothing of the user who runs the daemon is asked: no files of his, no agent, no
-environment. A break does not end the block: it raises in whoever uses the shell then, and the owner
-of the machine connects anew.
+is pinned, or any where the first one counts; and nothing of the user who runs the daemon is asked:
+no files of his, no agent, no environment. A break does not end the block: it raises in whoever uses
+the shell then, and the owner of the machine connects anew.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 import asyncssh
 
 from microvm_orchestrator import errors
@@ -39,8 +40,14 @@ from microvm_orchestrator.machine.shell import (
 )
 from microvm_orchestrator.machine.ssh import figures, files, jobs, trees, tunnels
 from microvm_orchestrator.machine.ssh.carrier import Carrier
-from microvm_orchestrator.machine.ssh.keys import KeyPair, fingerprint, read_private, read_public
-from microvm_orchestrator.machine.ssh.link import Link, meaning
+from microvm_orchestrator.machine.ssh.keys import (
+    KeyPair,
+    fingerprint,
+    read_private,
+    read_public,
+    written,
+)
+from microvm_orchestrator.machine.ssh.link import Link, meaning, said
 from microvm_orchestrator.machine.ssh.script import Script
 
 if TYPE_CHECKING:
@@ -89,6 +96,9 @@ class Login:
     key: KeyPair
     # Lines of public keys: one of them must be the guest's.
     host_keys: tuple[str, ...]
+    # Where there is none: told the first one that a guest proves to have, once it has let us in. It
+    # may write files. Nobody is met for the first time where this is None.
+    on_first_key: Callable[[str], None] | None = None
 
 
 @asynccontextmanager
@@ -114,6 +124,7 @@ async def open_ssh(
         try:
             with _in_time(greeting_s):
                 conn = await _logged_in(carrier, visitor, login, keepalive_s)
+                await _remember(conn, login)
                 server = str(conn.get_extra_info("server_version", ""))
                 link.greeted(conn, _DROPBEAR_SESSIONS if "dropbear" in server else sessions)
                 guest = await figures.greet(link, server)
@@ -134,6 +145,7 @@ class _Visitor(asyncssh.SSHClient):
         self.shown = ""
         self._link = link
         self._pinned = [read_public(line) for line in login.host_keys]
+        self._first = not self._pinned and login.on_first_key is not None
         self._connected = False
         self._gone = anyio.Event()
 
@@ -153,7 +165,7 @@ class _Visitor(asyncssh.SSHClient):
         key: asyncssh.SSHKey,
     ) -> bool:
         self.shown = key.get_fingerprint()
-        return any(key.public_data == pinned.public_data for pinned in self._pinned)
+        return self._first or any(key.public_data == one.public_data for one in self._pinned)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone.set()
@@ -197,8 +209,19 @@ async def _logged_in(
             f"the guest has shown the host key {visitor.shown}; pinned is {pinned}",
             hint="somebody else answers, or the machine was given another key",
         ) from error
+    except asyncssh.PermissionDenied as error:
+        raise errors.GuestRefused(
+            f"the guest does not let us in: {said(error)}, with the key {key.get_fingerprint()}",
+            hint="the public half of our key must stand in its authorized_keys",
+        ) from error
     except (asyncssh.Error, OSError, ValueError, AssertionError) as error:
         raise meaning(error) from error
+
+
+async def _remember(conn: asyncssh.SSHClientConnection, login: Login) -> None:
+    key = conn.get_server_host_key()
+    if login.on_first_key is not None and not login.host_keys and key is not None:
+        await anyio.to_thread.run_sync(login.on_first_key, written(key))
 
 
 def _preferring(pinned: list[str]) -> list[str]:
@@ -257,7 +280,7 @@ class _SshShell:
         offset: int = 0,  # noqa: ARG002
         keep: bool = True,  # noqa: ARG002
     ) -> AbstractAsyncContextManager[Process]:
-        raise not_offered("follow a command that was started before")
+        raise not_offered("find a command again once its connection has ended")
 
     async def jobs(self) -> list[Job]:
         self._link.check()
@@ -310,7 +333,9 @@ class _SshShell:
         return await figures.usage(self._link)
 
     async def events(self) -> AsyncIterator[GuestEvent]:
-        raise not_offered("hear what a guest reports by itself")
+        """A guest without our agent reports nothing."""
+        await self._link.gone.wait()
+        return
         yield
 
     async def shutdown(self, *, reboot: bool = False, grace_s: float = SHUTDOWN_GRACE_S) -> None:  # noqa: ARG002

@@ -1,13 +1,15 @@
-"""The keys of one machine: ours to come in by, and its own, by which we know it again.
+"""Keys: ours to come in by, and those of machines, by which we know them again.
 
-Both are made here before the machine starts. The guest is given the private half of its host key
-and the public half of ours; ours stays on this host, in a folder that only we can read. Blocking:
-it reads and writes files, and runs in a worker thread.
+A machine that is ours to make has two of its own, made here before it starts: its guest is given
+the private half of its host key and the public half of ours. All foreign images let in one key of
+the daemon's. Private halves stay on this host, in a folder that only we can read. Blocking: it
+reads and writes files, and runs in a worker thread.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ALGORITHM = "ssh-ed25519"
+# The kinds of host key we believe in; what is signed with SHA-1 is not among them.
+HOST_KEYS = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "ssh-rsa",
+)
 _MAX_FILE = 16 * 1024
 
 
@@ -51,12 +61,20 @@ def keep_keys(folder: Path, machine: str) -> MachineKeys:
 
     Raises: Unavailable when they cannot be read or written.
     """
+    return MachineKeys(keep_key(folder / "client", machine), keep_key(folder / "host", machine))
+
+
+def keep_key(path: Path, comment: str) -> KeyPair:
+    """Return a key that is kept in a file, which makes it the first time.
+
+    Raises: Unavailable when it cannot be read or written.
+    """
     try:
         with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        return MachineKeys(_keep(folder / "client", machine), _keep(folder / "host", machine))
+            path.parent.mkdir(mode=0o700)
+        return _keep(path, comment)
     except (OSError, asyncssh.KeyImportError) as error:
-        raise errors.Unavailable(f"the SSH keys in {folder} cannot be used: {error}") from error
+        raise errors.Unavailable(f"the SSH key {path} cannot be used: {error}") from error
 
 
 def fingerprint(public: str) -> str:
@@ -80,17 +98,48 @@ def read_private(pair: KeyPair) -> asyncssh.SSHKey:
         raise errors.InvalidInput("this is no private key of SSH") from error
 
 
-def _keep(path: Path, comment: str) -> KeyPair:
-    """Read a key, or make it. The file has its name only once it is whole."""
-    if not path.exists():
-        part = path.with_suffix(".part")
-        part.unlink(missing_ok=True)
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def read_line(public: str) -> str:
+    """Return the one form of the line of a public host key, which has no comment.
+
+    Raises: InvalidInput.
+    """
+    line = public.strip()
+    if "\n" in line or line.partition(" ")[0] not in HOST_KEYS:
+        raise errors.InvalidInput(
+            f"this is no public host key of SSH: {line[:80]!r}",
+            hint=f"one line, as in ssh_host_ed25519_key.pub; of {', '.join(HOST_KEYS)}",
+        )
+    return written(read_public(line))
+
+
+def written(key: asyncssh.SSHKey) -> str:
+    """Write the public half as a line without a comment."""
+    return " ".join(key.export_public_key().decode().split()[:2])
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Write a file that only we read, unless there is one. It has its name once it is whole."""
+    part = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
         with os.fdopen(fd, "wb") as file:
-            file.write(make_key(comment).private)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.rename(path)
+        with suppress(FileExistsError):
+            path.hardlink_to(part)
+    finally:
+        part.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _keep(path: Path, comment: str) -> KeyPair:
+    if not path.exists():
+        write_once(path, make_key(comment).private)
     with path.open("rb") as file:
         private = file.read(_MAX_FILE)
     key = asyncssh.import_private_key(private)
