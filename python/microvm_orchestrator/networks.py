@@ -23,7 +23,7 @@ from microvm_orchestrator.model.network import NETWORK, Network, Place
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.network import base
-from microvm_orchestrator.network.addresses import assign
+from microvm_orchestrator.network.addresses import assign, prefixes
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
 
@@ -97,11 +97,13 @@ class Networks:
             others = await self.visible(SYSTEM)
             if any(each.name == name for each in others):
                 raise errors.AlreadyExists(f"network {name} already exists")
+            network_id = new_id("n")
+            segment = base.Network(network_id, tuple(wanted or _free(others)))
             network = Network(
-                network_id=new_id("n"),
+                network_id=network_id,
                 name=name,
                 owner=by.name,
-                prefixes=list(wanted) or _free(others),
+                prefixes=[str(prefix) for prefix in prefixes(segment)],
                 created_at=moment(await self._store.now()),
             )
             await self._switch.make(_segment(network))

@@ -1,0 +1,193 @@
+"""Networks as they are written down: names, prefixes, places of machines, and who sees which."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from machines import Rig, fake_rig, removed_in_the_end
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine.base import Accel, Limits
+from microvm_orchestrator.machines import Machines, Wish
+from microvm_orchestrator.model.access import Role, Scope
+from microvm_orchestrator.model.machine import Machine
+from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.network.switch import Switch, open_switch
+from microvm_orchestrator.networks import Attachment, Networks
+from microvm_orchestrator.slots import Capacity, Slots
+from microvm_orchestrator.snapshots import Snapshots
+from microvm_orchestrator.store.sqlite import SqliteStore
+
+ALICE = Actor(name="alice", role=Role.OPERATOR, via="test", action="network_create")
+BOB = Actor(name="bob", role=Role.OPERATOR, via="test", action="x", scope=Scope(everything=False))
+
+
+@dataclass(frozen=True)
+class House:
+    switch: Switch
+    networks: Networks
+    machines: Machines
+    snapshots: Snapshots
+
+    async def define(self, name: str, *networks: Attachment, by: Actor = ALICE) -> Machine:
+        wish = Wish("none", 64, 1, Accel.TCG, name, networks=networks)
+        return await self.machines.define(wish, by)
+
+
+@asynccontextmanager
+async def daemon(rig: Rig) -> AsyncGenerator[House]:
+    """What a daemon has of networks, from its start to its end."""
+    store = SqliteStore(rig.state_dir / "store.db")
+    async with store.opened(), open_switch() as switch, rig.open() as qemu:
+        networks = Networks(store, switch)
+        slots = Slots(Capacity(4, 1024, 8))
+        machines = Machines(store, qemu, slots, lambda _: rig.boot, networks=networks)
+        async with machines.running():
+            yield House(switch, networks, machines, Snapshots(store, qemu, machines))
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncGenerator[Rig]:
+    rig = fake_rig(tmp_path)
+    yield rig
+    async with rig.open() as qemu, removed_in_the_end(qemu):
+        pass
+
+
+async def test_each_network_gets_prefixes_of_its_own_unless_it_names_some(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        first = await house.networks.create("first", (), ALICE)
+        named = await house.networks.create("named", ("10.80.1.0/25",), ALICE)
+        third = await house.networks.create("third", (), ALICE)
+        assert first.prefixes == ["10.80.0.0/24", "fd80::/64"]
+        assert named.prefixes == ["10.80.1.0/25"]
+        assert third.prefixes == ["10.80.2.0/24", "fd80:0:0:2::/64"]
+        assert await house.switch.found() == sorted(
+            each.network_id for each in (first, named, third)
+        )
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "word"),
+    [
+        (("10.9.0.1/24",), "host bits"),
+        (("10.9.0.0/24", "10.8.0.0/24"), "two prefixes"),
+        (("127.0.0.0/8",), "no machine"),
+        (("elsewhere",), "no prefix"),
+    ],
+)
+async def test_what_is_no_prefix_for_machines_makes_no_network(
+    rig: Rig, prefixes: tuple[str, ...], word: str
+) -> None:
+    async with daemon(rig) as house:
+        with pytest.raises(errors.InvalidInput, match=word):
+            await house.networks.create("odd", prefixes, ALICE)
+        assert (await house.networks.visible(ALICE), await house.switch.found()) == ([], [])
+
+
+async def test_a_name_is_taken_once_and_others_see_nothing_of_it(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        await house.networks.create("lan", (), ALICE)
+        with pytest.raises(errors.AlreadyExists):
+            await house.networks.create("lan", (), BOB)
+        assert await house.networks.visible(BOB) == []
+        with pytest.raises(errors.NotFound):
+            await house.define("box", Attachment("lan"), by=BOB)
+        with pytest.raises(errors.NotFound):
+            await house.networks.remove("lan", BOB)
+
+
+async def test_a_machine_has_its_places_from_when_it_is_written_down(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        lan = await house.networks.create("lan", ("10.9.0.0/29", "fd09::/64"), ALICE)
+        lab = await house.networks.create("lab", (), ALICE)
+        one = await house.define("one", Attachment("lan", ("10.9.0.5",)), Attachment(lab.name))
+        two = await house.define("two", Attachment(lan.network_id))
+        assert [place.name for place in one.networks] == ["lan", "lab"]
+        assert one.networks[0].addresses[0] == "10.9.0.5/29"
+        addresses = [text for machine in (one, two) for text in machine.networks[0].addresses]
+        assert len(set(addresses)) == 4
+        with pytest.raises(errors.AlreadyExists):
+            await house.define("three", Attachment("lan", ("10.9.0.5",)))
+        with pytest.raises(errors.InvalidInput, match="one place"):
+            await house.define("four", Attachment("lan"), Attachment(lan.network_id))
+        assert len(await house.networks.members(lan)) == 2
+
+
+async def test_addresses_that_are_all_given_away_are_no_room(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        await house.networks.create("small", ("10.9.0.0/29",), ALICE)
+        for number in range(5):
+            await house.define(f"m{number}", Attachment("small"))
+        with pytest.raises(errors.NoRoom):
+            await house.define("one-more", Attachment("small"))
+        await house.machines.delete("m3", ALICE)
+        await house.define("one-more", Attachment("small"))
+
+
+async def test_a_network_goes_only_when_nobody_has_a_place_in_it(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        lan = await house.networks.create("lan", (), ALICE)
+        await house.define("box", Attachment("lan"))
+        await house.machines.start("box", ALICE)
+        snapshot = await house.snapshots.save("box", ALICE)
+        assert snapshot.networks == [lan.network_id]
+        branch = await house.snapshots.branch(snapshot.snapshot_id, ALICE, name="branch")
+        assert branch.networks[0].mac != (await house.machines.get("box", ALICE)).networks[0].mac
+        for name in ("box", "branch"):
+            with pytest.raises(errors.StateForbids, match=f"machine {name}"):
+                await house.networks.remove("lan", ALICE)
+            await house.machines.kill(name, ALICE)
+            await house.machines.delete(name, ALICE)
+        with pytest.raises(errors.StateForbids, match=snapshot.snapshot_id):
+            await house.networks.remove("lan", ALICE)
+        await house.snapshots.forget(snapshot.snapshot_id, ALICE)
+        await house.networks.remove("lan", ALICE)
+        assert (await house.networks.visible(SYSTEM), await house.switch.found()) == ([], [])
+
+
+async def test_ports_are_there_while_a_machine_runs_and_again_after_a_restart(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        await house.networks.create("lan", (), ALICE)
+        box = await house.define("box", Attachment("lan"))
+        assert await house.networks.usage(box) is None
+        await house.machines.start("box", ALICE)
+        assert await house.networks.usage(box) == (0, 0)
+    async with daemon(rig) as house:
+        assert await house.networks.usage(box) == (0, 0)
+        await house.machines.kill("box", ALICE)
+        assert await house.networks.usage(box) is None
+        again = await house.machines.start("box", ALICE)
+        assert again.networks == box.networks
+        await house.machines.kill("box", ALICE)
+
+
+async def test_a_machine_that_does_not_come_up_leaves_no_port(rig: Rig) -> None:
+    silent = replace(rig, boot=replace(rig.boot, cmdline="fake.panic"))
+    async with daemon(silent) as house:
+        lan = await house.networks.create("lan", (), ALICE)
+        box = await house.define("box", Attachment("lan"))
+        with pytest.raises(errors.MachineBootFailed):
+            await house.machines.start("box", ALICE)
+        assert await house.networks.usage(box) is None
+        assert await house.switch.sweep([lan.network_id], []) == []
+
+
+async def test_limits_are_written_down_with_a_machine_and_kept_by_what_branches_off(
+    rig: Rig,
+) -> None:
+    limits = Limits(pids=50)
+    async with daemon(rig) as house:
+        wish = Wish("none", 64, 1, Accel.TCG, "box", limits=limits)
+        await house.machines.define(wish, ALICE)
+        started = await house.machines.start("box", ALICE)
+        assert house.machines.live(started).spec.limits == limits
+        snapshot = await house.snapshots.save("box", ALICE)
+        branch = await house.snapshots.branch(snapshot.snapshot_id, ALICE)
+        assert branch.max_pids == house.machines.live(branch).spec.limits.pids == 50
+        for machine in (started, branch):
+            await house.machines.kill(machine.machine_id, ALICE)
