@@ -111,8 +111,9 @@ class Agent:
         return self.exit_code()
 
     def _begin_watch(self) -> None:
-        from watch import Watch
+        from watch import Watch, stay_in_memory
 
+        stay_in_memory()
         disk, look_s = self.options.get("disk", "/"), float(self.options.get("look", "10"))
         watch = Watch(self.engine, self.link, disk, look_s, self.children.group)
         self.jobs.on_killed = watch.look_at_memory

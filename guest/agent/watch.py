@@ -15,6 +15,23 @@ if TYPE_CHECKING:
 _FULL = 0.01
 _ROOM = 0.03
 
+# Of mlockall: what is mapped now, each page from when it is first used.
+_CURRENT, _ON_FAULT = 1, 4
+
+
+def stay_in_memory() -> None:
+    """Let the kernel keep what is used of this program, and of the interpreter's code.
+
+    A kernel short of memory takes the code of programs first, which then is read from the disk
+    again at once: a guest does nothing but that for minutes before a program is ended for its
+    memory, and nobody is answered meanwhile.
+    """
+    try:
+        from ctypes import CDLL
+    except ImportError:  # a smaller Python: without it
+        return
+    CDLL(None).mlockall(_CURRENT | _ON_FAULT)  # where that is not allowed, without it too
+
 
 class Watch:
     """Looks now and then at what the kernel counts."""
