@@ -227,10 +227,12 @@ async def machine_exec(service: Service, caller: Caller, request: RunCommand) ->
     """
     by = actor(caller, "machine_exec")
     job = await service.host.execs.start(request.machine, wish_of(request), by)
+    until = anyio.current_time() + request.wait_s
     with anyio.move_on_after(max(request.wait_s, _BEGIN_S)):
         await job.started.wait()
     told_why(job)
-    return await _awaited(service, caller, job, request.wait_s, request.output_cap)
+    left_s = max(0.0, until - anyio.current_time())
+    return await _awaited(service, caller, job, left_s, request.output_cap)
 
 
 def told_why(job: Job) -> None:
