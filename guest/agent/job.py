@@ -79,7 +79,9 @@ class Job:
         )
         self.pid, self._stdin, self._terminal = started.pid, started.stdin, terminal is not None
         self._error, self._sources = started.error, started.outputs
-        self._engine.watch(self._error, READ, self._on_exec)
+        self.starting = self._error >= 0
+        if self.starting:
+            self._engine.watch(self._error, READ, self._on_exec)
         children.watch(self.pid, started.handle, self._on_status)
         if timeout_ms:
             self._after(timeout_ms / 1000, lambda: self.stop(b"timeout"))

@@ -115,7 +115,8 @@ async def test_variables_directory_and_ignored_signals_are_those_asked_for(
     # What the parent found ignored when it was started is not for it to reset. Python, in which the
     # agent is written, ignores these two by itself.
     inherited = ignored_signals(by_parent) - {signal.SIGPIPE, signal.SIGXFSZ}
-    assert ignored_signals(ignored) <= inherited
+    # `posix_spawn` of glibc ignores the two that only glibc uses, which sets them when it does.
+    assert ignored_signals(ignored) <= inherited | {32, 33}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
