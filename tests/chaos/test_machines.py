@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+import hosted
 from bench.figures import tell
 from chaos.ask import Asker, NobodyKnows, NotHeard
 from chaos.process import daemon_in
@@ -195,7 +196,7 @@ def _look(daemon: Daemon, tally: Tally, began: float) -> None:
             if m["state"] == "lost" and not m["reason"]
         ]
         alive = {name for name, machine in by_id.items() if machine["state"] in ALIVE}
-        there = set(_processes(daemon.state_dir))
+        there = set(hosted.processes(daemon.state_dir))
         odd += [f"the process of {name} is nobody's" for name in there - alive]
         odd += [f"{name} is said to be alive and has no process" for name in alive - there]
         for name in sorted(alive):
@@ -231,23 +232,6 @@ def _odd_files(state: Path, machines: set[str], snapshots: list[Any]) -> list[st
     return odd
 
 
-def _processes(state: Path) -> dict[str, int]:
-    """Find the QEMU of each machine of this daemon: its folder is where the process works."""
-    found: dict[str, int] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            files = [str(fd.readlink()) for fd in (folder / "fd").iterdir()]
-        except OSError:
-            continue  # it has just ended
-        if b"qemu" in words[0] and any(str(state) in file for file in files):
-            name = words[words.index(b"-name") + 1].decode()
-            found[name.partition("guest=")[2].partition(",")[0]] = int(folder.name)
-    return found
-
-
 def _clean_up(daemon: Daemon) -> None:
     with Asker(daemon.socket, timeout_s=ANSWER_S) as asker:
         for machine in asker.pages("/v1/machines"):
@@ -265,5 +249,5 @@ def _nothing_left(daemon: Daemon) -> Generator[None]:
     try:
         yield
     finally:
-        for pid in _processes(daemon.state_dir).values():
+        for pid in hosted.processes(daemon.state_dir).values():
             os.kill(pid, signal.SIGKILL)

@@ -11,7 +11,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Generator, Iterator
@@ -20,31 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
-from daemon import Daemon, running_daemon
-from machines import CACHE, LONG_S, built_image
+from machines import LONG_S
 from microvm_orchestrator import errors, places
 from microvm_orchestrator.cli.client import Client
 from microvm_orchestrator.cli.duplex import DATA, END, HEADER, open_duplex
-from system import doors
+from system import doors, living
 
-PROGRAM = str(Path(sys.executable).with_name(places.NAME))
 MIB = 1 << 20
 # Far less than what is said, more than what the daemon takes for everything else it does.
 ROOM_KIB = 96 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A daemon with a machine `box`, and ways to talk to it."""
-
-    daemon: Daemon
-    client: Client
-
-    def ask(self, call: str, **arguments: Any) -> dict[str, Any]:
-        return self.client.call(call, arguments).value
+class Stage(living.Stage):
+    """One with a machine `box`."""
 
     def run(self, *argv: str, **more: Any) -> dict[str, Any]:
         given: dict[str, Any] = {"wait_s": LONG_S, **more}
@@ -52,7 +42,7 @@ class Stage:
             given["argv"] = list(argv)
         return self.ask("machine_exec", machine="box", **given)
 
-    def said(self, exec_id: str, until: str, offset: int = 0) -> str:
+    def output(self, exec_id: str, until: str, offset: int = 0) -> str:
         text = ""
         deadline = time.monotonic() + LONG_S
         while until not in text:
@@ -63,45 +53,19 @@ class Stage:
             assert until in text or not read["ended"], text
         return text
 
-    def cli(self, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            self.words(*words), input=data, capture_output=True, timeout=LONG_S, check=False
-        )
-
-    def words(self, *words: str) -> list[str]:
-        # Options come before what is for the machine.
-        noun, verb, *rest = words
-        return [PROGRAM, noun, verb, "--socket", str(self.daemon.socket), *rest]
-
-    @contextmanager
-    def started(self, *words: str) -> Generator[subprocess.Popen[bytes]]:
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(self.words(*words), stdin=pipe, stdout=pipe, stderr=pipe)
-        with process:
-            try:
-                yield process
-            finally:
-                if process.poll() is None:
-                    process.kill()
-
 
 @contextmanager
 def stage_in(state: Path) -> Generator[Stage]:
-    tcp = {"listen": "127.0.0.1:0"}
-    with running_daemon(state, tcp=tcp) as daemon:
-        yield Stage(daemon, Client(daemon.socket))
+    with living.staged(state, tcp={"listen": "127.0.0.1:0"}) as stage:
+        yield Stage(stage.daemon, stage.client)
 
 
 @contextmanager
 def machine_in(state: Path) -> Generator[None]:
     """Let a machine `box` run whatever becomes of the daemons on this folder."""
-    anyio.run(built_image)
-    state.mkdir(mode=0o700)
-    (state / places.IMAGES).symlink_to(CACHE / "images")
+    living.furnish(state)
     with stage_in(state) as stage:
-        stage.ask("machine_define", name="box", memory_mib=192)
-        started = stage.ask("machine_start", machine="box", wait_s=LONG_S)
-        assert started["state"] == "succeeded", started
+        stage.boot("box", memory_mib=192)
     try:
         yield
     finally:
@@ -454,7 +418,7 @@ def test_a_command_goes_on_through_the_death_of_the_daemon(tmp_path: Path) -> No
     with machine_in(state), stage_in(state) as stage:
         follow = f"{script}; exit 4"
         stage.run(script=follow, exec_id="cut", stdin_open=True, wait_s=0.0)
-        stage.said("cut", "before")
+        stage.output("cut", "before")
         words = ("machine", "exec", "-n", "box", "--exec-id", "seen", "--script")
         shown = "echo one; while ! test -e /tmp/go; do sleep 0.1; done; echo two; exit 8"
         with stage.started(*words, shown) as process:
@@ -463,7 +427,7 @@ def test_a_command_goes_on_through_the_death_of_the_daemon(tmp_path: Path) -> No
             stage.daemon.kill()
             with stage_in(state) as again:
                 again.ask("exec_input", exec_id="cut", data="go\n")
-                assert "line 1999" in again.said("cut", "line 1999")
+                assert "line 1999" in again.output("cut", "line 1999")
                 ended = again.ask("exec_wait", exec_id="cut", timeout_s=LONG_S)
                 assert ended["exit_code"] == 4
                 lines = ["before", *(f"line {number}" for number in range(2000))]

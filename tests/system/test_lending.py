@@ -10,9 +10,10 @@ from typing import Any
 
 import anyio
 
+import hosted
 from calling import House, house
 from chaos.ask import Asker
-from daemon import Daemon, running_daemon
+from daemon import running_daemon
 from machines import CACHE, LONG_S, guest_image
 
 SIZE_MIB = 64
@@ -92,20 +93,6 @@ def standing(asker: Asker, ready: int) -> None:
         time.sleep(0.1)  # it is background work, which nobody tells of
 
 
-def on_host(daemon: Daemon) -> set[str]:
-    """Name the machines that have a process."""
-    found: set[str] = set()
-    for path in Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            words = (path.parent / "cmdline").read_bytes().split(b"\0")
-            name = words[words.index(b"-name") + 1].decode().removeprefix("guest=")
-        except (OSError, ValueError):  # it has ended, or is something else
-            continue
-        if (daemon.state_dir / "machines" / name).exists():
-            found.add(name)
-    return found
-
-
 def test_after_a_kill_whoever_stood_ready_is_gone_and_whoever_was_claimed_goes_on(
     tmp_path: Path,
 ) -> None:
@@ -114,19 +101,19 @@ def test_after_a_kill_whoever_stood_ready_is_gone_and_whoever_was_claimed_goes_o
     machines = {"warm": {"embedded": 1}, "default_memory_mib": 256}
     with running_daemon(tmp_path, machines=machines) as daemon, Asker(daemon.socket) as asker:
         standing(asker, 1)
-        (first,) = on_host(daemon)
+        (first,) = set(hosted.processes(tmp_path))
         asker.post("/v1/machines", name="box")
         claimed = asker.post("/v1/machines/box/start", wait_s=4)["result"]
         assert claimed["runtime_id"] == first
         standing(asker, 1)
-        (second,) = on_host(daemon) - {first}
+        (second,) = set(hosted.processes(tmp_path)) - {first}
         daemon.kill()
-        assert on_host(daemon) == {first, second}
+        assert set(hosted.processes(tmp_path)) == {first, second}
     with running_daemon(tmp_path, machines=machines) as daemon, Asker(daemon.socket) as asker:
         assert asker.get("/v1/machines/box")["state"] == "running"
-        assert second not in on_host(daemon)
+        assert second not in set(hosted.processes(tmp_path))
         standing(asker, 1)
         box = {"script": "hostname", "wait_s": 4}
         assert asker.post("/v1/machines/box/exec", **box)["stdout"] == "box\n"
         asker.post("/v1/machines/box/kill")
-    assert on_host(daemon) == set()
+    assert set(hosted.processes(tmp_path)) == set()
