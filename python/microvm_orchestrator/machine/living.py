@@ -38,6 +38,7 @@ from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.qemu.host import killed_for_memory, leave_group
 from microvm_orchestrator.machine.shell import Identity, Interface
 from microvm_orchestrator.machine.ssh import login_of, open_ssh
+from microvm_orchestrator.machine.ssh.connection import GREETING_S as SSH_GREETING_S
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.runner import Runner
 
@@ -255,7 +256,7 @@ class LivingMachine(ABC):
         Raises: HostKeyWrong.
         """
         may_mend = (errors.MachineUnreachable, errors.ProtocolBroken, errors.GuestRefused)
-        await self.reach_booting(GREETING_S, _AGAIN_S, may_mend)
+        await self.reach_booting(SSH_GREETING_S, _AGAIN_S, may_mend)
 
     def reach_later(self) -> None:
         """Begin to keep a connection to the agent, whenever it answers."""
@@ -381,9 +382,10 @@ class LivingMachine(ABC):
     async def _keep_shell(self) -> None:
         """Be connected to the agent whenever it lets us."""
         again_s = _AGAIN_S
+        greeting_s = GREETING_S if self.ssh is None else SSH_GREETING_S
         while True:
             try:
-                await self._talk(GREETING_S, lambda: None)
+                await self._talk(greeting_s, lambda: None)
             except errors.OrchestratorError as error:
                 self._not_there(error)
                 if not isinstance(error, _SELDOM):
@@ -444,6 +446,10 @@ class LivingMachine(ABC):
         self._asked = "it was stopped, as asked"
         if self.state is MachineState.PAUSED:
             await self.resume()  # a guest that stands still cannot power off
+        if self.ssh is not None:
+            # A machine that was just adopted is not reached yet: a login takes a while.
+            with anyio.move_on_after(grace_s / 2), suppress(errors.MachineUnreachable):
+                await self.reached()
         if self._shell is not None:
             with suppress(errors.NotOffered):
                 await self._shell.shutdown(grace_s=grace_s / 2)
