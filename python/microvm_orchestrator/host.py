@@ -34,6 +34,7 @@ from microvm_orchestrator.network.switch import open_switch
 from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.operations import Operations
 from microvm_orchestrator.runner import Runner
+from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Store
@@ -56,6 +57,7 @@ class Host:
     snapshots: Snapshots
     execs: Execs
     forwards: Forwards
+    seeded: SeededRuns
     slots: Slots
     warm: Warm
     caches: Caches
@@ -115,6 +117,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         snapshots = Snapshots(store, hypervisor, machines)
         execs = Execs(store, machines)
         forwards = Forwards(store, machines, settings.socket.path)
+        seeded = SeededRuns(hypervisor, slots, boot)
         operations = Operations(store)
         await life.enter_async_context(machines.running())
         await snapshots.reconcile()
@@ -130,6 +133,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             snapshots=snapshots,
             execs=execs,
             forwards=forwards,
+            seeded=seeded,
             slots=slots,
             warm=warm,
             caches=caches,

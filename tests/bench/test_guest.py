@@ -34,11 +34,11 @@ _SSHD = """
 set -e
 mkdir -p /run/sshd
 echo 'sshd:x:100:65534::/run/sshd:/usr/sbin/nologin' >>/etc/passwd
-exec /usr/sbin/sshd -i -e -f /root/sshd/config <>"$1" >&0
+exec /usr/sbin/sshd -i -e -f /var/sshd/config <>"$1" >&0
 """
 _CONFIG = """
-HostKey /root/sshd/host
-AuthorizedKeysFile /root/sshd/authorized
+HostKey /var/sshd/host
+AuthorizedKeysFile /var/sshd/authorized
 StrictModes no
 UsePAM no
 PasswordAuthentication no
@@ -67,7 +67,7 @@ async def guest(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Reac
     async with (
         booting(folder, image, memory_mib=512, ports=("raw", "ssh")) as bare,
         bare.shell() as shell,
-        raw_port(shell, bare.ports["raw"], "/root/raw") as raw,
+        raw_port(shell, bare.ports["raw"], "/var/raw") as raw,
     ):
         yield Reached(bare, shell, raw)
 
@@ -81,7 +81,7 @@ async def ssh_into(guest: Reached, folder: Path) -> AsyncGenerator[BareSsh]:
         "host": keys.host.private,
         "authorized": keys.client.public.encode(),
     }.items():
-        path = f"/root/sshd/{name}"
+        path = f"/var/sshd/{name}"
         await guest.shell.put(path, content, mode=0o600, parents=True)
     server = ["/bin/sh", "-c", _SSHD, "sh", await find_device(guest.shell, "ssh")]
     with dial(guest.bare.ports["ssh"]) as sock:
@@ -134,14 +134,14 @@ async def test_fifty_megabytes_against_a_bare_port(guest: Reached, *, whole: boo
     content = os.urandom(size)
     await compare(
         f"{size // MIB} MiB into a guest",
-        guest.side(lambda: guest.shell.put("/root/ours", content)),
+        guest.side(lambda: guest.shell.put("/var/ours", content)),
         guest.side(lambda: guest.raw.put(content)),
         rounds,
         against="a bare port of it",
     )
     await compare(
         f"{size // MIB} MiB out of a guest",
-        guest.side(lambda: fetch(guest.shell, "/root/ours", size)),
+        guest.side(lambda: fetch(guest.shell, "/var/ours", size)),
         guest.side(lambda: guest.raw.get(size)),
         rounds,
         against="a bare port of it",

@@ -48,7 +48,7 @@ LEAST = {
         worker_remove webhook_create webhook_get webhook_list webhook_update webhook_delete
         webhook_test delivery_list delivery_retry token_create token_list token_revoke
         machine_define machine_start machine_stop machine_kill machine_pause machine_resume
-        machine_exec exec_input exec_signal file_put file_get
+        machine_run machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
         forward_add forward_remove network_create network_remove""",
@@ -138,7 +138,15 @@ class Ledger:
         lines = self.world.every("audit_list", action=call)
         [line] = [line for line in lines if line["seq"] > self.newest]
         made = [*answer.get("tasks", []), answer][0]
-        made_by = ("forward_id", "task_id", "token_id", "webhook_id", "machine_id", "path")
+        made_by = (
+            "forward_id",
+            "network_id",
+            "task_id",
+            "token_id",
+            "webhook_id",
+            "machine_id",
+            "path",
+        )
         ids = [made[name] for name in made_by if name in made]
         assert line["target"] == (target or ids[0])
         role = Role.WORKER if by == "ann" else Role.ADMIN
@@ -238,6 +246,8 @@ def _house(ledger: Ledger) -> None:
     act("image_build", "other", name="other", packages=["No-Package"])
     act("image_add", "runner", name="runner", runner="/no/such/runner")
     [image] = ledger.world.ask("image_list")["items"]
+    # Begun too; what stands for QEMU here cannot do it.
+    act("machine_run", image["digest"], deterministic=1, argv=["true"], timeout_s=1.0)
     act("image_remove", image["digest"], image="embedded")
 
 

@@ -26,7 +26,7 @@ FLOORS = [
     {"cli", "mcp_server", "web"},
     {"service"},
     {"host"},
-    {"execs", "forwards", "snapshots"},
+    {"execs", "forwards", "snapshots", "seeded"},
     {"machines"},
     {"starting"},
     {"upkeep", "deliveries", "operations", "slots", "warm", "caches", "networks"},

@@ -288,7 +288,6 @@ async def test_without_a_free_cache_a_machine_waits_without_a_place_or_is_refuse
             with anyio.fail_after(PATIENCE_S):
                 await house.machines.start("four", ALICE)
                 await house.machines.kill("one", ALICE)
-            started = await house.until(refused, MachineState.RUNNING)
-        assert started.cache_volume == "r/1"
+            assert (await house.until(refused, MachineState.RUNNING)).cache_volume == "r/1"
         for name in ("two", "three", "four"):
             await house.machines.kill(name, ALICE)

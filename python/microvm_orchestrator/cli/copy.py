@@ -38,7 +38,7 @@ from microvm_orchestrator.cli.duplex import (
     refusal,
 )
 from microvm_orchestrator.cli.landing import Landing
-from microvm_orchestrator.cli.machine_exec import app
+from microvm_orchestrator.cli.machine_run import app
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -61,19 +61,30 @@ def follow(
 
     With --json the operation itself is printed.
     """
-    first = here.client.call(call, {**given, "wait_s": 0.0 if wait_s is None else wait_s})
-    operation = first.value
+    operation = see_through(here, call, given, wait_s, show)
+    return status_of(operation, tell=not here.json)
+
+
+def see_through(
+    here: Session,
+    call: str,
+    given: Mapping[str, object],
+    wait_s: float | None,
+    show: Show,
+) -> dict[str, Any]:
+    """Begin an operation, wait for its end, show its result, and return how it stands."""
+    answer = here.client.call(call, {**given, "wait_s": 0.0 if wait_s is None else wait_s})
     if wait_s is None:
-        operation = _ended(here.client, operation)
-        first = here.client.call_through_restarts("operation_get", _id(operation))
-        operation = first.value
+        ended = _ended(here.client, answer.value)
+        answer = here.client.call_through_restarts("operation_get", _id(ended))
+    operation: dict[str, Any] = answer.value
     if here.json:
-        output.emit(first.raw)
+        output.emit(answer.raw)
     elif operation["state"] == "succeeded":
         show(operation["result"])
     elif operation["state"] == "running":
         output.show(operation)
-    return status_of(operation, tell=not here.json)
+    return operation
 
 
 def status_of(operation: dict[str, Any], *, tell: bool) -> int:

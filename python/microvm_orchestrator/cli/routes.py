@@ -78,6 +78,7 @@ ROUTES: dict[str, Route] = {
         "machine_delete": "DELETE /v1/machines/{machine}",
         "machine_usage": "GET /v1/machines/{machine}/usage",
         "machine_console": "GET /v1/machines/{machine}/console",
+        "machine_run": "POST /v1/seeded-runs",
         "machine_exec": "POST /v1/machines/{machine}/exec",
         "exec_wait": "GET /v1/execs/{exec_id}/wait",
         "exec_output": "GET /v1/execs/{exec_id}/output",

@@ -25,6 +25,8 @@ FROM_FILE = {
     "template_save": {"description", "parameters", "tasks", "group_prefix"},
     # What comes on standard input.
     "machine_exec": {"stdin", "stdin_base64"},
+    # Files of here are sent as bytes.
+    "machine_run": {"stdin_base64", "files_base64"},
 }
 ONE_FIELD = {
     "token_create": {"scope_labels": "scope", "own": "scope"},

@@ -256,6 +256,25 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "idempotency_key": "k",
         },
     ),
+    "machine_run": (
+        [
+            *("--deterministic", "7", "--file", "empty=/dev/null", "--stdin", "/dev/null"),
+            *("--image", "node", "--memory-mib", "256", "--timeout-s", "60", "--no-queue"),
+            *("--output-cap", "9", "--wait-s", "0", "--script", "cat empty"),
+        ],
+        {
+            "deterministic": 7,
+            "script": "cat empty",
+            "stdin_base64": "",
+            "files_base64": {"empty": ""},
+            "image": "node",
+            "memory_mib": 256,
+            "timeout_s": 60.0,
+            "queue": False,
+            "output_cap": 9,
+            "wait_s": 0.0,
+        },
+    ),
     "machine_get": (["box"], {"machine": "box"}),
     "machine_list": (
         ["--state", "running", "--state", "paused", "--limit", "2", "--cursor", "c"],
