@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 2**50
 MAX_PATH = 4096
+# Of what is read at once. A virtio port takes 32 KiB at a time: with its frame this is two of them.
+PIECE_BYTES = wire.MAX_DATA - wire.FRAME_BYTES
 
 
 def path_of(fields: wire.Fields) -> bytes:
@@ -149,7 +151,7 @@ class Get(Stream):
             return  # until there is credit for a full frame
         if self.left:
             try:
-                data = os.read(self.fd, min(self.left, wire.MAX_DATA))
+                data = os.read(self.fd, min(self.left, PIECE_BYTES))
             except OSError as error:
                 found = refusal(error)
                 self.fail(found.code, found.message)

@@ -15,8 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from link import Link
 
-# Credit is given back in pieces of this size, so that few frames do it.
-_GRANT_BYTES = wire.WINDOW // 4
+# Credit is given back in pieces of this size, so that few frames do it: one for two full frames.
+# The sender can still pay for two more.
+_GRANT_BYTES = wire.WINDOW // 3
 
 _CODES = {
     errno.ENOENT: "not-found",

@@ -10,7 +10,7 @@ import os
 import stat
 
 import wire
-from files import MAX_SIZE, open_regular, owner_of, path_of, write_all
+from files import MAX_SIZE, PIECE_BYTES, open_regular, owner_of, path_of, write_all
 from stream import Refused, Stream, refusal
 
 TYPE_CHECKING = False
@@ -156,7 +156,7 @@ class GetTree(Stream):
         os.close(self.root)
 
     def _go_on_with_file(self) -> None:
-        data = os.read(self.fd, min(self.left, wire.MAX_DATA))
+        data = os.read(self.fd, min(self.left, PIECE_BYTES))
         if not data:
             raise Refused("failed", "a file became shorter while it was read")
         self.left -= len(data)

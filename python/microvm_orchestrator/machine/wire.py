@@ -33,7 +33,8 @@ _HEADER = struct.Struct(">IIBB")
 HEADER_BYTES = _HEADER.size
 # Ends a frame: a payload that was completed by the bytes of a marker is never acted upon.
 _TRAILER = b"\n"
-_FRAME_BYTES = HEADER_BYTES + len(_TRAILER)
+# What a frame has beside its payload.
+FRAME_BYTES = HEADER_BYTES + len(_TRAILER)
 
 HELLO = 1
 OPEN = 2
@@ -123,7 +124,7 @@ def cost(payload: bytes) -> int:
 
 def frame(kind: int, stream: int = 0, payload: bytes = b"", channel: int = 0) -> bytes:
     """Write one frame. The caller keeps to LIMITS."""
-    return _HEADER.pack(stream, len(payload), channel, kind) + payload + _TRAILER
+    return b"".join((_HEADER.pack(stream, len(payload), channel, kind), payload, _TRAILER))
 
 
 def credit(amount: int) -> bytes:
@@ -153,7 +154,7 @@ class FrameReader:
         """Take the complete frames out of the buffer; a broken rule leaves the rest in it."""
         buffer, at = self.buffer, 0
         try:
-            while len(buffer) - at >= _FRAME_BYTES:
+            while len(buffer) - at >= FRAME_BYTES:
                 stream, length, channel, kind = _HEADER.unpack_from(buffer, at)
                 _check_header(stream, length, channel, kind)
                 end = at + HEADER_BYTES + length
@@ -161,7 +162,8 @@ class FrameReader:
                     return
                 if buffer[end] != _TRAILER[0]:
                     raise Broken(f"a {NAMES[kind]} frame does not end where it says")
-                payload = bytes(buffer[at + HEADER_BYTES : end])
+                with memoryview(buffer) as view:  # one copy, and not two
+                    payload = bytes(view[at + HEADER_BYTES : end])
                 at = end + 1
                 yield kind, stream, channel, payload
         finally:

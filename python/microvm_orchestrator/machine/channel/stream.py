@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from microvm_orchestrator.machine.channel.link import Link
 
-# Credit is given back in pieces of this size, so that few frames do it.
-_GRANT_BYTES = wire.WINDOW // 4
+# Credit is given back in pieces of this size, so that few frames do it: one for two full frames,
+# each of which interrupts a guest for half a millisecond. The sender can still pay for two more.
+_GRANT_BYTES = wire.WINDOW // 3
 _MAX_TEXT = 2048
 
 _REFUSALS: dict[str, type[errors.OrchestratorError]] = {
