@@ -30,13 +30,12 @@ from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.shell import Command, GuestEvent
 from microvm_orchestrator.model.machine import MachineState
+from system.harm import EAT, flood_console
 
 NOBODY = 65534
 MIB = 1 << 20
 # The parts of what is saved of a machine that belong to who it is.
 WHO = "hostname; cat /etc/machine-id /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -x"
-# Takes all the memory there is, and uses it.
-EAT = "python3 -c 'x = [b\"x\" * 1_000_000 for _ in range(10_000)]'"
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +144,7 @@ async def test_a_flooded_console_takes_little_of_the_disk_and_the_machine_goes_o
 ) -> None:
     flood = (1000 if whole else 6) * MIB
     with anyio.fail_after(flood / MIB * 10 + LONG_S):
-        await sh(machine, f"head -c {flood} /dev/zero | tr '\\0' x >/dev/ttyS0")
+        await sh(machine, flood_console(flood))
     machine.bound_console()
     stat = machine.console.stat()
     assert stat.st_size >= flood
@@ -165,7 +164,7 @@ async def test_a_console_that_nobody_bounds_ends_at_the_limit_of_its_file(
         size = machine.console.stat().st_size
         # As if the flood had gone on for long without a daemon.
         resource.prlimit(machine.pid, resource.RLIMIT_FSIZE, (size + 1000, resource.RLIM_INFINITY))
-        await sh(machine, "head -c 5000 /dev/zero | tr '\\0' x >/dev/ttyS0")
+        await sh(machine, flood_console(5000))
         assert machine.console.stat().st_size == size + 1000
         assert machine.state is MachineState.RUNNING
         machine.bound_console()
@@ -294,7 +293,7 @@ async def test_who_is_attached_to_the_console_hears_the_guest_and_is_heard(
 
 async def test_who_is_attached_and_does_not_read_holds_up_nobody(machine: QemuMachine) -> None:
     async with machine.attach() as terminal:
-        await sh(machine, "head -c 3000000 /dev/zero | tr '\\0' x >/dev/ttyS0")
+        await sh(machine, flood_console(3_000_000))
         heard = 0
         async for data in terminal:
             heard += len(data)

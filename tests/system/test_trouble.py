@@ -29,20 +29,12 @@ from microvm_orchestrator.machine.qemu.hypervisor import Qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.shell import Command
 from microvm_orchestrator.model.machine import MachineState
+from system.harm import STARVE
 
 CRASHED, RUNNING, STOPPED = MachineState.CRASHED, MachineState.RUNNING, MachineState.STOPPED
 MIB = 1 << 20
 # A guest that never answers does not, however long one waits; this is how long we do.
 SILENT_S = 2.0
-# From now on the guest's only processor does nothing else.
-STARVE = """
-import os
-with open("/proc/sys/kernel/sched_rt_runtime_us", "w") as share:
-    share.write("-1")
-os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
-while True:
-    pass
-"""
 
 
 @pytest.fixture(scope="module")
