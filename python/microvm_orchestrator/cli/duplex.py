@@ -159,8 +159,8 @@ class Talk:
             reading.append(self.stdin)
         writing = [duplex.sock.fileno()] if self._going else []
         ready, free, _ = select.select(reading, writing, [])
-        if wake.fd in ready:
-            self._woken(wake)
+        # A signal from before the last key may be told of only now, though the key was seen.
+        self._woken(wake)
         if self.stdin is not None and self.stdin in ready:
             self._type()
         if free or self._going:
