@@ -83,7 +83,7 @@ def test_a_guest_without_memory_ends_a_program_tells_it_and_goes_on(stage: Stage
     # The agent is kept in memory a moment after its start, so that what follows stays short.
     locked = "until grep -q 'VmLck:.*[1-9]' /proc/1/status; do sleep 0.1; done"
     assert stage.said(box, f"{locked}; {EAT}; echo $?").split()[-1] == "137"
-    assert stage.hear("machine.oom", box)["kills"] == 1
+    assert stage.hear("machine.oom", box)["kills"] >= 1
     assert stage.state(box) == ("running", "")
     assert stage.said(box, "hostname") == "box-1\n"
 
@@ -148,7 +148,7 @@ def test_a_flooded_console_takes_little_and_the_daemon_answers_meanwhile(
     while console.stat().st_blocks * 512 > KEPT_BYTES:
         assert time.monotonic() < deadline
         stage.ask("machine_usage", machine=box)
-    read = stage.ask("machine_console", machine=box, offset=0)
+    read = stage.ask("machine_console", machine=box, offset=0, limit=1000)
     assert read["offset"] > flood // 2
     assert set(read["text"]) == {"x"}
     assert stage.said(box, "hostname") == "box-1\n"
