@@ -56,6 +56,9 @@ LAST_WORDS_S = 1.0
 # Between two tries to reach an agent that hung up; an agent that restarts needs as long. So does a
 # guest to see that a port was closed, and not only opened again.
 _AGAIN_S = 1.0
+# A busy guest may not see that a port was closed and opened again. Its server waits then for who
+# has left, until the port is closed for longer; one that is free begins in a tenth of this.
+_FIRST_WORD_S = 10.0
 # An agent that was hung up is there again in a moment, also on a busy host.
 _REACH_S = 30.0
 # One that breaks the rules each time, or lets us not in, is tried more and more seldom.
@@ -424,7 +427,8 @@ class LivingMachine(ABC):
             boots=self.state is MachineState.BOOTING,
         )
         login = await anyio.to_thread.run_sync(find)
-        return open_ssh(await self._call(), login, greeting_s=greeting_s)
+        first_word_s = greeting_s if self.state is MachineState.BOOTING else _FIRST_WORD_S
+        return open_ssh(await self._call(), login, greeting_s=greeting_s, first_word_s=first_word_s)
 
     def _not_there(self, error: errors.OrchestratorError) -> None:
         self._unreached = error

@@ -87,6 +87,16 @@ async def test_a_guest_that_does_not_know_our_key_lets_nobody_in(server: Sshd) -
                     pass
 
 
+async def test_a_server_that_does_not_begin_is_not_waited_for(server: Sshd) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, anyio.fail_after(SOON_S):
+        stream = await UNIXSocketStream.from_socket(ours)
+        with pytest.raises(errors.MachineUnreachable, match="does not say a word"):
+            async with open_ssh(stream, server.login, first_word_s=0.1):
+                pass
+        assert theirs.recv(100) == b""  # nor was it told anything
+
+
 async def test_keys_are_made_once_and_only_we_read_them(tmp_path: Path) -> None:
     first = keep_keys(tmp_path / "ssh", "m1")
     assert keep_keys(tmp_path / "ssh", "m1") == first

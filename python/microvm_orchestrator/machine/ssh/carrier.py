@@ -10,6 +10,7 @@ the next one comes is lost, and both would wait for ever.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -43,8 +44,10 @@ class Conversation(Protocol):
 class Carrier(asyncio.Transport):
     """The way between asyncssh and a guest."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: ByteStream, first_word_s: float = math.inf) -> None:
+        """`first_word_s` is how long the server may take to begin."""
         super().__init__()
+        self._first_word_s = first_word_s
         self._stream = stream
         self._protocol: Conversation | None = None
         self._waiting = bytearray()
@@ -112,14 +115,15 @@ class Carrier(asyncio.Transport):
     async def _read(self) -> None:
         try:
             while not self._closed:
-                data = await self._stream.receive(_READ_BYTES)
+                with anyio.fail_after(math.inf if self._heard.is_set() else self._first_word_s):
+                    data = await self._stream.receive(_READ_BYTES)
                 self._heard.set()
                 if self._protocol and data:
                     self._protocol.data_received(data)
                 while len(self._waiting) > _DEAF and not self._closed:
                     await self._taken.wait()
-        except _GONE:
-            self._lost()
+        except _GONE as error:
+            self._lost(error if isinstance(error, TimeoutError) else None)
 
     async def _write(self) -> None:
         await self._heard.wait()
@@ -136,7 +140,7 @@ class Carrier(asyncio.Transport):
         except _GONE:
             self._lost()
 
-    def _lost(self) -> None:
+    def _lost(self, error: TimeoutError | None = None) -> None:
         self.close()
         if self._protocol:
-            self._protocol.connection_lost(None)
+            self._protocol.connection_lost(error)

@@ -8,6 +8,7 @@ the shell then, and the owner of the machine connects anew.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -109,15 +110,17 @@ async def open_ssh(
     greeting_s: float = GREETING_S,
     sessions: int = SESSIONS,
     keepalive_s: float = KEEPALIVE_S,
+    first_word_s: float = math.inf,
 ) -> AsyncGenerator[Shell]:
     """Log in at the other end of `transport`, which is closed in the end.
 
     `sessions` is how many the server serves at once; one of them is kept for ending the others. A
-    guest that says nothing for four times `keepalive_s` is taken for dead.
+    guest that says nothing for four times `keepalive_s` is taken for dead, and one that does not
+    begin within `first_word_s` for one that is busy with somebody who has left.
     Raises: HostKeyWrong; GuestRefused when it does not let us in; MachineUnreachable when it does
     not answer in time; ProtocolBroken.
     """
-    carrier = Carrier(transport)
+    carrier = Carrier(transport, first_word_s)
     async with beside(carrier.run), beside() as tasks:
         link = Link(carrier, tasks)
         visitor = _Visitor(link, login)

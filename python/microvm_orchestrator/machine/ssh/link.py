@@ -184,6 +184,8 @@ def meaning(error: Exception | None) -> errors.OrchestratorError:
     """Say what an error of asyncssh's means for a machine."""
     if isinstance(error, asyncssh.PermissionDenied):
         return errors.GuestRefused(f"the guest does not let us in: {said(error)}")
+    if isinstance(error, TimeoutError):
+        return errors.MachineUnreachable("the SSH server of the guest does not say a word")
     if error is None or isinstance(error, asyncssh.ConnectionLost | OSError):
         return unreachable()
     if isinstance(error, asyncssh.DisconnectError) and error.code not in _BROKEN:
