@@ -107,6 +107,8 @@ async def test_a_warm_claim(rig: Rig, whole: bool) -> None:
 async def test_sixteen_clones(rig: Rig, whole: bool) -> None:
     count = 16 if whole else 4
     machines: list[QemuMachine] = []
+    # What each had used when its first command had run; they idle until the last is ready.
+    cpus: list[float] = []
     async with rig.open() as qemu:
         saved = await find_or_make_template(qemu, rig.spec(), WARM)
 
@@ -114,6 +116,7 @@ async def test_sixteen_clones(rig: Rig, whole: bool) -> None:
             machine = await qemu.clone(saved, like(saved))
             machines.append(machine)
             await run_true(machine.shell)
+            cpus.append(cpu_of(machine.pid))
 
         await one()
         alone = (await machines[0].usage()).pss_mib or 0.0
@@ -123,14 +126,21 @@ async def test_sixteen_clones(rig: Rig, whole: bool) -> None:
             for _ in range(count - 1):
                 group.start_soon(one)
         wall_s = time.perf_counter() - began
-        cpu_s = own_cpu_s() - ours + sum(cpu_of(machine.pid) for machine in machines[1:])
+        own_s = own_cpu_s() - ours
+        idle_s = sum(cpu_of(machine.pid) for machine in machines[1:]) - sum(cpus[1:])
         usages = [await machine.usage() for machine in machines]
         together = sum(usage.pss_mib or 0.0 for usage in usages)
         for machine in machines:
             await qemu.remove(machine.machine_id)
         await qemu.forget(saved.snapshot_id)
     tell(f"{count - 1} clones at once, all ready", f"{wall_s:.2f} s")
-    tell("  CPU of each of them", f"{cpu_s / (count - 1):.2f} s", aim="0.25 s or less")
+    tell(
+        "  CPU of each until its first command has run",
+        f"{(sum(cpus[1:]) + own_s) / (count - 1):.2f} s",
+        floor=f"{cpus[0]:.2f} s, one alone",
+        aim="0.25 s or less",
+    )
+    tell("  and until the last of them is ready", f"{idle_s / (count - 1):+.2f} s")
     further_mib = (together - alone) / (count - 1)
     tell(
         "  memory of each further one (PSS)",
