@@ -67,12 +67,12 @@ HANDS_OVER = b"exec /bin/busybox switch_root /new /usr/sbin/init"
 INSTEAD = b"cp -r /foreign /new/foreign\nexec /bin/busybox switch_root /new /foreign/init"
 
 
-async def parts() -> tuple[Boot, int]:
+async def parts(folder: Path) -> tuple[Boot, int]:
     """Build what a foreign image is made of; tell the speed of the clock, which it needs here."""
     image = await build(ImageSpec("ssh", PACKAGES), ImageStore(CACHE / "images"), CACHE / "build")
     boot = boot_of(image)
     assert isinstance(boot, Boot)
-    return boot, (await probe(CACHE)).tsc_khz or 0
+    return boot, (await probe(folder)).tsc_khz or 0
 
 
 def first_root(boot: Boot, authorized: str, host: KeyPair) -> bytes:
@@ -116,7 +116,7 @@ def done(stage: Stage, call: str, **arguments: Any) -> dict[str, Any]:
 @contextmanager
 def foreign_in(folder: Path) -> Generator[Path]:
     """Let a machine `box` of a foreign image run, whatever becomes of the daemons on its state."""
-    boot, tsc_khz = anyio.run(parts)
+    boot, tsc_khz = anyio.run(parts, folder)
     host = make_key("host")
     state = folder / "state"
     state.mkdir(mode=0o700)
