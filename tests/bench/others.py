@@ -20,8 +20,8 @@ from microvm_orchestrator.machine.ssh import Login
 
 PYTHON = Path(__file__).parents[2] / ".venv-peers/bin/python"
 SWE_REX = Path(__file__).with_name("swe_rex_peer.py")
-# Longer than it takes on a busy machine.
-START_S = 60.0
+# Longer than any of it takes on a busy machine.
+SOON_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class BareSsh:
     connection: asyncssh.SSHClientConnection
 
     async def run_true(self) -> None:
-        assert (await self.connection.run("/bin/true")).exit_status == 0
+        with anyio.fail_after(SOON_S):
+            assert (await self.connection.run("/bin/true")).exit_status == 0
 
 
 @asynccontextmanager
@@ -45,7 +46,7 @@ async def bare_ssh(sock: socket.socket, login: Login) -> AsyncGenerator[BareSsh]
         known_hosts=([asyncssh.import_public_key(login.host_keys[0])], [], []),
         config=None,
         agent_path=None,
-        login_timeout=START_S,
+        login_timeout=SOON_S,
     ) as connection:
         yield BareSsh(connection)
 
@@ -60,7 +61,8 @@ class SweRex:
     async def run_true(self) -> None:
         assert self.process.stdin
         await self.process.stdin.send(b"/bin/true\n")
-        assert await self.answers.receive_until(b"\n", 100) == b"0"
+        with anyio.fail_after(SOON_S):
+            assert await self.answers.receive_until(b"\n", 100) == b"0"
 
     def cpu_s(self) -> float:
         return cpu_of_all(self.process.pid)
@@ -77,10 +79,10 @@ async def swe_rex(home: Path) -> AsyncGenerator[SweRex]:
     ) as process:
         assert process.stdout
         peer = SweRex(process, BufferedByteReceiveStream(process.stdout))
-        with anyio.fail_after(START_S):
+        with anyio.fail_after(SOON_S):
             assert await peer.answers.receive_until(b"\n", 100) == b"ready"
         yield peer
         assert process.stdin
         await process.stdin.aclose()
-        with anyio.fail_after(START_S):
+        with anyio.fail_after(SOON_S):
             assert await process.wait() == 0
