@@ -31,8 +31,9 @@ demo: setup ## boot a machine, branch it and show what each step took; then a sm
 	@echo
 	@$(PY) tests/demo_graph.py
 
+# Each file of tests has one process to itself, so what they share they share as before.
 test: lint docs-check peers ## everything CI runs
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: judges ## ruff and pyright, strict
 	@$(RUFF) check $(SOURCES)
