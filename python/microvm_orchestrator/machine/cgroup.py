@@ -1,8 +1,10 @@
 """A control group for each machine: its limits on this host, and a sure way to end all of it.
 
 Only the second version of control groups is used, below the daemon's own group, where that may be
-written: as root, or where systemd delegates (`Delegate=yes`). Elsewhere a machine has none, and its
-bounds are those QEMU keeps itself: memory and processors of the guest. `describe` says which.
+written: as root, or where systemd delegates (`Delegate=yes`). A group that hands limits down may
+have no process of its own, so a daemon that is alone in its group goes into one beside the
+machines. Elsewhere a machine has none, and its bounds are those QEMU keeps itself: memory and
+processors of the guest. `describe` says which.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import errno
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,8 @@ _PERIOD_US = 100_000
 # QEMU's threads for disks come and go; a fork bomb in the guest is not made of threads of the host.
 _THREADS = 256
 _WANTED = ("memory", "cpu", "pids")
+# Where the daemon goes; `DelegateSubgroup=` of systemd may put it there from the start.
+_ASIDE = "daemon"
 # From making a group until a process is in it, on a host that is very busy.
 _NEW_S = 10.0
 
@@ -126,7 +131,7 @@ class Tree:
         return set((self._path / "cgroup.subtree_control").read_text().split())
 
 
-def open_tree() -> Tree | None:
+def open_tree(wanted: Sequence[str] = _WANTED) -> Tree | None:
     """Make a place for machines below our own group, or return None where that is not allowed."""
     own = _own()
     if own is None:
@@ -136,12 +141,23 @@ def open_tree() -> Tree | None:
         path.mkdir(exist_ok=True)
     except OSError:
         return None
+    with contextlib.suppress(OSError):
+        _step_aside(own)
     for folder in (own, path):
-        for controller in _WANTED:
+        for controller in wanted:
             # Absent, not delegated, or held back because a process sits beside: then without it.
             with contextlib.suppress(OSError):
                 _tell(folder / "cgroup.subtree_control", f"+{controller}")
     return Tree(path)
+
+
+def _step_aside(own: Path) -> None:
+    """Leave our group, so that it may hand its controllers down, unless others stay in it."""
+    group = Group(own)
+    if group.processes() == [os.getpid()]:
+        aside = own / _ASIDE
+        aside.mkdir(exist_ok=True)
+        Group(aside).add(os.getpid())
 
 
 def describe() -> str:
@@ -171,7 +187,8 @@ def _own() -> Path | None:
     ours = [line.removeprefix("0::") for line in groups if line.startswith("0::")]
     if not mounted or not ours:
         return None
-    return Path(mounted[0][4]) / ours[0].lstrip("/")
+    found = Path(mounted[0][4]) / ours[0].lstrip("/")
+    return found.parent if found.name == _ASIDE else found
 
 
 def _overhead_mib(limits: Limits) -> int:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-from microvm_orchestrator.machine.cgroup import Group
+import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from microvm_orchestrator.machine.cgroup import Group, describe
+
+# In a group of its own: opens the place for machines twice, as a daemon and the next one do.
+OPENS = """
+import os, sys
+from pathlib import Path
+from microvm_orchestrator.machine import cgroup
+group, controller = Path(sys.argv[1]), sys.argv[2]
+cgroup.Group(group).add(os.getpid())
+for _ in range(2):
+    tree = cgroup.open_tree([controller])
+    print(tree.controllers, tree.make("one").path)
+    print(Path("/proc/self/cgroup").read_text().splitlines()[-1])
+"""
 
 
 def test_what_was_killed_for_its_memory_is_counted(tmp_path: Path) -> None:
@@ -21,3 +36,30 @@ def test_what_was_killed_for_its_memory_is_counted(tmp_path: Path) -> None:
 
 def test_a_group_without_a_limit_on_memory_counts_nothing(tmp_path: Path) -> None:
     assert Group(tmp_path).memory_kills() == 0
+
+
+def test_a_daemon_alone_in_its_group_leaves_it_to_hand_its_controllers_down() -> None:
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    root = next((Path(words[4]) for words in mounts if "cgroup2" in words), None)
+    if root is None or not os.access(root, os.W_OK):
+        pytest.skip(describe())
+    controllers = (root / "cgroup.controllers").read_text().split()
+    if not controllers:
+        pytest.skip("the second version of control groups has no controller here")
+    group = root / f"test-{os.getpid()}"
+    group.mkdir()
+    held = root / "cgroup.subtree_control"
+    before = held.read_text().split()
+    try:
+        held.write_text(f"+{controllers[0]}")
+        words = [sys.executable, "-c", OPENS, str(group), controllers[0]]
+        said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        place = f"{{{controllers[0]!r}}} {group}/microvm-orchestrator/one"
+        aside = f"0::/{group.name}/daemon"
+        assert said.splitlines() == [place, aside, place, aside]
+    finally:
+        for path in ("microvm-orchestrator/one", "microvm-orchestrator", "daemon", "."):
+            if (group / path).is_dir():
+                (group / path).rmdir()
+        if controllers[0] not in before:
+            held.write_text(f"-{controllers[0]}")
