@@ -89,9 +89,9 @@ def test_a_guest_without_memory_ends_a_program_tells_it_and_goes_on(stage: Stage
 
 
 def test_a_guest_whose_disk_is_full_tells_it_and_goes_on(stage: Stage, box: str) -> None:
-    assert "No space left" in stage.said(box, "cat /dev/zero 2>&1 >/root/big || true")
+    assert "No space left" in stage.said(box, "cat /dev/zero 2>&1 >/var/big || true")
     assert stage.hear("machine.disk_full", box)["available_kib"] < 1024
-    assert stage.said(box, "rm /root/big; echo room again") == "room again\n"
+    assert stage.said(box, "rm /var/big; echo room again") == "room again\n"
     assert stage.state(box) == ("running", "")
 
 

@@ -29,7 +29,7 @@ df -k / | tail -n 1 | tr -s ' ' | cut -d' ' -f2; cat /sys/fs/cgroup/commands/pid
 """
 WRITE_MANY = f"""
 import os
-file = os.open("/root/many", os.O_WRONLY | os.O_CREAT)
+file = os.open("/var/many", os.O_WRONLY | os.O_CREAT)
 for _ in range({4 * OPERATIONS_S}):
     os.pwrite(file, b"x", 0)
     os.fdatasync(file)
@@ -159,8 +159,8 @@ def test_commands_files_and_ports_reach_into_a_machine_and_are_told(
     assert (ran.returncode, ran.stdout, ran.stderr) == (7, b"in", b"err\n")
     sent, fetched = tmp_path / "sent", tmp_path / "fetched"
     sent.write_bytes(bytes(range(256)) * 1000)
-    assert stage.cli("machine", "cp", str(sent), f"{box}:/root/copy").returncode == 0
-    assert stage.cli("machine", "cp", f"{box}:/root/copy", str(fetched)).returncode == 0
+    assert stage.cli("machine", "cp", str(sent), f"{box}:/var/copy").returncode == 0
+    assert stage.cli("machine", "cp", f"{box}:/var/copy", str(fetched)).returncode == 0
     assert fetched.read_bytes() == sent.read_bytes()
     stage.ask(
         "machine_exec", machine=box, argv=["python3", "-c", SERVER], exec_id="server", wait_s=0
@@ -181,7 +181,7 @@ def test_what_a_machine_costs_is_measured_on_the_host_and_in_the_guest(
     stage: Stage, box: str
 ) -> None:
     before = stage.ask("machine_usage", machine=box)
-    stage.said(box, "head -c 8388608 /dev/urandom >/root/file; sync")
+    stage.said(box, "head -c 8388608 /dev/urandom >/var/file; sync")
     usage = stage.ask("machine_usage", machine=box)
     assert usage["cpu_s"] > before["cpu_s"]
     assert usage["peak_mib"] >= usage["rss_mib"] > 1
@@ -219,10 +219,10 @@ def test_four_branches_of_a_running_machine_go_on_from_where_it_was_and_so_does_
 ) -> None:
     count = ["python3", "-c", COUNT]
     stage.ask("machine_exec", machine=box, argv=count, exec_id="counting", wait_s=0)
-    stage.said(box, "echo kept >/root/file; until [ -e /tmp/n ]; do sleep 0.1; done")
+    stage.said(box, "echo kept >/var/file; until [ -e /tmp/n ]; do sleep 0.1; done")
     branches = stage.branch(box, "try", count=BRANCHES)
     assert [machine["name"] for machine in branches] == ["try-1", "try-2", "try-3", "try-4"]
-    who = "cat /root/file; hostname; cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1"
+    who = "cat /var/file; hostname; cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1"
     answers = [stage.said(machine["machine_id"], who).splitlines() for machine in branches]
     for number, lines in enumerate(answers, start=1):
         assert lines[:2] == ["kept", f"try-{number}"]

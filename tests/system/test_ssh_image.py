@@ -42,13 +42,14 @@ PACKAGES = ("openssh-server",)
 INIT = r"""#!/bin/sh
 export PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin
 rm -rf /usr/lib/microvm-orchestrator
-mkdir -p /dev/pts /run /root/.ssh /usr/local/sbin
+home=/root
+mkdir -p /dev/pts /run $home/.ssh /usr/local/sbin
 mount -t tmpfs -o mode=755 run /run
 mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
 ip link set lo up
 echo sshd:x:101:65534::/run/sshd:/usr/sbin/nologin >>/etc/passwd
 mkdir -p /run/sshd
-cp /foreign/authorized /root/.ssh/authorized_keys
+cp /foreign/authorized $home/.ssh/authorized_keys
 printf '#!/bin/sh\nsync\necho o >/proc/sysrq-trigger\n' >/usr/local/sbin/poweroff
 chmod 755 /usr/local/sbin/poweroff
 for port in /sys/class/virtio-ports/*; do
