@@ -185,10 +185,10 @@ def _own() -> Path | None:
     mounted = [line.split() for line in mounts.splitlines() if " - cgroup2 " in line]
     groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     ours = [line.removeprefix("0::") for line in groups if line.startswith("0::")]
-    if not mounted or not ours:
-        return None
-    found = Path(mounted[0][4]) / ours[0].lstrip("/")
-    return found.parent if found.name == _ASIDE else found
+    # One may be mounted over another.
+    paths = [Path(words[4]) / own.lstrip("/") for words in mounted for own in ours]
+    found = next((path for path in paths if (path / "cgroup.procs").exists()), None)
+    return found.parent if found is not None and found.name == _ASIDE else found
 
 
 def _overhead_mib(limits: Limits) -> int:

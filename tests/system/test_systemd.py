@@ -1,0 +1,149 @@
+"""The daemon as a service of a real systemd, in namespaces of its own: machines outlive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from machines import CACHE, LONG_S, ROOT, built_image
+
+GUIDE = ROOT / "docs" / "how-to" / "run-as-a-service.md"
+SYSTEMD = Path("/usr/lib/systemd/systemd")
+PROGRAM = Path(sys.executable).with_name("microvm-orchestrator")
+UNIT = "microvm-orchestrator.service"
+# Nothing of this host is started: the only unit that is wanted is ours.
+BOOT = f"""
+set -e
+mount --make-rprivate /
+for folder in /run /var/lib /sys/fs/cgroup; do mount -t tmpfs -o mode=755 own $folder; done
+mount -t cgroup2 own /sys/fs/cgroup
+mkdir -p /run/systemd/system /var/lib/microvm-orchestrator
+chmod 700 /var/lib/microvm-orchestrator
+ln -s "$1" /var/lib/microvm-orchestrator/images
+cp "$2" /run/systemd/system/{UNIT}
+printf '[Unit]\\nDefaultDependencies=no\\n' >/run/systemd/system/ours.target
+exec env -i container=test PATH="$PATH" {SYSTEMD} --system --unit=ours.target \
+    --default-standard-output=null --default-standard-error=null
+"""
+
+
+def why_not() -> str:
+    """Say why there can be no systemd here; empty when there can."""
+    if os.geteuid():
+        return "only root makes the namespaces for a systemd"
+    if not SYSTEMD.exists() or shutil.which("systemctl") is None:
+        return "this host has no systemd"
+    tried = subprocess.run(["unshare", "-fpmiuC", "true"], check=False, capture_output=True)
+    return "" if tried.returncode == 0 else "no namespaces can be made here"
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A systemd, and everything as its processes see it."""
+
+    pid: int
+
+    def run(self, *words: str | Path) -> str:
+        inside = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--cgroup"]
+        ran = subprocess.run(
+            [*inside, *words], capture_output=True, text=True, timeout=LONG_S, check=False
+        )
+        assert ran.returncode == 0, (words, ran.stdout, ran.stderr)
+        return ran.stdout
+
+    def ask(self, *words: str) -> Any:
+        return json.loads(self.run(PROGRAM, *words, "--json"))
+
+    def service(self, verb: str) -> None:
+        self.run("systemctl", verb, UNIT)
+
+    def shown(self, name: str) -> str:
+        return self.run("systemctl", "show", "--value", f"--property={name}", UNIT).strip()
+
+    def group_of(self, pid: str) -> str:
+        return self.run("cat", f"/proc/{pid}/cgroup").strip().splitlines()[-1]
+
+    def until(self, said: str, *words: str) -> None:
+        deadline = time.monotonic() + LONG_S
+        while said not in self.run("sh", "-c", " ".join(words) + " || true"):
+            assert time.monotonic() < deadline, words
+            time.sleep(0.1)  # systemd tells nobody outside of it
+
+
+@contextmanager
+def booted(folder: Path) -> Generator[System]:
+    """Run a systemd with our service until the block ends; all it has started ends with it."""
+    anyio.run(built_image)
+    [unit] = re.findall(r"```ini\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert "/usr/local/bin/microvm-orchestrator" in unit
+    own = unit.replace("/usr/local/bin/microvm-orchestrator", str(PROGRAM))
+    (folder / UNIT).write_text(own.replace("[Unit]\n", "[Unit]\nDefaultDependencies=no\n"))
+    words = ["unshare", "-fpmiuC", "--kill-child", "--mount-proc", "sh", "-c", BOOT, "sh"]
+    log = (folder / "log").open("wb")
+    outer = subprocess.Popen(
+        [*words, str(CACHE / "images"), str(folder / UNIT)], stdout=log, stderr=log, stdin=log
+    )
+    children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+    with outer, log:
+        try:
+            deadline = time.monotonic() + LONG_S
+            while not (pids := children.read_text().split()):
+                assert time.monotonic() < deadline, "nothing was started"
+            system = System(int(pids[0]))
+            system.until("ours.target", "systemctl list-units --state=active --plain 2>/dev/null")
+            yield system
+        finally:
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def test_machines_outlive_a_service_that_is_restarted_and_one_that_crashes(tmp_path: Path) -> None:
+    if why := why_not():
+        pytest.skip(why)
+    with booted(tmp_path) as system:
+        system.service("start")
+        system.ask("machine", "define", "box", "--memory-mib", "192")
+        system.ask("machine", "start", "box")
+        boot_id = ("machine", "exec", "-n", "box", "--", "cat", "/proc/sys/kernel/random/boot_id")
+        first = system.run(PROGRAM, *boot_id)
+        [qemu] = system.run("pgrep", "-f", "^qemu-system").split()
+        daemon = system.shown("MainPID")
+        assert system.group_of(daemon) == f"0::/system.slice/{UNIT}/daemon"
+        machine = system.ask("machine", "get", "box")["machine_id"]
+        place = f"0::/system.slice/{UNIT}/microvm-orchestrator/{machine}"
+        assert system.group_of(qemu) == place
+
+        system.service("restart")
+        assert system.shown("MainPID") != daemon
+        assert system.run(PROGRAM, *boot_id) == first
+
+        daemon = system.shown("MainPID")
+        system.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
+        system.until(
+            "active",
+            f"test $(systemctl show --value -p MainPID {UNIT}) != {daemon}"
+            f" && systemctl is-active {UNIT}",
+        )
+        assert system.run(PROGRAM, *boot_id) == first
+        assert system.run("pgrep", "-f", "^qemu-system").split() == [qemu]
+        assert system.group_of(qemu) == place
+
+        system.ask("machine", "stop", "box")
+        system.service("stop")
+        assert system.shown("ActiveState") == "inactive"
+        left = system.run("sh", "-c", "pgrep -f ^qemu-system || true").split()
+        assert left == []
