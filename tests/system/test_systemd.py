@@ -19,13 +19,15 @@ from typing import Any
 import anyio
 import pytest
 
+import groups
 from machines import CACHE, LONG_S, ROOT, built_image
 
 GUIDE = ROOT / "docs" / "how-to" / "run-as-a-service.md"
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 PROGRAM = Path(sys.executable).with_name("microvm-orchestrator")
 UNIT = "microvm-orchestrator.service"
-# Nothing of this host is started: the only unit that is wanted is ours.
+# Nothing of this host is started: the only unit that is wanted is ours. The group that this begins
+# in becomes the root of all groups that it sees.
 BOOT = f"""
 set -e
 mount --make-rprivate /
@@ -45,6 +47,8 @@ def why_not() -> str:
     """Say why there can be no systemd here; empty when there can."""
     if os.geteuid():
         return "only root makes the namespaces for a systemd"
+    if groups.root() is None:
+        return "no second version of control groups is mounted"
     if not SYSTEMD.exists() or shutil.which("systemctl") is None:
         return "this host has no systemd"
     tried = subprocess.run(["unshare", "-fpmiuC", "true"], check=False, capture_output=True)
@@ -92,23 +96,31 @@ def booted(folder: Path) -> Generator[System]:
     assert "/usr/local/bin/microvm-orchestrator" in unit
     own = unit.replace("/usr/local/bin/microvm-orchestrator", str(PROGRAM))
     (folder / UNIT).write_text(own.replace("[Unit]\n", "[Unit]\nDefaultDependencies=no\n"))
-    words = ["unshare", "-fpmiuC", "--kill-child", "--mount-proc", "sh", "-c", BOOT, "sh"]
-    log = (folder / "log").open("wb")
-    outer = subprocess.Popen(
-        [*words, str(CACHE / "images"), str(folder / UNIT)], stdout=log, stderr=log, stdin=log
-    )
-    children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
-    with outer, log:
-        try:
-            deadline = time.monotonic() + LONG_S
-            while not (pids := children.read_text().split()):
-                assert time.monotonic() < deadline, "nothing was started"
-            system = System(int(pids[0]))
-            system.until("ours.target", "systemctl list-units --state=active --plain 2>/dev/null")
+    unshare = ["unshare", "-fpmiuC", "--kill-child", "--mount-proc", "sh", "-c", BOOT, "sh"]
+    words = [*unshare, str(CACHE / "images"), str(folder / UNIT)]
+    with groups.own_group() as group, (folder / "log").open("wb") as log:
+        enter = ["sh", "-c", 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"', "sh", str(group)]
+        with (
+            subprocess.Popen([*enter, *words], stdout=log, stderr=log, stdin=log) as outer,
+            ended(outer) as system,
+        ):
             yield system
-        finally:
-            for pid in children.read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
+
+
+@contextmanager
+def ended(outer: subprocess.Popen[bytes]) -> Generator[System]:
+    """Find the systemd that is being started; end it with the block."""
+    children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+    try:
+        deadline = time.monotonic() + LONG_S
+        while not (pids := children.read_text().split()):
+            assert time.monotonic() < deadline, "nothing was started"
+        system = System(int(pids[0]))
+        system.until("ours.target", "systemctl list-units --state=active --plain 2>/dev/null")
+        yield system
+    finally:
+        for pid in children.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def test_machines_outlive_a_service_that_is_restarted_and_one_that_crashes(tmp_path: Path) -> None:

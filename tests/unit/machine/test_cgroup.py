@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import groups
 from microvm_orchestrator.machine.cgroup import Group, describe
 
 # In a group of its own: opens the place for machines twice, as a daemon and the next one do.
@@ -39,27 +40,24 @@ def test_a_group_without_a_limit_on_memory_counts_nothing(tmp_path: Path) -> Non
 
 
 def test_a_daemon_alone_in_its_group_leaves_it_to_hand_its_controllers_down() -> None:
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    root = next((Path(words[4]) for words in mounts if "cgroup2" in words), None)
+    root = groups.root()
     if root is None or not os.access(root, os.W_OK):
         pytest.skip(describe())
     controllers = (root / "cgroup.controllers").read_text().split()
     if not controllers:
         pytest.skip("the second version of control groups has no controller here")
-    group = root / f"test-{os.getpid()}"
-    group.mkdir()
     held = root / "cgroup.subtree_control"
     before = held.read_text().split()
-    try:
+    with groups.own_group() as group:
         held.write_text(f"+{controllers[0]}")
-        words = [sys.executable, "-c", OPENS, str(group), controllers[0]]
-        said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-        place = f"{{{controllers[0]!r}}} {group}/microvm-orchestrator/one"
-        aside = f"0::/{group.name}/daemon"
-        assert said.splitlines() == [place, aside, place, aside]
-    finally:
-        for path in ("microvm-orchestrator/one", "microvm-orchestrator", "daemon", "."):
-            if (group / path).is_dir():
-                (group / path).rmdir()
-        if controllers[0] not in before:
-            held.write_text(f"-{controllers[0]}")
+        try:
+            words = [sys.executable, "-c", OPENS, str(group), controllers[0]]
+            said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            place = f"{{{controllers[0]!r}}} {group}/microvm-orchestrator/one"
+            aside = f"0::/{group.name}/daemon"
+            assert said.splitlines() == [place, aside, place, aside]
+        finally:
+            if controllers[0] not in before:
+                for path in (group / "microvm-orchestrator", group):
+                    (path / "cgroup.subtree_control").write_text(f"-{controllers[0]}")
+                held.write_text(f"-{controllers[0]}")
