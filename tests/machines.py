@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.host import boot_of
 from microvm_orchestrator.images.build import ImageSpec, build
 from microvm_orchestrator.images.manifest import Agent, Inputs, Manifest
 from microvm_orchestrator.images.manifest import Disk as ImageDisk
@@ -60,15 +61,9 @@ async def guest_image() -> Image:
 
 async def built_image() -> Boot:
     """What a machine of the embedded guest starts from."""
-    image = await guest_image()
-    manifest = image.manifest
-    return Boot(
-        digest=image.digest,
-        kernel=image.path(manifest.kernel),
-        initrd=image.path(manifest.initrd),
-        cmdline=manifest.cmdline,
-        disks=tuple(Disk(disk.serial, image.path(disk)) for disk in manifest.disks),
-    )
+    boot = boot_of(await guest_image())
+    assert isinstance(boot, Boot)
+    return boot
 
 
 def like(saved: Snapshot) -> MachineSpec:

@@ -9,7 +9,7 @@ import typer
 
 from microvm_orchestrator.cli import failure, output
 from microvm_orchestrator.cli.command import Session, command
-from microvm_orchestrator.cli.options import Cursor, Limit, complete_exec
+from microvm_orchestrator.cli.options import Cursor, Limit, OnlyMachine, complete_exec
 from microvm_orchestrator.cli.values import octets_at
 
 app = typer.Typer(help="Commands in machines; `machine exec` begins one.")
@@ -140,9 +140,7 @@ def signal(
 @command(app, "list", example="exec list --machine box --state running")
 def list_(
     here: Session,
-    machine: Annotated[
-        str | None, typer.Option("--machine", metavar="MACHINE", help="Only of this machine.")
-    ] = None,
+    machine: OnlyMachine = None,
     state: Annotated[
         Literal["running", "exited", "lost"] | None,
         typer.Option("--state", help="Only in this state."),

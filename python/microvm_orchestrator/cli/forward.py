@@ -9,7 +9,7 @@ import typer
 from microvm_orchestrator.cli import output
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.machine import MachineRef
-from microvm_orchestrator.cli.options import complete_machine
+from microvm_orchestrator.cli.options import OnlyMachine
 
 app = typer.Typer(help="Forwards: ports of a guest on the host, and the other way round.")
 
@@ -55,15 +55,7 @@ def add(
 @command(app, "list", example="forward list --machine box")
 def list_(
     here: Session,
-    machine: Annotated[
-        str | None,
-        typer.Option(
-            "--machine",
-            metavar="MACHINE",
-            help="Only of this machine.",
-            autocompletion=complete_machine,
-        ),
-    ] = None,
+    machine: OnlyMachine = None,
 ) -> None:
     """List forwards: yours, or all if you see everything."""
     here.tell(

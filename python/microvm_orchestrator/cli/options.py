@@ -92,6 +92,15 @@ KeyGroup = Annotated[
         autocompletion=complete_group,
     ),
 ]
+OnlyMachine = Annotated[
+    str | None,
+    typer.Option(
+        "--machine",
+        metavar="MACHINE",
+        help="Only of this machine.",
+        autocompletion=complete_machine,
+    ),
+]
 GroupName = Annotated[
     str, typer.Argument(metavar="GROUP", help="The group.", autocompletion=complete_group)
 ]

@@ -10,7 +10,7 @@ from microvm_orchestrator.cli import output
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.machine import MachineRef
 from microvm_orchestrator.cli.operation import WaitS, follow
-from microvm_orchestrator.cli.options import Cursor, Limit, complete_machine, complete_snapshot
+from microvm_orchestrator.cli.options import Cursor, Limit, OnlyMachine, complete_snapshot
 
 app = typer.Typer(help="Snapshots: saved machines, from which others are started.")
 
@@ -54,15 +54,7 @@ def get(here: Session, snapshot_id: SnapshotId) -> None:
 @command(app, "list", example="snapshot list --machine box")
 def list_(
     here: Session,
-    machine: Annotated[
-        str | None,
-        typer.Option(
-            "--machine",
-            metavar="MACHINE",
-            help="Only of this machine.",
-            autocompletion=complete_machine,
-        ),
-    ] = None,
+    machine: OnlyMachine = None,
     limit: Limit = None,
     cursor: Cursor = None,
 ) -> None:
