@@ -372,6 +372,23 @@ def test_a_file_of_any_size_goes_through_pipes(stage: Stage) -> None:
     assert list((stage.daemon.state_dir / places.TRANSFERS).glob("*")) == []
 
 
+def test_only_so_many_folders_are_on_their_way_at_once(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    above = stage.daemon.state_dir / places.TRANSFERS
+    above.mkdir(exist_ok=True)
+    others = [above / f"other-{number}" for number in range(16)]
+    for other in others:
+        other.mkdir()
+    try:
+        refused = stage.cli("machine", "cp", "-r", str(tmp_path / "folder"), "box:/tmp/copied")
+        assert b"16 folders are being copied" in refused.stderr, refused
+    finally:
+        for other in others:
+            other.rmdir()
+    sent = stage.cli("machine", "cp", "-r", str(tmp_path / "folder"), "box:/tmp/copied")
+    assert sent.returncode == 0, sent
+
+
 # What cuts it off
 
 

@@ -148,6 +148,7 @@ _NAMING = (
         "task_id",
         "group",
         "machine",
+        "network",
         "snapshot_id",
         "image",
         "operation_id",

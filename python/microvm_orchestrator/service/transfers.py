@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.shell import Shell
 
 MAX_FILE = 1 << 40
+# Each may take what a tree may have of the disk.
+_TREES_MOST = 16
 # Entries and pieces of a tree that one visit to a worker thread reads.
 _PIECES = 16
 
@@ -242,11 +244,13 @@ def _unexpected(kind: int) -> NoReturn:
 async def _halfway(service: Service) -> AsyncGenerator[Path]:
     """Hold a folder of the daemon's own, which goes with all it holds.
 
-    Raises: Unavailable.
+    Raises: NoRoom, Unavailable.
     """
     above = service.settings.state_dir / places.TRANSFERS
     try:
         above.mkdir(mode=0o700, exist_ok=True)
+        if sum(1 for _ in above.iterdir()) >= _TREES_MOST:
+            raise errors.NoRoom(f"{_TREES_MOST} folders are being copied", hint="try again later")
         folder = Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(dir=above)))
     except OSError as error:
         raise errors.Unavailable(f"no folder for a transfer: {error.strerror}") from error
