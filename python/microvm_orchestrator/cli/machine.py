@@ -131,13 +131,13 @@ def define(
         "accel": accel,
         "idempotency_key": idempotency_key,
     }
-    here.tell("machine_define", given, output.record)
+    here.tell("machine_define", given, output.show)
 
 
 @command(app, "get", example="machine get box")
 def get(here: Session, machine: MachineRef) -> None:
     """Look at a machine: how it was made, where it stands, and why."""
-    here.tell("machine_get", {"machine": machine}, output.record)
+    here.tell("machine_get", {"machine": machine}, output.show)
 
 
 @command(app, "list", example="machine list --state running --state paused")
@@ -170,7 +170,7 @@ def start(
 ) -> int:
     """Boot a machine, and wait until its guest is ready."""
     given = {"machine": machine, "queue": queue}
-    return follow(here, "machine_start", given, wait_s, output.record)
+    return follow(here, "machine_start", given, wait_s, output.show)
 
 
 @command(app, "stop", example="machine stop box --grace-s 30")
@@ -189,25 +189,25 @@ def stop(
 ) -> int:
     """Let a machine's guest power off, and end it by force when it has not in time."""
     given = {"machine": machine, "grace_s": grace_s}
-    return follow(here, "machine_stop", given, wait_s, output.record)
+    return follow(here, "machine_stop", given, wait_s, output.show)
 
 
 @command(app, "kill", example="machine kill box")
 def kill(here: Session, machine: MachineRef) -> None:
     """End a machine at once, as a power cut would."""
-    here.tell("machine_kill", {"machine": machine}, output.record)
+    here.tell("machine_kill", {"machine": machine}, output.show)
 
 
 @command(app, "pause", example="machine pause box")
 def pause(here: Session, machine: MachineRef) -> None:
     """Let a machine stand still; its memory stays."""
-    here.tell("machine_pause", {"machine": machine}, output.record)
+    here.tell("machine_pause", {"machine": machine}, output.show)
 
 
 @command(app, "resume", example="machine resume box")
 def resume(here: Session, machine: MachineRef) -> None:
     """Let a paused machine go on."""
-    here.tell("machine_resume", {"machine": machine}, output.record)
+    here.tell("machine_resume", {"machine": machine}, output.show)
 
 
 @command(app, "delete", example="machine delete box")
