@@ -12,8 +12,10 @@ import anyio.to_thread
 from microvm_orchestrator.machine import base
 from microvm_orchestrator.machine.seeded import Program, Ran
 from microvm_orchestrator.model.names import new_id
+from microvm_orchestrator.model.records import Actor
 from microvm_orchestrator.runner import Runner
 from microvm_orchestrator.slots import Need, Slots
+from microvm_orchestrator.starting import refusing
 
 
 class SeededRuns:
@@ -30,7 +32,14 @@ class SeededRuns:
         self._boot_of = boot_of
 
     async def run(
-        self, image: str, memory_mib: int, program: Program, *, timeout_s: float, wait: bool
+        self,
+        image: str,
+        memory_mib: int,
+        program: Program,
+        by: Actor,
+        *,
+        timeout_s: float,
+        wait: bool,
     ) -> Ran:
         """Run a program in a machine that exists for it alone.
 
@@ -41,7 +50,8 @@ class SeededRuns:
             boot=await anyio.to_thread.run_sync(self._boot_of, image),
             memory_mib=memory_mib,
         )
-        await self._slots.hold(spec.machine_id, Need(spec.memory_mib, spec.vcpus), wait=wait)
+        with refusing(by):
+            await self._slots.hold(spec.machine_id, Need(spec.memory_mib, spec.vcpus), wait=wait)
         try:
             return await self._hypervisor.run_seeded(spec, program, timeout_s)
         finally:

@@ -9,7 +9,7 @@ hypervisor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import replace
 
 import anyio
@@ -29,6 +29,18 @@ from microvm_orchestrator.warm import Warm
 # By its serial a guest knows the disk that is for whatever it likes.
 _SCRATCH = "scratch"
 _log = log.get(__name__)
+
+
+@contextlib.contextmanager
+def refusing(by: Actor) -> Generator[None]:
+    """Tell somebody of want of room, and no more: not all see whose machines there are."""
+    try:
+        yield
+    except errors.NoRoom as error:
+        if by.scope.everything:
+            raise
+        words = "all slots or caches are busy, or too few are free"
+        raise errors.NoRoom(words, hint=error.hint) from None
 
 
 class Starting:
@@ -55,14 +67,8 @@ class Starting:
 
         Raises: NoRoom; it has neither then.
         """
-        try:
+        with refusing(by):
             return await self._hold(machine, wait=wait)
-        except errors.NoRoom as error:
-            if by.scope.everything:
-                raise
-            # Whose machines there are is nothing to who does not see them.
-            words = "all slots or caches are busy, or too few are free"
-            raise errors.NoRoom(words, hint=error.hint) from None
 
     async def _hold(self, machine: Machine, *, wait: bool) -> Volume | None:
         need = Need(machine.memory_mib, machine.vcpus)

@@ -17,11 +17,13 @@ from microvm_orchestrator.caches import Caches
 from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
+from microvm_orchestrator.machine.seeded import Program
 from microvm_orchestrator.machine.shell import Command, GuestEvent
 from microvm_orchestrator.machines import Machines, Wish
 from microvm_orchestrator.model.access import Role, Scope
 from microvm_orchestrator.model.machine import Machine, MachineState
 from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Match, Store
@@ -233,6 +235,11 @@ async def test_a_refusal_for_want_of_room_names_no_machine_that_one_does_not_see
         await house.machines.define(wish, BOB)
         with pytest.raises(errors.NoRoom) as refused:
             await house.machines.start("second", BOB, wait_for_room=False)
+        assert first.machine_id not in refused.value.message + str(refused.value.hint)
+        seeded = SeededRuns(house.qemu, house.slots, lambda _: rig.boot)
+        program = Program(("true",), 1)
+        with pytest.raises(errors.NoRoom) as refused:
+            await seeded.run("none", 64, program, BOB, timeout_s=PATIENCE_S, wait=False)
         assert first.machine_id not in refused.value.message + str(refused.value.hint)
         await house.machines.kill("first", ALICE)
 

@@ -20,7 +20,7 @@ from microvm_orchestrator.service.calls import Answer, Call, Caller, Request, de
 from microvm_orchestrator.service.execs import MAX_INPUT, Encoded, Word
 from microvm_orchestrator.service.images import ImageName
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
-from microvm_orchestrator.service.service import Service
+from microvm_orchestrator.service.service import Service, actor
 
 if TYPE_CHECKING:
     from microvm_orchestrator.operations import Report
@@ -102,6 +102,7 @@ async def machine_run(service: Service, caller: Caller, request: RunSeeded) -> O
     Time in the guest counts its instructions, and all randomness comes from the seed, so a failure
     that depends on either is found again by its seed. Nothing of the machine is left.
     """
+    by = actor(caller, "machine_run")
     settings = service.settings.machines
     program = _program(request)
     images = service.host.images
@@ -113,6 +114,7 @@ async def machine_run(service: Service, caller: Caller, request: RunSeeded) -> O
             image.digest,
             request.memory_mib or settings.default_memory_mib,
             program,
+            by,
             timeout_s=request.timeout_s,
             wait=request.queue,
         )
