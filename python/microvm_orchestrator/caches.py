@@ -110,9 +110,10 @@ class Caches:
             self._released.set()
             self._released = anyio.Event()
 
-    async def released(self) -> None:
-        """Wait until some machine gives its volume back."""
-        await self._released.wait()
+    @property
+    def released(self) -> anyio.Event:
+        """Set when the next machine gives its volume back; look here before asking for one."""
+        return self._released
 
     async def forget(self, machine_id: str) -> None:
         """A machine will not come back: its home is anybody's of the domain."""

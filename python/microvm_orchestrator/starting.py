@@ -76,6 +76,8 @@ class Starting:
             await self._slots.hold(machine.machine_id, need, wait=wait)
             if machine.cache is None or self._caches is None:
                 return None
+            # One may come back while this one is looked for.
+            released = self._caches.released
             try:
                 return await self._caches.take(machine.machine_id, machine.cache)
             except BaseException as error:
@@ -83,7 +85,7 @@ class Starting:
                 self._slots.release(machine.machine_id)
                 if not wait or not isinstance(error, errors.NoRoom):
                     raise
-            await self._caches.released()
+            await released.wait()
 
     async def keep(self, machine: Machine, running: base.Machine) -> None:
         """Take note of what a machine has that runs already, and connect it again."""

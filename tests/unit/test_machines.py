@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from machines import Rig, fake_rig, kill_process, removed_in_the_end
@@ -298,3 +300,26 @@ async def test_without_a_free_cache_a_machine_waits_without_a_place_or_is_refuse
             assert (await house.until(refused, MachineState.RUNNING)).cache_volume == "r/1"
         for name in ("two", "three", "four"):
             await house.machines.kill(name, ALICE)
+
+
+async def test_a_cache_that_comes_back_while_one_is_looked_for_is_found(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        for name in ("one", "two"):
+            await house.caches.take(name, "r")
+        wish = Wish("none", 64, 1, Accel.TCG, "three", cache="r")
+        three = await house.machines.define(wish, ALICE)
+        use = rig.state_dir / "caches" / "r" / "2" / "use.json"
+        said = use.read_bytes()
+        use.unlink()
+        os.mkfifo(use)  # so whoever looks at it is in the middle of it
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(house.machines.start, "three", ALICE)
+                writer = await anyio.to_thread.run_sync(os.open, use, os.O_WRONLY)
+                house.caches.release("one")
+                os.write(writer, said)
+                use.with_name("whole").write_bytes(said)
+                use.with_name("whole").replace(use)
+                os.close(writer)
+        assert (await house.machines.get("three", ALICE)).cache_volume == "r/1"
+        await house.machines.kill(three.machine_id, ALICE)
