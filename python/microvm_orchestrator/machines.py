@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,15 @@ class Wish:
 def _is_at(place: Place, wanted: Attachment) -> bool:
     given = {address.partition("/")[0] for address in place.addresses}
     return wanted.network in {place.name, place.network_id} and given.issuperset(wanted.addresses)
+
+
+@contextlib.contextmanager
+def _though_unwritten(machine_id: str, what: str) -> Generator[None]:
+    """Let those who bring the news go on where it cannot be stored: all machines need them."""
+    try:
+        yield
+    except errors.OrchestratorError as error:
+        _log.error("machine_news_unwritten", machine=machine_id, what=what, reason=error.message)
 
 
 class Machines:
@@ -355,9 +364,10 @@ class Machines:
             return  # starts and ends are written by who starts and who watches
         if self._turns[machine_id].locked():
             return  # it was asked to, and who asked writes it down
-        machine, _ = await self._find(machine_id, SYSTEM)
-        if machine.state is not change.state:
-            await self._change(machine_id, change.state, change.reason, SYSTEM)
+        with _though_unwritten(machine_id, change.state):
+            machine, _ = await self._find(machine_id, SYSTEM)
+            if machine.state is not change.state:
+                await self._change(machine_id, change.state, change.reason, SYSTEM)
 
     async def hear_guest(self, machine_id: str, event: GuestEvent) -> None:
         """Pass on what the guest of a machine reports, which may be anything."""
@@ -371,14 +381,16 @@ class Machines:
         self._reported[machine_id, what] = now
         body: dict[str, JsonValue] = {**event.figures, "text": event.text[:_REPORT_CHARS]}
         tell = Tell(what, body, audited=False)
-        await self._rewrite(machine_id, lambda machine: (machine, tell), SYSTEM)
+        with _though_unwritten(machine_id, what):
+            await self._rewrite(machine_id, lambda machine: (machine, tell), SYSTEM)
 
     async def hear_port(self, event: PortEvent) -> None:
         """Write down that a machine which goes on is listened to in a network no more."""
         if event.change is PortChange.CUT_OFF and event.machine_id in self._live:
             body: dict[str, JsonValue] = {"network_id": event.network_id, "reason": event.reason}
             tell = Tell("cut_off", body, audited=False)
-            await self._rewrite(event.machine_id, lambda machine: (machine, tell), SYSTEM)
+            with _though_unwritten(event.machine_id, "cut_off"):
+                await self._rewrite(event.machine_id, lambda machine: (machine, tell), SYSTEM)
 
     def _id_of(self, running: base.Machine) -> str:
         return self._ids.get(running.spec.machine_id, running.spec.machine_id)

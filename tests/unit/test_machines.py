@@ -16,14 +16,14 @@ import pytest
 from machines import Rig, fake_rig, kill_process, removed_in_the_end
 from microvm_orchestrator import errors
 from microvm_orchestrator.caches import Caches
-from microvm_orchestrator.machine.base import Accel
+from microvm_orchestrator.machine.base import Accel, Change
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.seeded import Program
 from microvm_orchestrator.machine.shell import Command, GuestEvent
 from microvm_orchestrator.machines import Machines, Wish
 from microvm_orchestrator.model.access import Role, Scope
-from microvm_orchestrator.model.machine import Machine, MachineState
+from microvm_orchestrator.model.machine import MACHINE, Machine, MachineState
 from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
@@ -73,7 +73,11 @@ class House:
 async def daemon(rig: Rig, *, count: int = 4) -> AsyncGenerator[House]:
     """What a daemon has of machines, from its start to its end; the machines outlive it."""
     store = SqliteStore(rig.state_dir / "store.db")
-    async with store.opened(), rig.open() as qemu:
+
+    async def on_change(change: Change) -> None:
+        await machines.hear(change)
+
+    async with store.opened(), rig.open(on_change) as qemu:
         slots = Slots(Capacity(count, 1024, 8))
         caches = Caches(rig.state_dir / "caches", size_mib=16, count=2)
         machines = Machines(store, qemu, slots, lambda _: rig.boot, caches=caches)
@@ -194,6 +198,23 @@ async def test_what_a_guest_reports_never_costs_the_change_of_state_that_it_race
         [event] = read.events
         assert event.body == {"kills": 7, "text": "x" * 500}
         await house.machines.kill("box", ALICE)
+
+
+async def test_news_of_a_machine_that_cannot_be_written_end_nothing(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        box = await house.define("box")
+        box = await house.machines.start(box.machine_id, ALICE)
+        running = house.qemu_of(box)
+        await running.qmp.execute("stop")
+        await house.until(box, MachineState.PAUSED)
+        # So nothing of it can be written down.
+        await house.store.erase(MACHINE, box.machine_id, SYSTEM)
+        await running.qmp.execute("cont")
+        await house.machines.hear_guest(box.machine_id, GuestEvent("oom", "one was ended", {}))
+        with anyio.fail_after(PATIENCE_S):
+            await running.resume()
+            await running.pause()
+            await running.kill()
 
 
 async def test_a_start_that_nobody_waits_for_any_more_leaves_no_machine_unwatched(rig: Rig) -> None:

@@ -7,23 +7,29 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from machines import Rig, fake_rig, removed_in_the_end
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Accel, Limits
 from microvm_orchestrator.machines import Machines, Wish
 from microvm_orchestrator.model.access import Role, Scope
-from microvm_orchestrator.model.machine import Machine
+from microvm_orchestrator.model.machine import MACHINE, Machine
 from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.network.base import Port, PortChange, PortEvent
 from microvm_orchestrator.network.switch import Switch, open_switch
 from microvm_orchestrator.networks import Attachment, Networks
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
+from microvm_orchestrator.store.base import Match, Store
 from microvm_orchestrator.store.sqlite import SqliteStore
+from networking import SwitchStage
 
 ALICE = Actor(name="alice", role=Role.OPERATOR, via="test", action="network_create")
 BOB = Actor(name="bob", role=Role.OPERATOR, via="test", action="x", scope=Scope(everything=False))
+PATIENCE_S = 30
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,9 @@ class House:
     networks: Networks
     machines: Machines
     snapshots: Snapshots
+    store: Store
+    # What a port did, once the machines have heard it.
+    heard: MemoryObjectReceiveStream[PortEvent]
 
     async def define(self, name: str, *networks: Attachment, by: Actor = ALICE) -> Machine:
         wish = Wish("none", 64, 1, Accel.TCG, name, networks=networks)
@@ -42,12 +51,19 @@ class House:
 async def daemon(rig: Rig) -> AsyncGenerator[House]:
     """What a daemon has of networks, from its start to its end."""
     store = SqliteStore(rig.state_dir / "store.db")
-    async with store.opened(), open_switch() as switch, rig.open() as qemu:
+    told, heard = anyio.create_memory_object_stream[PortEvent](100)
+
+    async def on_event(event: PortEvent) -> None:
+        await machines.hear_port(event)
+        await told.send(event)
+
+    async with told, heard, store.opened(), open_switch(on_event) as switch, rig.open() as qemu:
         networks = Networks(store, switch)
         slots = Slots(Capacity(4, 1024, 8))
         machines = Machines(store, qemu, slots, lambda _: rig.boot, networks=networks)
         async with machines.running():
-            yield House(switch, networks, machines, Snapshots(store, qemu, machines))
+            snapshots = Snapshots(store, qemu, machines)
+            yield House(switch, networks, machines, snapshots, store, heard)
 
 
 @pytest.fixture
@@ -175,6 +191,38 @@ async def test_a_machine_that_does_not_come_up_leaves_no_port(rig: Rig) -> None:
             await house.machines.start("box", ALICE)
         assert await house.networks.usage(box) is None
         assert await house.switch.sweep([lan.network_id], []) == []
+
+
+async def test_that_a_machine_was_cut_off_is_told_and_costs_nothing_where_it_cannot_be(
+    rig: Rig, tmp_path: Path
+) -> None:
+    stage = SwitchStage(tmp_path)
+    async with daemon(rig) as house:
+        await house.networks.create("lan", (), ALICE)
+        await house.define("box", Attachment("lan"))
+        box = await house.machines.start("box", ALICE)
+        [place] = box.networks
+        port = Port(place.network_id, box.machine_id, place.mac, tuple(place.addresses))
+        async with stage.machine(port, await house.switch.prepare(port)) as end:
+
+            async def say_nonsense() -> None:
+                end.hang_up()
+                await house.switch.connect(port, stage.path(port))
+                for _ in range(2):
+                    await end.accept()
+                    await end.send_raw(b"\xff" * 40)
+                while (await house.heard.receive()).change is not PortChange.CUT_OFF:
+                    pass
+
+            with anyio.fail_after(PATIENCE_S):
+                await say_nonsense()
+                match = Match(kinds=("machine.cut_off",), subjects=(box.machine_id,))
+                [event] = (await house.store.events(None, match, 10, SYSTEM)).events
+                assert event.body["network_id"] == place.network_id
+                # So nothing of it can be written down.
+                await house.store.erase(MACHINE, box.machine_id, SYSTEM)
+                await say_nonsense()
+        await house.machines.live(box).kill()
 
 
 async def test_limits_are_written_down_with_a_machine_and_kept_by_what_branches_off(
