@@ -218,7 +218,8 @@ async def test_that_a_machine_was_cut_off_is_told_and_costs_nothing_where_it_can
                 await say_nonsense()
                 match = Match(kinds=("machine.cut_off",), subjects=(box.machine_id,))
                 [event] = (await house.store.events(None, match, 10, SYSTEM)).events
-                assert event.body["network_id"] == place.network_id
+                reason = "a frame of 4294967295 bytes was announced"
+                assert event.body == {"network_id": place.network_id, "reason": reason}
                 # So nothing of it can be written down.
                 await house.store.erase(MACHINE, box.machine_id, SYSTEM)
                 await say_nonsense()
