@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -34,19 +35,20 @@ def schema_version(connection: sqlite3.Connection) -> int:
     return connection.execute("PRAGMA user_version").fetchone()[0]
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Each missing step and its number commit together.
+def migrate(connection: sqlite3.Connection, steps: Sequence[Migration] | None = None) -> None:
+    """Each missing step and its number commit together; the steps are those of this release.
 
     Raises: SchemaTooNew when a newer release wrote the store.
     """
     have = schema_version(connection)
-    newest = migrations()[-1].number
+    steps = migrations() if steps is None else steps
+    newest = steps[-1].number
     if have > newest:
         raise errors.SchemaTooNew(
             f"the store has schema {have}, and this release knows up to {newest}",
             hint="install the release that wrote it, or a later one; schemas go forward only",
         )
-    for migration in migrations():
+    for migration in steps:
         if migration.number > have:
             connection.execute("BEGIN EXCLUSIVE")
             try:
