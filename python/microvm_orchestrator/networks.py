@@ -106,16 +106,20 @@ class Networks:
                 prefixes=[str(prefix) for prefix in prefixes(segment)],
                 created_at=moment(await self._store.now()),
             )
-            await self._switch.make(_segment(network))
-            try:
-                tell = Tell("created", {"name": name, "prefixes": list(network.prefixes)})
-                record = Record(NETWORK, network.network_id, network.model_dump(mode="json"))
-                await self._store.save(record, by, expect=0, tell=tell)
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self._switch.remove(network.network_id)
-                raise
+            # What is being written down is so, whoever leaves meanwhile.
+            with anyio.CancelScope(shield=True):
+                await self._make(network, by)
         return network
+
+    async def _make(self, network: Network, by: Actor) -> None:
+        await self._switch.make(_segment(network))
+        try:
+            tell = Tell("created", {"name": network.name, "prefixes": list(network.prefixes)})
+            record = Record(NETWORK, network.network_id, network.model_dump(mode="json"))
+            await self._store.save(record, by, expect=0, tell=tell)
+        except BaseException:
+            await self._switch.remove(network.network_id)
+            raise
 
     async def remove(self, reference: str, by: Actor) -> Network:
         """Take a network away in which nobody has a place. Raises: NotFound, StateForbids."""
@@ -126,8 +130,9 @@ class Networks:
                     f"network {network.name} has places for {', '.join(users)}",
                     hint="delete what has a place in it first",
                 )
-            await self._store.erase(NETWORK, network.network_id, by)
-            await self._switch.remove(network.network_id)
+            with anyio.CancelScope(shield=True):
+                await self._store.erase(NETWORK, network.network_id, by)
+                await self._switch.remove(network.network_id)
         return network
 
     async def places(

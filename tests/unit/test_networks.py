@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream
 
@@ -164,6 +166,30 @@ async def test_a_network_goes_only_when_nobody_has_a_place_in_it(rig: Rig) -> No
         await house.snapshots.forget(snapshot.snapshot_id, ALICE)
         await house.networks.remove("lan", ALICE)
         assert (await house.networks.visible(SYSTEM), await house.switch.found()) == ([], [])
+
+
+async def test_one_who_leaves_in_the_middle_leaves_no_half_of_a_network(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        for turns in [1 << power for power in range(14)]:
+            with closing(sqlite3.connect(rig.state_dir / "store.db")) as other:
+                other.execute("BEGIN IMMEDIATE")  # so that nothing is written for a while
+                async with anyio.create_task_group() as group:
+                    group.start_soon(house.networks.create, "lan", (), ALICE)
+                    while not await house.switch.found():
+                        await anyio.lowlevel.checkpoint()
+                    group.cancel_scope.cancel()
+                    other.rollback()
+            [lan] = await house.networks.visible(ALICE)
+            assert await house.switch.found() == [lan.network_id]
+            async with anyio.create_task_group() as group:
+                group.start_soon(house.networks.remove, "lan", ALICE)
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+            left = [network.network_id for network in await house.networks.visible(ALICE)]
+            assert await house.switch.found() == left
+            if left:
+                await house.networks.remove("lan", ALICE)
 
 
 async def test_ports_are_there_while_a_machine_runs_and_again_after_a_restart(rig: Rig) -> None:
