@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 import anyio
@@ -88,8 +89,17 @@ class Wish:
 
 
 def _is_at(place: Place, wanted: Attachment) -> bool:
-    given = {address.partition("/")[0] for address in place.addresses}
-    return wanted.network in {place.name, place.network_id} and given.issuperset(wanted.addresses)
+    given = {str(ip_interface(address).ip) for address in place.addresses}
+    named = wanted.network in {place.name, place.network_id}
+    return named and given.issuperset(map(_as_written, wanted.addresses))
+
+
+def _as_written(address: str) -> str:
+    """Return the one form of an address, which can be written in many; what is none stays."""
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return address
 
 
 @contextlib.contextmanager

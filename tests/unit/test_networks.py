@@ -136,6 +136,17 @@ async def test_a_machine_has_its_places_from_when_it_is_written_down(rig: Rig) -
         assert len(await house.networks.members(lan)) == 2
 
 
+async def test_a_machine_is_the_one_asked_for_however_its_addresses_are_written(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        await house.networks.create("lan", ("fd09::/64",), ALICE)
+        wish = Wish("none", 64, 1, Accel.TCG, networks=(Attachment("lan", ("FD09:0::7",)),))
+        machine = await house.machines.define(wish, ALICE)
+        assert machine.networks[0].addresses == ["fd09::7/64"]
+        assert wish.made(machine)
+        for address in ("fd09::8", "seven"):
+            assert not replace(wish, networks=(Attachment("lan", (address,)),)).made(machine)
+
+
 async def test_addresses_that_are_all_given_away_are_no_room(rig: Rig) -> None:
     async with daemon(rig) as house:
         await house.networks.create("small", ("10.9.0.0/29",), ALICE)
