@@ -79,11 +79,14 @@ class Networks:
         ]
 
     async def usage(self, machine: Machine) -> tuple[int, int] | None:
-        """Count the bytes that a running machine received and sent; None without a network."""
+        """Count the bytes that a running machine received and sent; None where nobody does."""
         ports = self._ports.get(machine.machine_id)
         if not ports:
             return None
-        usages = [await self._switch.usage(port) for port in ports]
+        try:
+            usages = [await self._switch.usage(port) for port in ports]
+        except errors.NotFound:
+            return None  # it could not be connected again after a restart, or has just ended
         return sum(each.rx_bytes for each in usages), sum(each.tx_bytes for each in usages)
 
     # Verbs

@@ -212,6 +212,10 @@ async def test_ports_are_there_while_a_machine_runs_and_again_after_a_restart(ri
         assert await house.networks.usage(box) == (0, 0)
     async with daemon(rig) as house:
         assert await house.networks.usage(box) == (0, 0)
+        [place] = box.networks
+        port = Port(place.network_id, box.machine_id, place.mac, tuple(place.addresses))
+        await house.switch.release(port)
+        assert await house.networks.usage(box) is None
         await house.machines.kill("box", ALICE)
         assert await house.networks.usage(box) is None
         again = await house.machines.start("box", ALICE)
