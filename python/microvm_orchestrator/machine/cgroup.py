@@ -141,6 +141,8 @@ def open_tree(wanted: Sequence[str] = _WANTED) -> Tree | None:
         path.mkdir(exist_ok=True)
     except OSError:
         return None
+    if not os.access(path, os.W_OK):  # a daemon of another user was here before
+        return None
     with contextlib.suppress(OSError):
         _step_aside(own)
     for folder in (own, path):

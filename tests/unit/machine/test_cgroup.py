@@ -25,6 +25,17 @@ for _ in range(2):
     print(Path("/proc/self/cgroup").read_text().splitlines()[-1])
 """
 
+# In a group of its own, where root has opened the place before.
+OPENS_AFTER_ROOT = """
+import os, sys
+from pathlib import Path
+from microvm_orchestrator.machine import cgroup
+cgroup.Group(Path(sys.argv[1])).add(os.getpid())
+assert cgroup.open_tree([]) is not None
+os.setuid(65534)
+print(cgroup.open_tree([]), cgroup.describe(), sep=": ")
+"""
+
 
 def test_what_was_killed_for_its_memory_is_counted(tmp_path: Path) -> None:
     group = Group(tmp_path)
@@ -61,3 +72,13 @@ def test_a_daemon_alone_in_its_group_leaves_it_to_hand_its_controllers_down() ->
                 for path in (group / "microvm-orchestrator", group):
                     (path / "cgroup.subtree_control").write_text(f"-{controllers[0]}")
                 held.write_text(f"-{controllers[0]}")
+
+
+def test_a_daemon_without_rights_has_no_groups_where_one_of_root_made_the_place() -> None:
+    root = groups.root()
+    if os.geteuid() != 0 or root is None or not os.access(root, os.W_OK):
+        pytest.skip(describe())
+    with groups.own_group() as group:
+        words = [sys.executable, "-c", OPENS_AFTER_ROOT, str(group)]
+        said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    assert said == "None: the daemon's control group may not be written\n"
