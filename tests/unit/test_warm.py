@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from machines import Rig, fake_rig, kill_process, no_image, removed_in_the_end, sh
+from machines import Rig, fake_rig, kill_process, like, no_image, removed_in_the_end, sh
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Accel, Boot, MachineSpec
 from microvm_orchestrator.machine.pool import TEMPLATE, Pool
@@ -185,3 +186,27 @@ async def test_without_its_image_nothing_stands_ready_and_it_says_why(rig: Rig) 
                 while "there is no image" not in warm.kinds[0].reason:
                     await warm.news()
         assert warm.kinds[0].ready == 0
+
+
+async def test_one_that_nobody_waits_for_any_more_is_not_left_half_ready(rig: Rig) -> None:
+    async with rig.open() as qemu:
+        template = await qemu.start(rig.spec())
+        snapshot = await template.save("template")
+        spec = like(snapshot)
+        async with anyio.create_task_group() as group:
+            group.start_soon(qemu.stand_by, snapshot, spec)
+            with anyio.fail_after(PATIENCE_S):
+                while not runs(qemu, spec.machine_id):
+                    await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        assert qemu.found() == [template.machine_id]
+        await qemu.remove(template.machine_id)
+        await qemu.forget("template")
+
+
+def runs(qemu: Qemu, machine_id: str) -> bool:
+    """Whether a machine has come up, and is looked after."""
+    try:
+        return qemu.live(machine_id).state is MachineState.RUNNING
+    except errors.NotFound:
+        return False

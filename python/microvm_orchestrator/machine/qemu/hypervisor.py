@@ -104,7 +104,8 @@ class Qemu(Keeper[QemuMachine]):
                 await machine.shell.exec(_FIRST)
             await machine.pause()
         except BaseException:
-            await self.remove(spec.machine_id)
+            with anyio.CancelScope(shield=True):
+                await self.remove(spec.machine_id)
             raise
         return machine
 
