@@ -341,8 +341,11 @@ class Machines:
                     f"machine {machine.machine_id} is {machine.state}, not {was}"
                 )
             running = self.live(machine)
-            await (running.pause() if becomes is MachineState.PAUSED else running.resume())
-            return await self._change(machine.machine_id, becomes, "", by, audited=True)
+            # Whoever leaves now leaves it as it is told.
+            with anyio.CancelScope(shield=True):
+                await (running.pause() if becomes is MachineState.PAUSED else running.resume())
+                machine = await self._change(machine.machine_id, becomes, "", by, audited=True)
+        return machine
 
     async def delete(self, reference: str, by: Actor) -> Machine:
         """Forget a machine that does not run, with its console. Raises: NotFound, StateForbids."""

@@ -232,6 +232,24 @@ async def test_a_start_that_nobody_waits_for_any_more_leaves_no_machine_unwatche
             assert house.slots.owners == []
 
 
+async def test_one_who_leaves_while_a_machine_is_paused_leaves_no_lie_about_it(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        await house.define("box")
+        running = house.qemu_of(await house.machines.start("box", ALICE))
+        for verb, state in (
+            (house.machines.pause, MachineState.PAUSED),
+            (house.machines.resume, MachineState.RUNNING),
+        ):
+            with anyio.fail_after(PATIENCE_S):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(verb, "box", ALICE)
+                    while running.state is not state:
+                        await anyio.lowlevel.checkpoint()
+                    group.cancel_scope.cancel()
+            assert (await house.machines.get("box", ALICE)).state is state
+        await house.machines.kill("box", ALICE)
+
+
 async def test_a_machine_in_line_for_a_slot_is_neither_waited_for_nor_deleted(rig: Rig) -> None:
     async with daemon(rig, count=1) as house:
         await house.define("first")
