@@ -428,6 +428,8 @@ class Machines:
 
     async def _watch(self, machine_id: str, running: base.Machine) -> None:
         change = await running.wait()
+        # Before it is told: who hears that it has ended may start it again at once.
+        await self._let_go(machine_id)
         try:
             await self._change(machine_id, change.state, change.reason, SYSTEM)
         except errors.OrchestratorError as error:
@@ -437,7 +439,6 @@ class Machines:
             del self._live[machine_id], self._ids[running.spec.machine_id]
             for what in _REPORTS.values():
                 self._reported.pop((machine_id, what), None)
-            await self._let_go(machine_id)
             self._ended.pop(machine_id).set()
 
     async def _reconcile(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
@@ -16,18 +18,21 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from machines import Rig, fake_rig, removed_in_the_end
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Accel, Limits
+from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machines import Machines, Wish
 from microvm_orchestrator.model.access import Role, Scope
-from microvm_orchestrator.model.machine import MACHINE, Machine
+from microvm_orchestrator.model.machine import MACHINE, Machine, MachineState
 from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.network import base
 from microvm_orchestrator.network.base import Port, PortChange, PortEvent
-from microvm_orchestrator.network.switch import Switch, open_switch
+from microvm_orchestrator.network.kernel import KernelNetworks
+from microvm_orchestrator.network.switch import open_switch
 from microvm_orchestrator.networks import Attachment, Networks
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Match, Store
 from microvm_orchestrator.store.sqlite import SqliteStore
-from networking import SwitchStage
+from networking import SwitchStage, own_namespace, why_no_kernel
 
 ALICE = Actor(name="alice", role=Role.OPERATOR, via="test", action="network_create")
 BOB = Actor(name="bob", role=Role.OPERATOR, via="test", action="x", scope=Scope(everything=False))
@@ -36,8 +41,9 @@ PATIENCE_S = 30
 
 @dataclass(frozen=True)
 class House:
-    switch: Switch
+    switch: base.Networks
     networks: Networks
+    slots: Slots
     machines: Machines
     snapshots: Snapshots
     store: Store
@@ -50,7 +56,7 @@ class House:
 
 
 @asynccontextmanager
-async def daemon(rig: Rig) -> AsyncGenerator[House]:
+async def daemon(rig: Rig, kernel: base.Networks | None = None) -> AsyncGenerator[House]:
     """What a daemon has of networks, from its start to its end."""
     store = SqliteStore(rig.state_dir / "store.db")
     told, heard = anyio.create_memory_object_stream[PortEvent](100)
@@ -59,13 +65,14 @@ async def daemon(rig: Rig) -> AsyncGenerator[House]:
         await machines.hear_port(event)
         await told.send(event)
 
-    async with told, heard, store.opened(), open_switch(on_event) as switch, rig.open() as qemu:
+    async with told, heard, store.opened(), open_switch(on_event) as userspace, rig.open() as qemu:
+        switch = kernel or userspace
         networks = Networks(store, switch)
         slots = Slots(Capacity(4, 1024, 8))
         machines = Machines(store, qemu, slots, lambda _: rig.boot, networks=networks)
         async with machines.running():
             snapshots = Snapshots(store, qemu, machines)
-            yield House(switch, networks, machines, snapshots, store, heard)
+            yield House(switch, networks, slots, machines, snapshots, store, heard)
 
 
 @pytest.fixture
@@ -265,6 +272,30 @@ async def test_that_a_machine_was_cut_off_is_told_and_costs_nothing_where_it_can
                 await house.store.erase(MACHINE, box.machine_id, SYSTEM)
                 await say_nonsense()
         await house.machines.live(box).kill()
+
+
+@pytest.mark.skipif(bool(why_no_kernel()), reason=str(why_no_kernel()))
+async def test_a_machine_that_is_started_again_as_soon_as_it_has_crashed_keeps_its_place(
+    rig: Rig,
+) -> None:
+    with own_namespace() as netns:
+        async with daemon(rig, KernelNetworks(netns=netns)) as house:
+            await house.networks.create("lan", (), ALICE)
+            await house.define("box", Attachment("lan"))
+            box = await house.machines.start("box", ALICE)
+            running = house.machines.live(box)
+            assert isinstance(running, QemuMachine)
+            with anyio.fail_after(PATIENCE_S):
+                async with house.store.hints() as changes:
+                    os.kill(running.pid, signal.SIGKILL)
+                    while (await house.machines.get("box", ALICE)).state is MachineState.RUNNING:
+                        await anext(changes)
+                box = await house.machines.start("box", ALICE)
+            assert house.slots.owners == [box.machine_id]
+            assert await house.networks.usage(box) is not None
+            await house.machines.kill("box", ALICE)
+            await house.machines.delete("box", ALICE)
+            await house.networks.remove("lan", ALICE)
 
 
 async def test_limits_are_written_down_with_a_machine_and_kept_by_what_branches_off(
