@@ -268,6 +268,29 @@ async def test_a_dropped_task_means_to_others_what_it_meant_before(
     assert await states(store) == {"bad": "done", "all": "ready", "two": "ready"}
 
 
+async def test_who_asks_for_all_or_for_one_does_so_still_when_one_of_them_is_dropped(
+    store: Store, clock: HandClock
+) -> None:
+    await submit(
+        store,
+        task("parent", priority=9),
+        task("bad"),
+        task("all", "parent", "bad"),
+        task("either", gate(1, "parent", "bad")),
+    )
+    parent = await take(store)
+    await store.amend(Address("bad"), CancelTasks(), ALICE)
+    clock.advance(10)
+    for waiting in ("all", "either"):
+        await store.amend(Address(waiting), CancelTasks(), ALICE)
+    swept = await pass_time(store, clock, 1, Keep(task_age_s=5.0))
+    assert [each.dropped_tasks for each in swept if each.dropped_tasks] == [1]
+    [child] = (await submit(store, task("child", child=True), under=parent.ref)).tasks
+    for waiting, for_all in (("all", True), ("either", False)):
+        waits = {parent.task.task_id} | ({child.task_id} if for_all else set())
+        assert set((await get(store, waiting)).waiting_for) == waits
+
+
 async def test_only_so_many_finished_tasks_are_kept(store: Store, clock: HandClock) -> None:
     await submit(store, *(task(f"k{i}") for i in range(10)))
     for _ in range(8):

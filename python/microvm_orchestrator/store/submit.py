@@ -436,13 +436,15 @@ def write_gates(tx: Tx, seq: int, gates: Sequence[PlannedGate], first: int = 0) 
     for number, gate in enumerate(gates, first):
         states = [_edge_state(tx, upstream, condition) for upstream, condition in gate.edges]
         tx.run(
-            "INSERT INTO gate (task, number, need, total, met, missed) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO gate (task, number, need, total, met, missed, whole)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             seq,
             number,
             gate.need,
             len(states),
             states.count("met"),
             states.count("missed"),
+            gate.need == len(states),
         )
         tx.connection.executemany(
             "INSERT INTO edge (upstream, dependent, gate, condition, state, origin)"
@@ -507,7 +509,7 @@ def _hold_up_dependents(tx: Tx, parent: TaskRow, children: Sequence[TaskRow]) ->
     waiting = tx.all(
         "SELECT DISTINCT edge.dependent, edge.condition FROM edge JOIN gate"
         " ON gate.task = edge.dependent AND gate.number = edge.gate"
-        " WHERE edge.upstream = ? AND edge.state = 'open' AND gate.need = gate.total"
+        " WHERE edge.upstream = ? AND edge.state = 'open' AND gate.whole"
         " AND edge.condition <> 'failure'",
         parent.seq,
     )
