@@ -188,6 +188,7 @@ class Machines:
         return self._turns[machine_id]
 
     def runs(self, machine: Machine) -> bool:
+        """Whether it does, whatever its record says: the end of one may be unwritten."""
         return machine.machine_id in self._live
 
     def console(self, machine: Machine) -> Path:
@@ -259,7 +260,7 @@ class Machines:
         machine = await self.get(reference, by)
         async with self._turns[machine.machine_id]:
             machine = await self.get(machine.machine_id, by)
-            if machine.state not in _STARTABLE:
+            if machine.state not in _STARTABLE and self.runs(machine):
                 raise errors.StateForbids(
                     f"machine {machine.machine_id} is {machine.state} already"
                 )
@@ -357,7 +358,7 @@ class Machines:
             )
         async with self._turns[machine.machine_id]:
             machine = await self.get(machine.machine_id, by)
-            if machine.state not in _STARTABLE:
+            if machine.state not in _STARTABLE and self.runs(machine):
                 raise errors.StateForbids(
                     f"machine {machine.machine_id} is {machine.state}", hint="stop it first"
                 )
@@ -433,7 +434,7 @@ class Machines:
         try:
             await self._change(machine_id, change.state, change.reason, SYSTEM)
         except errors.OrchestratorError as error:
-            # The next start finds out for itself.
+            # The next start finds out for itself: of the machine, or of the daemon.
             _log.error("machine_end_unwritten", machine=machine_id, reason=error.message)
         finally:
             del self._live[machine_id], self._ids[running.spec.machine_id]

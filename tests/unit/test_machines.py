@@ -24,7 +24,7 @@ from microvm_orchestrator.machine.shell import Command, GuestEvent
 from microvm_orchestrator.machines import Machines, Wish
 from microvm_orchestrator.model.access import Role, Scope
 from microvm_orchestrator.model.machine import MACHINE, Machine, MachineState
-from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
@@ -215,6 +215,25 @@ async def test_news_of_a_machine_that_cannot_be_written_end_nothing(rig: Rig) ->
             await running.resume()
             await running.pause()
             await running.kill()
+
+
+async def test_one_whose_end_could_not_be_written_is_started_and_deleted_all_the_same(
+    rig: Rig,
+) -> None:
+    async with daemon(rig) as house:
+        box = await house.define("box")
+
+        async def end_unwritten() -> None:
+            started = await house.machines.start("box", ALICE)
+            await house.machines.kill("box", ALICE)
+            body = started.model_dump(mode="json")
+            await house.store.save(Record(MACHINE, box.machine_id, body), SYSTEM)
+            assert (await house.machines.get("box", ALICE)).state is MachineState.RUNNING
+
+        await end_unwritten()
+        await end_unwritten()
+        await house.machines.delete("box", ALICE)
+        assert house.qemu.found() == []
 
 
 async def test_a_start_that_nobody_waits_for_any_more_leaves_no_machine_unwatched(rig: Rig) -> None:
