@@ -170,11 +170,12 @@ async def _conduct(
     systemd.stopping()
     _log.info("daemon_stopping", grace_s=STOP_GRACE_S)
     stop()
-    with anyio.move_on_after(STOP_GRACE_S):
+    with anyio.move_on_after(STOP_GRACE_S) as grace:
         async for number in signals:
             if number != signal.SIGHUP:
                 break
-    _log.warning("requests_cut_off")
+    why = "they took too long" if grace.cancelled_caught else "a second signal came"
+    _log.warning("requests_cut_off", why=why)
 
 
 def _reload(reread: Callable[[], Settings], terms: Terms) -> None:

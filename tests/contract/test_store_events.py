@@ -287,8 +287,8 @@ async def test_who_asks_for_all_or_for_one_does_so_still_when_one_of_them_is_dro
     assert [each.dropped_tasks for each in swept if each.dropped_tasks] == [1]
     [child] = (await submit(store, task("child", child=True), under=parent.ref)).tasks
     for waiting, for_all in (("all", True), ("either", False)):
-        waits = {parent.task.task_id} | ({child.task_id} if for_all else set())
-        assert set((await get(store, waiting)).waiting_for) == waits
+        waits = [parent.task.task_id, *([child.task_id] if for_all else [])]
+        assert sorted((await get(store, waiting)).waiting_for) == sorted(waits)
 
 
 async def test_only_so_many_finished_tasks_are_kept(store: Store, clock: HandClock) -> None:
