@@ -87,9 +87,10 @@ class Agent:
         from fresh import Fresh, change
 
         done = change(fields)
-        hook = self.hook if wire.integer(fields, "hook", 0, 1, 0) else b""
-        if hook:
-            return Fresh(link, number, self.jobs, done, hook)
+        if wire.integer(fields, "hook", 0, 1, 0):
+            if self.hook:
+                return Fresh(link, number, self.jobs, done, self.hook)
+            done.append(b"hook")  # there is nothing to renew
         Stream(link, number).result({"done": done})
         return None
 

@@ -83,6 +83,7 @@ def identity(spec: MachineSpec) -> Identity:
             for number, link in enumerate(spec.links)
             for interface in _interfaces(f"eth{number}", link)
         ],
+        hook=True,
     )
 
 
