@@ -145,7 +145,8 @@ class Caches:
     # Not for the event loop.
 
     def _read(self) -> list[Volume]:
-        holders = {name: machine_id for machine_id, name in self._held.items()}
+        # A copy: the event loop goes on giving back meanwhile.
+        holders = {name: machine_id for machine_id, name in self._held.copy().items()}
         found: list[Volume] = []
         for folder in self._folder.glob("*/*"):
             if not folder.name.isdecimal() or not disks.layers(folder, 0):

@@ -214,11 +214,12 @@ class Networks:
 
     async def _users(self, network: Network, by: Actor) -> list[str]:
         """Name what has a place in a network, or begins with one; others' are only counted."""
+        # In this order: a machine may be saved and deleted meanwhile.
+        machines = await self.members(network)
         records = await every_record(self._store, SNAPSHOT, SYSTEM)
         snapshots = [MachineSnapshot.model_validate(record.body) for record in records]
         users = [
-            (f"machine {machine.name or machine.machine_id}", machine.owner)
-            for machine in await self.members(network)
+            (f"machine {machine.name or machine.machine_id}", machine.owner) for machine in machines
         ] + [
             (f"snapshot {snapshot.snapshot_id}", snapshot.owner)
             for snapshot in snapshots
