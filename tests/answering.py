@@ -64,9 +64,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815 - the names of the base class
-    do_PUT = _answer  # noqa: N815
+    do_PUT = _answer  # noqa: N815  # http.server looks for it by this name
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # http.server names it so
         """Stay silent."""
 
     def address_string(self) -> str:

@@ -102,7 +102,7 @@ class Guest:
         if hostile := re.search(r"fake\.hostile=?(\S*)", self.kernel):
             os.set_inheritable(self.ctl, True)
             words = [str(HOSTILE), f"fd:{self.ctl}", hostile[1]]
-            os.execv(sys.executable, [sys.executable, "-I", "-S", *words])  # noqa: S606
+            os.execv(sys.executable, [sys.executable, "-I", "-S", *words])  # noqa: S606  # a machine is this program once more
         sys.path.insert(0, str(AGENT))
         main, ports, stream = map(importlib.import_module, ("main", "ports", "stream"))
         agent = main.Agent("fd:0", {})

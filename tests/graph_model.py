@@ -144,7 +144,7 @@ class Model:
                     if self.nodes[child].state not in FINISHED
                 }
                 if waited:
-                    edges = [Edge(child, on, "open") for child, on in waited.items()]  # pyright: ignore[reportArgumentType]
+                    edges = [Edge(child, on, "open") for child, on in waited.items()]  # pyright: ignore[reportArgumentType]  # both are conditions
                     gates.append(Gate(len(edges), edges, "child"))
         return gates
 

@@ -47,7 +47,7 @@ async def lying(
         served = anyio.Event()
 
         async def serve() -> None:
-            conn = await asyncssh.run_server(  # pyright: ignore[reportUnknownMemberType]
+            conn = await asyncssh.run_server(  # pyright: ignore[reportUnknownMemberType]  # asyncssh leaves it untyped
                 theirs,
                 server_host_keys=[asyncssh.import_private_key(host.private)],
                 authorized_client_keys=asyncssh.import_authorized_keys(client.public),

@@ -121,7 +121,7 @@ class Rig:
         spec = MachineSpec(
             machine_id, boot, hostname=machine_id, accel=Accel.TCG, boot_timeout_s=LONG_S
         )
-        spec = replace(spec, **more)  # type: ignore[arg-type]
+        spec = replace(spec, **more)  # type: ignore[arg-type]  # named as the fields are
         return spec if self.runner is None else replace(spec, boot=self.runner(spec))
 
 

@@ -72,7 +72,7 @@ class Sshd:
         """Let a process serve a connection, which ends it in the end."""
         with theirs, (self.folder / "log").open("ab") as log:
             words = [SSHD, "-i", "-e", "-f", str(self.folder / "config")]
-            process = subprocess.Popen(  # noqa: ASYNC220
+            process = subprocess.Popen(
                 words,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),

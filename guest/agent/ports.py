@@ -133,7 +133,7 @@ class Inherited:
 def accept(socket: _socket.socket) -> int:
     """Return the descriptor of the next connection. (`accept` itself is of the module `socket`.)"""
     fd, _address = socket._accept()  # type: ignore  # noqa: PGH003, SLF001 # not in the stubs
-    return int(fd)  # type: ignore  # noqa: PGH003
+    return int(fd)  # type: ignore  # noqa: PGH003  # for more than one checker
 
 
 def open_port(engine: Engine, link: Link, kind: str, where: str) -> Device | Listener | Inherited:

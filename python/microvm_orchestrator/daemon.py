@@ -223,7 +223,7 @@ class _Mcp:
     async def serve_stream(self, stream: ByteStream, principal: Principal, profile: str) -> None:
         front_end = await self._get()
         # Not before: two threads that import the same libraries at once can lock each other out.
-        from microvm_orchestrator.mcp_server.transport import serve_stream  # noqa: PLC0415
+        from microvm_orchestrator.mcp_server.transport import serve_stream  # noqa: PLC0415  # not before
 
         await serve_stream(front_end, stream, principal, profile)
 

@@ -74,7 +74,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
     """
     state_dir = settings.state_dir
     # What an earlier daemon was in the middle of.
-    await anyio.to_thread.run_sync(shutil.rmtree, state_dir / places.TRANSFERS, True)  # noqa: FBT003
+    await anyio.to_thread.run_sync(shutil.rmtree, state_dir / places.TRANSFERS, True)  # noqa: FBT003  # run_sync passes positions only
     images = ImageStore(state_dir / places.IMAGES)
     slots = Slots(capacity(settings.machines))
 

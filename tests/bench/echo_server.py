@@ -43,7 +43,7 @@ async def _connection(stream: anyio.abc.SocketStream) -> None:
         tasks.start_soon(read)
         tasks.start_soon(write)
         # The SDK has no public way to serve a connection without entering the lifespan anew.
-        server = mcp._lowlevel_server  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        server = mcp._lowlevel_server  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the SDK has no other way to it
         await serve_dual_era_loop(
             server,
             lines,

@@ -69,7 +69,7 @@ async def raw_socket(path: Path) -> AsyncGenerator[RawSocket]:
     ours, theirs = socket.socketpair()
     with theirs:
         words = [sys.executable, "-I", "-S", END, str(theirs.fileno()), path]
-        process = subprocess.Popen(words, pass_fds=(theirs.fileno(),))  # noqa: ASYNC220
+        process = subprocess.Popen(words, pass_fds=(theirs.fileno(),))
     with process:
         async with await UNIXSocketStream.from_socket(ours) as stream:
             yield RawSocket(stream, process.pid)

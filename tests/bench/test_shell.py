@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 async def spawn() -> None:
     # It is this process's CPU that is counted here, so it may as well stand still.
-    os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)  # noqa: ASYNC221, ASYNC222
+    os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
 
 
 async def test_round_trips_against_an_echo_and_a_spawn(tmp_path: Path, *, whole: bool) -> None:

@@ -52,7 +52,7 @@ async def shell(guest: Guest) -> AsyncGenerator[Shell]:
 
 
 def sh(script: str, **more: object) -> Command:
-    return Command(["/bin/sh", "-c", script], **more)  # type: ignore[arg-type]
+    return Command(["/bin/sh", "-c", script], **more)  # type: ignore[arg-type]  # named as the fields are
 
 
 async def said(process: Process) -> bytes:

@@ -105,7 +105,7 @@ async def test_tool_with_progress(ctx: Context) -> str:
 
 @fixtures.tool()
 async def test_logging_tool(ctx: Context) -> str:
-    await ctx.request_context.session.send_log_message("info", "unasked")  # pyright: ignore[reportDeprecated]
+    await ctx.request_context.session.send_log_message("info", "unasked")  # pyright: ignore[reportDeprecated]  # the older protocol has it
     return "logged, if that was asked for"
 
 
@@ -160,15 +160,15 @@ def _titled(**options: str) -> list[Any]:
 
 
 class Enums(BaseModel):
-    untitledSingle: str = Field(json_schema_extra={"enum": ["active", "inactive", "pending"]})  # noqa: N815 - the suite's names
-    titledSingle: str = Field(json_schema_extra={"oneOf": _titled(low="Low", high="High")})  # noqa: N815
-    untitledMulti: list[str] = Field(  # noqa: N815
+    untitledSingle: str = Field(json_schema_extra={"enum": ["active", "inactive", "pending"]})
+    titledSingle: str = Field(json_schema_extra={"oneOf": _titled(low="Low", high="High")})
+    untitledMulti: list[str] = Field(
         json_schema_extra={"items": {"type": "string", "enum": ["read", "write", "execute"]}}
     )
-    titledMulti: list[str] = Field(  # noqa: N815
+    titledMulti: list[str] = Field(
         json_schema_extra={"items": {"anyOf": _titled(feature="New Feature", bug="Bug Fix")}}
     )
-    legacyEnum: str = Field(  # noqa: N815
+    legacyEnum: str = Field(
         json_schema_extra={
             "enum": ["small", "medium", "large"],
             "enumNames": ["Small Size", "Medium Size", "Large Size"],
@@ -389,7 +389,7 @@ async def test_prompt_with_arguments(arg1: str, arg2: str) -> list[UserMessage]:
 
 
 @fixtures.prompt()
-async def test_prompt_with_embedded_resource(resourceUri: str) -> list[UserMessage]:  # noqa: N803
+async def test_prompt_with_embedded_resource(resourceUri: str) -> list[UserMessage]:
     return [
         UserMessage(_embedded(resourceUri, "text/plain", "Embedded resource content for testing.")),
         UserMessage("Please process the embedded resource above."),

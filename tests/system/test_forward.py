@@ -88,7 +88,7 @@ async def serving(
             await listener.serve(serve)
 
     group.start_soon(run)
-    return int(listener.extra(anyio.abc.SocketAttribute.local_port))  # noqa: S610
+    return int(listener.extra(anyio.abc.SocketAttribute.local_port))  # noqa: S610  # no query of Django
 
 
 async def shout(stream: SocketStream) -> None:

@@ -157,7 +157,7 @@ async def test_an_image_that_nix_builds_is_kept_from_its_garbage_collector_until
     runner = bootable(image)
     assert (image.folder / ROOT).resolve() == runner.path
     nix.collect_garbage()
-    assert bootable(images.get("built")) == runner  # type: ignore[arg-type]
+    assert bootable(images.get("built")) == runner  # type: ignore[arg-type]  # one that is built is of this kind
     images.remove("built")
     nix.collect_garbage()
     assert not runner.path.exists()

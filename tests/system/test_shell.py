@@ -15,7 +15,7 @@ import pytest
 from anyio.abc import ByteStream
 
 from bare_qemu import Bare, booting
-from contract.test_shell import *  # noqa: F403
+from contract.test_shell import *  # noqa: F403  # the same suite on another guest
 from guests import Guest
 from machines import guest_image
 from microvm_orchestrator.machine.shell import Command

@@ -61,6 +61,10 @@ LIGHT = {
 
 # Written in two parts so that this file does not name them itself.
 REGISTRIES = ["pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "npmjs" + ".com"]
+# An exception from a rule of ruff or pyright with nothing behind it.
+BARE = re.compile(
+    r"# (?:noqa(?:: [A-Z0-9, ]+)?|(?:type|pyright): ignore(?:\[[^]]*\])?)\s*$", re.MULTILINE
+)
 SOMEBODYS_PATH = re.compile(r"(?<![\w.~*/}-])/(?:work|root|Users|home/[a-z]\w*)/" + r"[\w.]")
 
 
@@ -235,3 +239,15 @@ def test_no_tracked_file_names_a_registry_or_somebodys_machine() -> None:
         wrong += [f"{name} names {host}" for host in REGISTRIES if host in text]
         wrong += [f"{name} names {match.group()}..." for match in SOMEBODYS_PATH.finditer(text)]
     assert wrong == []
+
+
+def test_every_exception_from_a_rule_says_why() -> None:
+    folders = (PACKAGE, ROOT / "tests", ROOT / "guest")
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group().strip()}"
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if "node_modules" not in path.parts
+        for match in BARE.finditer(path.read_text())
+    ]
+    assert found == []

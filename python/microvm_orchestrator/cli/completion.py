@@ -9,8 +9,8 @@ import typer
 # Typer offers these as options of the program, --install-completion and --show-completion, which
 # guess the shell and edit its files; by their names they are not public.
 from typer.completion import (
-    completion_init,  # pyright: ignore[reportPrivateImportUsage]
-    get_completion_script,  # pyright: ignore[reportPrivateImportUsage]
+    completion_init,  # pyright: ignore[reportPrivateImportUsage]  # typer exports it by use
+    get_completion_script,  # pyright: ignore[reportPrivateImportUsage]  # typer exports it by use
 )
 
 from microvm_orchestrator import places

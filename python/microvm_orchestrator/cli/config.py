@@ -59,7 +59,7 @@ def load(
 ) -> Loaded:
     """Read the settings as the daemon does. Raises: ConfigInvalid."""
     # Only who asks for settings waits for what checks them.
-    from microvm_orchestrator.config import load as read  # noqa: PLC0415
+    from microvm_orchestrator.config import load as read
 
     flags = {
         "state_dir": state_dir,

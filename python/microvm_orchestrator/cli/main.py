@@ -16,11 +16,11 @@ def main() -> int:
 def _main() -> int:
     if sys.argv[1:2] == ["connect"]:
         # Before anything heavy: an agent starts the bridge with every session.
-        from microvm_orchestrator.cli import connect  # noqa: PLC0415
+        from microvm_orchestrator.cli import connect
 
         status = connect.main(sys.argv[2:])
         if status is not None:
             return status
-    from microvm_orchestrator.cli import program  # noqa: PLC0415
+    from microvm_orchestrator.cli import program
 
     return program.run(sys.argv[1:])

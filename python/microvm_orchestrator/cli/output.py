@@ -54,7 +54,7 @@ def on_terminal() -> bool:
 
 
 def console() -> Console:
-    from rich.console import Console  # noqa: PLC0415 - only for a terminal
+    from rich.console import Console
 
     return Console(highlight=False, soft_wrap=False)
 
@@ -107,9 +107,9 @@ def record(fields: Json, title: str | None = None) -> None:
         for name, text in found.items():
             line(f"{name:<{width}}  {text}".replace("\n", "\n" + " " * (width + 2)))
         return
-    from rich.panel import Panel  # noqa: PLC0415 - only for a terminal
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
@@ -131,9 +131,9 @@ def table(columns: Sequence[str], rows: Sequence[Json]) -> None:
             padded = (text.ljust(width) for text, width in zip(row, widths, strict=True))
             line("  ".join(padded).rstrip())
         return
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - only for a terminal
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:

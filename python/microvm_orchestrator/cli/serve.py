@@ -30,7 +30,7 @@ def serve(
     """
     loaded = settings.load(config, state_dir, socket, tcp, log_level)
     # The daemon is the other program in this package; no client waits for it to load.
-    from microvm_orchestrator.daemon import run  # noqa: PLC0415
+    from microvm_orchestrator.daemon import run
 
     return run(
         loaded.settings,

@@ -105,7 +105,7 @@ def watch(client: Client, task_id: str | None, group: str | None, *, as_json: bo
                 for event in events:
                     output.emit_value(event)
         elif output.on_terminal():
-            from microvm_orchestrator.cli.live import draw  # noqa: PLC0415 - only for a terminal
+            from microvm_orchestrator.cli.live import draw
 
             draw(watched)
         else:

@@ -23,7 +23,7 @@ class _PortableSchema(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - none should
         return False
 
-    def any_schema(self, schema: core_schema.AnySchema) -> JsonSchemaValue:  # noqa: ARG002
+    def any_schema(self, schema: core_schema.AnySchema) -> JsonSchemaValue:  # noqa: ARG002  # pydantic names it
         return {"anyOf": list(_ANY_JSON)}
 
 

@@ -399,10 +399,10 @@ def _ordered(found: object, op: str, value: object) -> bool:
         return False
     match op:
         case "gt":
-            return left > right  # type: ignore[operator]
+            return left > right  # type: ignore[operator]  # both are of one type that has an order
         case "ge":
-            return left >= right  # type: ignore[operator]
+            return left >= right  # type: ignore[operator]  # both are of one type that has an order
         case "lt":
-            return left < right  # type: ignore[operator]
+            return left < right  # type: ignore[operator]  # both are of one type that has an order
         case _:
-            return left <= right  # type: ignore[operator]
+            return left <= right  # type: ignore[operator]  # both are of one type that has an order

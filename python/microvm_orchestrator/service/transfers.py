@@ -260,7 +260,7 @@ async def _halfway(service: Service) -> AsyncGenerator[Path]:
         raise errors.Unavailable(f"the transfer cannot go on: {error.strerror}") from error
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(shutil.rmtree, folder, True)  # noqa: FBT003
+            await anyio.to_thread.run_sync(shutil.rmtree, folder, True)  # noqa: FBT003  # run_sync passes positions only
 
 
 STREAMS = (

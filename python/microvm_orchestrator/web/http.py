@@ -41,7 +41,7 @@ class Http(H11Protocol):
         self.gone = anyio.Event()
         self._deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # a transport is all it is given
         super().connection_made(transport)
         self.app_state = {**self.app_state, _HANG_UP: transport.abort}
         self._watch()

@@ -39,7 +39,7 @@ async def guest(tmp_path: Path) -> AsyncGenerator[LocalGuest]:
 
 
 def sh(script: str, **more: object) -> Command:
-    return Command(["/bin/sh", "-c", script], **more)  # type: ignore[arg-type]
+    return Command(["/bin/sh", "-c", script], **more)  # type: ignore[arg-type]  # named as the fields are
 
 
 def resident_kib() -> int:
@@ -151,7 +151,7 @@ async def test_a_command_goes_on_and_is_found_again_when_its_host_is_killed(
     script = f"{count}; read x <{go}; echo $x; exit 7"
     path = str(guest.folder.parent / "agent.socket")
     words = [sys.executable, "-c", FOLLOWER, path, str(log), script]
-    with subprocess.Popen(words) as host:  # noqa: ASYNC220 # it is to be killed, not waited for
+    with subprocess.Popen(words) as host:  # it is to be killed, not waited for
         while log.stat().st_size < 200:
             assert host.poll() is None
             await anyio.lowlevel.checkpoint()
@@ -195,7 +195,7 @@ async def test_a_host_on_a_device_notices_that_another_agent_was_started(tmp_pat
             identity = shell.guest.identity
             guest.process.kill()
             guest.process.wait()
-            with subprocess.Popen(guest.process.args) as again:  # noqa: ASYNC220
+            with subprocess.Popen(guest.process.args) as again:
                 with pytest.raises(errors.MachineUnreachable, match="another agent"):
                     await until_it_breaks(shell)
                 async with guest.shell() as anew:

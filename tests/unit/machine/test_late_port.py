@@ -44,7 +44,7 @@ async def test_a_host_is_greeted_though_a_hang_up_is_told_after_it_has_spoken() 
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
     words = [sys.executable, "-I", "-S", "-c", LATE, str(AGENT), str(fd)]
-    with anyio.fail_after(SOON_S), subprocess.Popen(words, pass_fds=[fd]) as agent:  # noqa: ASYNC220
+    with anyio.fail_after(SOON_S), subprocess.Popen(words, pass_fds=[fd]) as agent:
         try:
             theirs.close()
             stream = await UNIXSocketStream.from_socket(ours)

@@ -58,7 +58,7 @@ async def test_another_host_key_is_refused_and_both_are_named(server: Sshd) -> N
 
 
 async def test_a_host_key_of_another_kind_is_refused_and_both_are_named(server: Sshd) -> None:
-    key = asyncssh.generate_private_key("ecdsa-sha2-nistp256")  # pyright: ignore[reportUnknownMemberType]
+    key = asyncssh.generate_private_key("ecdsa-sha2-nistp256")  # pyright: ignore[reportUnknownMemberType]  # asyncssh leaves it untyped
     pinned = key.export_public_key().decode()
     login = replace(server.login, host_keys=(pinned,))
     with anyio.fail_after(SOON_S):
@@ -518,4 +518,4 @@ async def _held_at_rest() -> tuple[int, int]:
     """Count tasks and descriptors, once nothing holds a line any more."""
     while gc.collect() >= 0 and any(isinstance(thing, Line) for thing in gc.get_objects()):
         await anyio.lowlevel.checkpoint()
-    return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # names are all that is counted

@@ -42,7 +42,7 @@ async def hypervisor(tmp_path: Path) -> AsyncGenerator[AnyKind]:
 
 def spec(foreign: Foreign, **more: object) -> MachineSpec:
     runner = replace(read(foreign.runner), ssh=Ssh(login_name()))
-    return replace(MachineSpec(new_machine_id(), runner, boot_timeout_s=LONG_S), **more)  # type: ignore[arg-type]
+    return replace(MachineSpec(new_machine_id(), runner, boot_timeout_s=LONG_S), **more)  # type: ignore[arg-type]  # named as the fields are
 
 
 async def test_a_server_that_is_gone_leaves_a_machine_that_runs_and_is_met_when_it_is_back(

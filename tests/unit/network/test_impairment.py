@@ -177,4 +177,4 @@ def test_what_waits_on_a_way_is_bounded() -> None:
 )
 def test_an_impairment_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(errors.InvalidInput):
-        Impairment(**wrong)  # type: ignore[arg-type]
+        Impairment(**wrong)  # type: ignore[arg-type]  # wrong on purpose

@@ -93,7 +93,7 @@ class Carrier(asyncio.Transport):
             self._waiting += data
             self._wake.set()
 
-    def get_extra_info(self, name: str, default: object = None) -> object:  # noqa: ARG002
+    def get_extra_info(self, name: str, default: object = None) -> object:
         return default
 
     def is_closing(self) -> bool:

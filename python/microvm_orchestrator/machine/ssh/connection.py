@@ -157,14 +157,14 @@ class _Visitor(asyncssh.SSHClient):
         """Return the kinds of key that are pinned."""
         return [kind.decode() for key in self._pinned for kind in key.sig_algorithms]
 
-    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:  # noqa: ARG002
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         self._connected = True
 
     def validate_host_public_key(
         self,
-        host: str,  # noqa: ARG002
-        addr: str,  # noqa: ARG002
-        port: int,  # noqa: ARG002
+        host: str,
+        addr: str,
+        port: int,
         key: asyncssh.SSHKey,
     ) -> bool:
         self.shown = key.get_fingerprint()
@@ -278,10 +278,10 @@ class _SshShell:
 
     def attach(
         self,
-        exec_id: str,  # noqa: ARG002
+        exec_id: str,
         *,
-        offset: int = 0,  # noqa: ARG002
-        keep: bool = True,  # noqa: ARG002
+        offset: int = 0,
+        keep: bool = True,
     ) -> AbstractAsyncContextManager[Process]:
         raise not_offered("find a command again once its connection has ended")
 
@@ -324,7 +324,7 @@ class _SshShell:
     ) -> AbstractAsyncContextManager[int]:
         return tunnels.reverse(self._link, address, serve)
 
-    async def fresh(self, identity: Identity) -> None:  # noqa: ARG002
+    async def fresh(self, identity: Identity) -> None:
         raise not_offered("give a guest another identity, nor entropy that its kernel counts")
 
     async def ping(self) -> float:
@@ -341,7 +341,7 @@ class _SshShell:
         return
         yield
 
-    async def shutdown(self, *, reboot: bool = False, grace_s: float = SHUTDOWN_GRACE_S) -> None:  # noqa: ARG002
+    async def shutdown(self, *, reboot: bool = False, grace_s: float = SHUTDOWN_GRACE_S) -> None:
         """Ask its init to go down, which has a grace of its own."""
         program = b"reboot" if reboot else b"poweroff"
         text = (

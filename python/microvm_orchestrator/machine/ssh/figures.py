@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.ssh.link import Link
 
 VERBS = frozenset(
-    "exec jobs put get put_tree get_tree connect listen ping usage shutdown".split()  # noqa: SIM905
+    "exec jobs put get put_tree get_tree connect listen ping usage shutdown".split()  # noqa: SIM905  # as a line it can be read
 )
 # A clock tick is what it is on every machine that we can start.
 _TICKS_PER_S = 100

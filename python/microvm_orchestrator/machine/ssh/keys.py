@@ -52,7 +52,7 @@ class MachineKeys:
 
 def make_key(comment: str) -> KeyPair:
     """Make a key of its own."""
-    key = asyncssh.generate_private_key(_ALGORITHM, comment)  # pyright: ignore[reportUnknownMemberType]
+    key = asyncssh.generate_private_key(_ALGORITHM, comment)  # pyright: ignore[reportUnknownMemberType]  # asyncssh leaves it untyped
     return KeyPair(key.export_private_key(), key.export_public_key().decode().strip())
 
 

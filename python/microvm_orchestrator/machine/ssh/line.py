@@ -179,9 +179,9 @@ class Line(
     def exit_signal_received(
         self,
         signal: str,
-        core_dumped: bool,  # noqa: ARG002, FBT001
-        msg: str,  # noqa: ARG002
-        lang: str,  # noqa: ARG002
+        core_dumped: bool,  # noqa: FBT001  # asyncssh calls it by position
+        msg: str,
+        lang: str,
     ) -> None:
         # OpenSSH has no name for some, and says that.
         self.exit = Exit(None, _NUMBERS.get(signal))

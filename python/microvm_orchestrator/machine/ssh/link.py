@@ -130,7 +130,7 @@ class Link:
         size = (terminal.columns, terminal.rows) if terminal else None
         await self.opened(
             line,
-            lambda conn: conn.create_session(  # pyright: ignore[reportUnknownMemberType, reportUnknownLambdaType]
+            lambda conn: conn.create_session(  # pyright: ignore[reportUnknownMemberType, reportUnknownLambdaType]  # asyncssh leaves it untyped
                 lambda: line,
                 cast("str", words),  # bytes travel as they are, which its types do not tell
                 encoding=None,
