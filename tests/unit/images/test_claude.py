@@ -80,6 +80,8 @@ def test_of_the_package_only_the_program_and_its_licence_are_taken(tmp_path: Pat
         gzip.compress(tar_of(link("package/claude", "/bin/sh"))),
         gzip.compress(tar_of(member("../claude", b"x"))),
     ],
+    # Their content says when they were packed.
+    ids=["no gzip", "no tar", "cut off", "without the program", "a link", "outside"],
 )
 def test_a_package_that_is_damaged_or_hostile_is_refused(tmp_path: Path, content: bytes) -> None:
     release = kept(tmp_path, content)
