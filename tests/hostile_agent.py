@@ -156,7 +156,7 @@ def _acknowledges(*done):
     return fresh
 
 
-acknowledges_all_but_its_name = _acknowledges(b"entropy", b"realtime_ns", b"machine_id")
+acknowledges_all_but_its_name = _acknowledges(b"entropy", b"realtime_ns", b"machine_id", b"hook")
 acknowledges_what_nobody_asked = _acknowledges(b"root", b"admin", *[b"x"] * 14)
 
 BOOTS = (
