@@ -42,6 +42,7 @@ from microvm_orchestrator.machine.qemu.host import (
     leave_group,
 )
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
+from microvm_orchestrator.machine.qemu.qmp import Qmp
 from microvm_orchestrator.machine.qemu.snapshots import Manifest, SavedMachine
 from microvm_orchestrator.machine.record import Made, Record
 from microvm_orchestrator.machine.seeded import RUN_TIMEOUT_S, Program, Ran
@@ -125,6 +126,7 @@ class Qemu(Keeper[QemuMachine]):
 
         async def prepare(machine: QemuMachine) -> None:
             await machine.enter(MachineState.BOOTING)
+            await _unplug(machine.qmp, spec)
             async with migration.loading(machine.qmp, inherited[0], without_shared=True):
                 pass
             await machine.qmp.execute("cont")
@@ -202,6 +204,18 @@ class Qemu(Keeper[QemuMachine]):
         if await machine.name() != machine.machine_id:
             raise errors.MachineUnreachable("its monitor is that of another machine")
         await machine.go_on()
+
+
+async def _unplug(qmp: Qmp, spec: MachineSpec) -> None:
+    """Let frames for a switch that is not there yet be dropped.
+
+    QEMU takes a socket for connected until its main loop is idle for the first time. That may be
+    after the guest goes on, which sends at once; the frame then has no channel to go to, and QEMU
+    crashes. The card's own state comes with what is loaded.
+    """
+    for number, link in enumerate(spec.links):
+        if link.tap is None:
+            await qmp.execute("set_link", {"name": f"net{number}", "up": False})
 
 
 def _check_fits(manifest: Manifest, spec: MachineSpec) -> None:
