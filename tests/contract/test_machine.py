@@ -123,7 +123,7 @@ async def saved(rig: Rig, can_save: None) -> Snapshot:  # noqa: ARG001 # skips
     """A machine that was booted and saved, from which tests start theirs."""
     async with rig.open_any() as qemu, removed_in_the_end(qemu):
         machine = await qemu.start(rig.spec())
-        return await machine.save("template")
+        return await machine.save(f"{machine.machine_id}-s")
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ async def test_a_name_of_a_snapshot_is_used_once(machine: LivingMachine, saved: 
 async def test_a_machine_that_has_ended_cannot_be_saved(machine: LivingMachine) -> None:
     await machine.kill()
     with pytest.raises(errors.StateForbids):
-        await machine.save("never")
+        await machine.save(f"{machine.machine_id}-s")
 
 
 async def test_machines_go_on_without_a_daemon_and_are_adopted_by_the_next(
@@ -561,7 +561,7 @@ async def test_what_a_way_to_run_machines_does_not_offer_is_refused_and_harms_no
     elsewhere = Snapshot("of-another", rig.state_dir, spec, 0.0, 0.0, {})
     verbs: dict[str, list[Callable[[], Awaitable[object]]]] = {
         "save": [
-            lambda: machine.save("never"),
+            lambda: machine.save(f"{machine.machine_id}-s"),
             lambda: qemu.clone(elsewhere, spec),
             lambda: qemu.stand_by(elsewhere, spec),
         ],

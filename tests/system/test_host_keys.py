@@ -32,7 +32,7 @@ async def test_every_clone_has_a_host_key_of_its_own_and_its_server_uses_it(tmp_
             source = await qemu.start(rig.spec(memory_mib=256))
             await sh(source, BEGIN)
             first = await sh(source, SEEN)
-            saved = await source.save("with-server")
+            saved = await source.save(f"{source.machine_id}-s")
             assert await sh(source, SEEN) == first
             keys = {first}
             for _ in range(2):

@@ -107,7 +107,7 @@ async def test_the_disks_of_a_machine_are_held_to_their_limits_by_qemu_itself(ri
         assert took > 2
         assert await in_force(machine) == [(OPERATIONS, BYTES)] * 2
         # A clone and a machine that is adopted are held to them as well.
-        snapshot = await machine.save("slow")
+        snapshot = await machine.save(f"{machine.machine_id}-s")
         machine_id = f"{machine.machine_id}-c"
         spec = replace(snapshot.spec, machine_id=machine_id, hostname=machine_id)
         clone = await qemu.clone(snapshot, spec)

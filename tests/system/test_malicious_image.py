@@ -70,7 +70,8 @@ async def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
 @pytest.fixture(scope="module")
 async def saved(rig: Rig) -> Snapshot:
     async with rig.open() as qemu, removed_in_the_end(qemu):
-        return await (await qemu.start(rig.spec())).save("malicious")
+        machine = await qemu.start(rig.spec())
+        return await machine.save(f"{machine.machine_id}-s")
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ async def saved(rig: Rig) -> Snapshot:
     """A machine with a link, in no network."""
     async with open_qemu(rig.state_dir, user=NOBODY) as qemu, removed_in_the_end(qemu):
         machine = await qemu.start(rig.spec(links=(Link("02:00:00:00:00:01"),)))
-        return await machine.save("template")
+        return await machine.save(f"{machine.machine_id}-s")
 
 
 @pytest.fixture

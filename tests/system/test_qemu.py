@@ -52,7 +52,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Rig:
 async def saved(rig: Rig) -> Snapshot:
     async with rig.open() as qemu, removed_in_the_end(qemu):
         machine = await qemu.start(rig.spec())
-        return await machine.save("template")
+        return await machine.save(f"{machine.machine_id}-s")
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ async def test_qemu_has_no_rights_opens_nothing_of_ours_and_cannot_start_anythin
         assert int(status["CapEff"], 16) == 0
         assert status["NoNewPrivs"] == "1"
         assert status["Seccomp"] == "2"
-        snapshot = await machine.save("s")
+        snapshot = await machine.save(f"{machine.machine_id}-s")
         clone = await qemu.clone(snapshot, like(snapshot))
         assert await sh(clone, "echo runs") == "runs\n"
 
@@ -230,22 +230,22 @@ async def test_what_is_written_to_a_disk_is_saved_cloned_and_kept_when_the_machi
     machine = await qemu.start(rig.spec(disks=(scratch,)))
     fill = "head -c 20000000 /dev/urandom >big; sha256sum big >sum; echo one >notes; sync"
     await sh(machine, fill)
-    first = await machine.save("disk-1")
+    first = await machine.save(f"{machine.machine_id}-s")
     await sh(machine, "echo two >>notes; sync")
     clone = await qemu.clone(first, like(first))
     assert await sh(clone, "cat notes; sha256sum -c sum") == "one\nbig: OK\n"
     await sh(clone, "echo three >>notes; sync")
-    second = await clone.save("disk-2")
+    second = await clone.save(f"{clone.machine_id}-s")
     # What the second one lies on stays, though nobody else has it any more.
-    await qemu.forget("disk-1")
+    await qemu.forget(first.snapshot_id)
     await qemu.remove(clone.machine_id)
     again = await qemu.clone(second, like(second))
     assert await sh(again, "cat notes; sha256sum -c sum") == "one\nthree\nbig: OK\n"
-    await qemu.verify("disk-2")
+    await qemu.verify(second.snapshot_id)
     await machine.stop(LONG_S)
     machine = await qemu.start(machine.spec)
     assert await sh(machine, "cat notes; sha256sum -c sum") == "one\ntwo\nbig: OK\n"
-    await qemu.forget("disk-2")
+    await qemu.forget(second.snapshot_id)
 
 
 async def test_a_full_disk_is_an_error_in_the_guest_and_the_machine_goes_on(
@@ -350,8 +350,8 @@ async def test_each_machine_speaks_on_its_link_with_its_own_addresses_also_as_a_
     assert await arp_from(machine) == ("52:54:00:00:07:01", "10.7.0.1")
     # Whoever carries the frames may come again: a daemon that was started anew.
     assert await arp_from(machine) == ("52:54:00:00:07:01", "10.7.0.1")
-    snapshot = await machine.save("linked")
+    snapshot = await machine.save(f"{machine.machine_id}-s")
     second = Link("52:54:00:00:07:02", "10.7.0.2/24")
     clone = await qemu.clone(snapshot, replace(like(snapshot), links=(second,)))
     assert await arp_from(clone) == ("52:54:00:00:07:02", "10.7.0.2")
-    await qemu.forget("linked")
+    await qemu.forget(snapshot.snapshot_id)

@@ -51,7 +51,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Rig:
 async def saved(rig: Rig) -> Snapshot:
     async with rig.open() as qemu, removed_in_the_end(qemu):
         machine = await qemu.start(rig.spec())
-        return await machine.save("template")
+        return await machine.save(f"{machine.machine_id}-s")
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ async def test_without_its_image_nothing_stands_ready_and_it_says_why(rig: Rig) 
 async def test_one_that_nobody_waits_for_any_more_is_not_left_half_ready(rig: Rig) -> None:
     async with rig.open() as qemu:
         template = await qemu.start(rig.spec())
-        snapshot = await template.save("template")
+        snapshot = await template.save(f"{template.machine_id}-s")
         spec = like(snapshot)
         async with anyio.create_task_group() as group:
             group.start_soon(qemu.stand_by, snapshot, spec)
@@ -201,7 +201,7 @@ async def test_one_that_nobody_waits_for_any_more_is_not_left_half_ready(rig: Ri
             group.cancel_scope.cancel()
         assert qemu.found() == [template.machine_id]
         await qemu.remove(template.machine_id)
-        await qemu.forget("template")
+        await qemu.forget(snapshot.snapshot_id)
 
 
 def runs(qemu: Qemu, machine_id: str) -> bool:
