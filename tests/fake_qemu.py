@@ -243,6 +243,9 @@ class Qemu:
             out.write(state)
         self.tell("MIGRATION", status="completed")
 
+    def do_set_link(self, **_: object) -> None:
+        pass
+
     def do_migrate_incoming(self, uri: str) -> None:
         self.source = int(uri.partition(":")[2])
 
