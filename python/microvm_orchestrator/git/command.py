@@ -129,3 +129,18 @@ def environment(at: Path, settings: Mapping[str, str] | None = None) -> dict[str
         **{f"GIT_CONFIG_KEY_{number}": key for number, key in enumerate(told)},
         **{f"GIT_CONFIG_VALUE_{number}": value for number, value in enumerate(told.values())},
     }
+
+
+def objects_at(own: Path, *others: Path) -> dict[str, str]:
+    """Make what lets a git write objects to `own` and read those of `others` as well."""
+    return {
+        "GIT_OBJECT_DIRECTORY": str(own),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(_quoted(path) for path in others),
+    }
+
+
+def _quoted(path: Path) -> str:
+    text = str(path)
+    if ":" not in text and not text.startswith('"'):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
