@@ -116,7 +116,7 @@ class Model:
         for node, asks in nodes:
             follows = parent is not None and node.parent is None
             extra = [Ask(1, ((str(parent), "success"),))] if follows else []
-            node.gates = self._gates([*asks, *extra])
+            node.gates = self._gates([*asks, *extra], node)
         if parent is not None:
             self._hold_up(parent, [node for node, _ in nodes if node.parent == parent])
         self.settle()
@@ -129,7 +129,7 @@ class Model:
             raise Refused("cycle-found")
         self.settle()
 
-    def _gates(self, asks: list[Ask]) -> list[Gate]:
+    def _gates(self, asks: list[Ask], own: Node) -> list[Gate]:
         gates = [
             Gate(ask.need, [Edge(up, on, self._judge(up, on)) for up, on in ask.of], "asked")
             for ask in asks
@@ -139,7 +139,8 @@ class Model:
                 waited = {
                     child: "finish" if edge.on == "finish" else "success"
                     for edge in gate.edges
-                    if edge.on != "failure"
+                    # With the other parts of what it is a part of, it would wait for itself.
+                    if edge.on != "failure" and edge.upstream not in self._ancestors(own)
                     for child in self._descendants(edge.upstream)
                     if self.nodes[child].state not in FINISHED
                 }
@@ -164,10 +165,16 @@ class Model:
         children = [node.name for node in self.alive() if node.parent == name]
         return children + [low for child in children for low in self._descendants(child)]
 
+    def _ancestors(self, node: Node) -> list[str]:
+        if node.parent is None:
+            return []
+        parent = self.nodes[node.parent]
+        return [parent.name, *([] if parent.gone else self._ancestors(parent))]
+
     def _hold_up(self, parent: str, children: list[Node]) -> None:
         fresh = {child.name for child in children}
         for node in self.alive():
-            if node.name in fresh:
+            if parent in self._ancestors(node):
                 continue
             for gate in list(node.gates):
                 for edge in gate.edges:
@@ -386,7 +393,7 @@ class Model:
     def rewire(self, name: str, asks: list[Ask]) -> None:
         node = self._unclaimed(name)
         kept = [gate for gate in node.gates if gate.origin == "before"]
-        node.gates = kept + self._gates(asks)
+        node.gates = kept + self._gates(asks, node)
         if name in self._above(name):
             raise Refused("cycle-found")
         self.settle()

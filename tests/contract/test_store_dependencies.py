@@ -272,6 +272,19 @@ async def test_grandchildren_are_waited_for_too(store: Store) -> None:
     assert (await states(store))["d"] == "ready"
 
 
+async def test_a_part_that_comes_after_the_whole_waits_for_no_other_part(store: Store) -> None:
+    await submit(store, task("p"))
+    parent = await take(store)
+    await submit(store, task("c", child=True), under=parent.ref)
+    child = await take(store)
+    parts = task("g1", "p", child=True), task("g2", "p", child=True), task("g3", child=True)
+    await submit(store, *parts, under=child.ref)
+    await submit(store, task("g4", child=True), under=child.ref)
+    await finish(store, parent)
+    found = await states(store)
+    assert [found[key] for key in ("g1", "g2", "g3", "g4")] == ["ready"] * 4
+
+
 async def test_one_who_comes_later_waits_for_the_unfinished_children_too(store: Store) -> None:
     await submit(store, task("p"))
     parent = await take(store)

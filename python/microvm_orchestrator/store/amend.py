@@ -23,6 +23,7 @@ from microvm_orchestrator.store.base import (
     SetPriority,
     UpdateTask,
 )
+from microvm_orchestrator.store.read import read_run
 from microvm_orchestrator.store.rows import Tx, compact
 from microvm_orchestrator.store.settle import ripple
 from microvm_orchestrator.store.submit import (
@@ -31,9 +32,11 @@ from microvm_orchestrator.store.submit import (
     due,
     gates_told,
     give_up_unmeetable,
+    lineage,
     plan_gates,
     policy_of,
     refuse_ring,
+    run_told,
     write_gates,
     write_labels,
 )
@@ -252,6 +255,7 @@ def _update(tx: Tx, row: TaskRow, change: UpdateTask) -> str:
         new = new._replace(gates_left=left, reason=None)
         body["depends_on"] = gates_told(gates)
     body |= {name: getattr(spec, name) for name in _BODY_FIELDS}
+    body["run"] = run_told(spec)
     tx.run("UPDATE task_body SET spec = ? WHERE seq = ?", compact(body), row.seq)
     if "labels" in change.fields:
         tx.run("DELETE FROM label WHERE task = ?", row.seq)
@@ -272,6 +276,7 @@ def _changed_spec(row: TaskRow, body: Mapping[str, Any], change: UpdateTask) -> 
     """What the task asks for now: the fields that are named anew, the others as they were."""
     policy = read_policy(row.policy)
     before: dict[str, Any] = {name: body[name] for name in _BODY_FIELDS} | {
+        "run": read_run(body),
         "priority": row.priority,
         "lease_s": row.lease_s,
         "timeout_s": row.timeout_s,
@@ -292,7 +297,7 @@ def _owner(tx: Tx, row: TaskRow) -> str:
 
 def _rewire(tx: Tx, row: TaskRow, spec: GroupedSpec) -> list[PlannedGate]:
     """Replace the gates the task asked for itself; what others put before it stays."""
-    gates = plan_gates(tx, spec, {}, own_id=row.id)
+    gates = plan_gates(tx, spec, {}, own_id=row.id, kin=lineage(tx, row.parent))
     tx.run(
         "DELETE FROM gate WHERE task = ?1 AND number IN"
         " (SELECT gate FROM edge WHERE dependent = ?1 AND origin <> 'before')",

@@ -12,6 +12,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.names import is_task_id, new_id
+from microvm_orchestrator.model.run import IN_A_MACHINE
 from microvm_orchestrator.model.task import (
     FINISHED,
     Dependency,
@@ -186,7 +187,8 @@ def _write(
     spec = task.spec if parent is None else _grown(tx, task.spec, parent)
     if parent is not None and not task.child:
         spec = spec.model_copy(update={"depends_on": [*spec.depends_on, parent.id]})
-    gates = plan_gates(tx, spec, drafts, own_id=draft.id)
+    kin = lineage(tx, parent.seq) if parent is not None and task.child else set[int]()
+    gates = plan_gates(tx, spec, drafts, own_id=draft.id, kin=kin)
     row = _fresh_row(tx, task, spec, draft, parent if task.child else None, visibility)
     row = with_gates(tx, row, gates)
     tx.insert(row)
@@ -259,8 +261,9 @@ def due(spec: TaskSpec, now: float) -> float | None:
 
 def class_of(tx: Tx, spec: TaskSpec, owner: str, visibility: frozenset[str]) -> int:
     seen_by = {key: value for key, value in spec.labels.items() if key in visibility}
+    needed = spec.capabilities if spec.run is None else [*spec.capabilities, IN_A_MACHINE]
     return tx.classes.intern(
-        tx.connection, owner=owner, capabilities=spec.capabilities, role=spec.role, labels=seen_by
+        tx.connection, owner=owner, capabilities=needed, role=spec.role, labels=seen_by
     )
 
 
@@ -322,8 +325,13 @@ def spec_text(spec: GroupedSpec, gates: Sequence[PlannedGate], template: str | N
             "role": spec.role,
             "depends_on": gates_told(gates),
             "template": template,
+            "run": run_told(spec),
         }
     )
+
+
+def run_told(spec: TaskSpec) -> JsonValue:
+    return None if spec.run is None else spec.run.model_dump(mode="json", exclude_defaults=True)
 
 
 def gates_told(gates: Sequence[PlannedGate]) -> list[JsonValue]:
@@ -357,9 +365,12 @@ def plan_gates(
     drafts: Mapping[tuple[str, str], Upstream],
     *,
     own_id: str,
+    kin: Collection[int],
 ) -> list[PlannedGate]:
     """What a task waits for: its plain dependencies make one gate, each `Gate` another.
 
+    `kin` are the tasks of which it is a part. One that comes after such a task waits for that one
+    alone: with its other parts it would wait for itself.
     Raises: NotFound, CycleFound for a task that names itself.
     """
     plain: dict[int, tuple[Upstream, str]] = {}
@@ -380,7 +391,7 @@ def plan_gates(
             gates.append(PlannedGate(1, [planned]))
     if plain:
         gates.insert(0, PlannedGate(len(plain), list(plain.values())))
-    return gates + [inherited for gate in gates if (inherited := _children_of(tx, gate))]
+    return gates + [inherited for gate in gates if (inherited := _children_of(tx, gate, kin))]
 
 
 def _name(spec: TaskSpec) -> str:
@@ -414,13 +425,23 @@ def _condition(edge: Edge) -> str:
     return compact([edge.where.field, edge.where.op, edge.where.value])
 
 
-def _children_of(tx: Tx, gate: PlannedGate) -> PlannedGate | None:
+def lineage(tx: Tx, seq: int | None) -> set[int]:
+    """A task, the one it is a part of, and so on up."""
+    found: set[int] = set()
+    while seq is not None and seq not in found:
+        found.add(seq)
+        row = tx.one("SELECT parent FROM task WHERE seq = ?", seq)
+        seq = None if row is None else row[0]
+    return found
+
+
+def _children_of(tx: Tx, gate: PlannedGate, kin: Collection[int]) -> PlannedGate | None:
     """The unfinished children of tasks that are all waited for: they are waited for too."""
     if gate.need < len(gate.edges):
         return None
     edges: dict[int, tuple[Upstream, str]] = {}
     for upstream, condition in gate.edges:
-        if condition != On.FAILURE:
+        if condition != On.FAILURE and upstream.seq not in kin:
             layer = [upstream.seq]
             while layer:
                 rows = [row for seq in layer for row in tx.tasks("parent = ?", seq)]
@@ -513,14 +534,13 @@ def _hold_up_dependents(tx: Tx, parent: TaskRow, children: Sequence[TaskRow]) ->
         " AND edge.condition <> 'failure'",
         parent.seq,
     )
-    fresh = {child.seq for child in children}
-    for dependent, condition in waiting:
-        # A child that comes after its parent does not wait for its siblings.
-        if dependent not in fresh:
-            on = On.FINISH if condition == On.FINISH else On.SUCCESS
-            edges = [(_upstream(child), str(on)) for child in children]
-            _add_gate(tx, tx.get(dependent), PlannedGate(len(edges), edges, "child"))
-    refuse_ring(tx, list(fresh), {dependent for dependent, _ in waiting} - fresh)
+    # A part that comes after the whole does not wait for the other parts.
+    others = [each for each in waiting if parent.seq not in lineage(tx, each[0])]
+    for dependent, condition in others:
+        on = On.FINISH if condition == On.FINISH else On.SUCCESS
+        edges = [(_upstream(child), str(on)) for child in children]
+        _add_gate(tx, tx.get(dependent), PlannedGate(len(edges), edges, "child"))
+    refuse_ring(tx, [child.seq for child in children], {dependent for dependent, _ in others})
 
 
 def _upstream(row: TaskRow) -> Upstream:

@@ -1,0 +1,56 @@
+"""Registered repositories as callers know them, and what their runs have where nothing is said."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from microvm_orchestrator.model.run import Argument, Branch, Devshell, Merge, Rest
+from microvm_orchestrator.model.values import Line, Moment
+
+# The kind of record they are stored as.
+REPO = "repo"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RepoDefaults(_Part):
+    """What a run on a repository has where its task says nothing; None: as this host has it."""
+
+    branch: Branch | None = Field(
+        default=None, description="where runs start; by default what the repository's HEAD names"
+    )
+    image: Line | None = None
+    memory_mib: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = None
+    vcpus: Annotated[int, Field(strict=True, ge=1, le=256)] | None = None
+    disk_mib: Annotated[int, Field(strict=True, ge=16, le=1 << 24)] | None = None
+    timeout_s: Annotated[float, Field(strict=True, gt=0, le=2_592_000)] | None = None
+    driver: Literal["claude", "codex", "opencode"] | None = None
+    model: Line | None = None
+    merge: Merge = Merge.AUTO
+    checkout: Literal["update", "leave"] = Field(
+        default="update",
+        description="whether a branch that is checked out is moved, where that is a clean "
+        "fast-forward of the work tree too; leave: such a merge is refused",
+    )
+    check: Annotated[list[Argument], Field(max_length=64)] | None = Field(
+        default=None, description="a command that must succeed on a merged result"
+    )
+    devshell: Devshell = Devshell.AUTO
+    rest: Rest = Rest.PATCH
+    egress: Annotated[list[Line], Field(max_length=256)] = []
+
+
+class Repo(_Part):
+    """A repository that runs may be started on."""
+
+    repo_id: str
+    alias: str = Field(description="the only name by which clients speak of it")
+    path: str
+    owner: str
+    object_format: Literal["sha1", "sha256"]
+    defaults: RepoDefaults = RepoDefaults()
+    added_at: Moment
