@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anyio
 import h11
@@ -339,8 +339,8 @@ async def _read(stream: ByteStream, connection: h11.Connection) -> Received | No
             return None
     body: dict[str, Any] = {}
     with suppress(ValueError):
-        found = json.loads(raw)
-        body = found if isinstance(found, dict) else {}
+        found: Any = json.loads(raw)
+        body = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     headers = {name.decode().lower(): value.decode() for name, value in head.headers}
     return Received(head.method.decode(), head.target.decode(), headers, bytes(raw), body)
 
@@ -403,7 +403,8 @@ def _error(part: Fail) -> dict[str, Any]:
 async def _refuse(out: _Sender, request: Received, part: Fail) -> None:
     body = _error(part)
     if request.openai:
-        body = {"error": {**body["error"], "code": body["error"]["type"], "param": None}}
+        error: dict[str, Any] = body["error"]
+        body = {"error": {**error, "code": error["type"], "param": None}}
     await out.json(part.status, body, part.headers)
 
 
@@ -444,10 +445,12 @@ def _message(part: Turn, request: Received, number: int) -> tuple[dict[str, Any]
     begun = {**whole, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
     events = [_sse("message_start", message=begun), _sse("ping")]
     for at, block in enumerate(blocks):
+        shell: dict[str, Any]
         if block["type"] == "text":
             shell, name, text = {**block, "text": ""}, "text", block["text"]
         else:
-            shell, name, text = {**block, "input": {}}, "partial_json", json.dumps(block["input"])
+            shell = {**block, "input": dict[str, Any]()}
+            name, text = "partial_json", json.dumps(block["input"])
         kind = "text_delta" if name == "text" else "input_json_delta"
         events.append(_sse("content_block_start", index=at, content_block=shell))
         half = len(text) // 2
@@ -483,7 +486,7 @@ def _response(part: Turn, request: Received, number: int) -> tuple[dict[str, Any
         for at, each in enumerate(part.blocks)
     ]
     taken = part.usage.input + part.usage.cache_read
-    begun = {
+    begun: dict[str, Any] = {
         "id": f"resp_{number}",
         "object": "response",
         "created_at": 0,
