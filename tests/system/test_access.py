@@ -36,7 +36,7 @@ LEAST = {
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
         exec_wait exec_output exec_list slot_list cache_list forward_list
-        network_get network_list
+        network_get network_list plan_tasks
         image_list image_get pool_list operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """
@@ -51,7 +51,7 @@ LEAST = {
         machine_run machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
-        forward_add forward_remove network_create network_remove""",
+        forward_add forward_remove network_create network_remove plan_submit""",
     Role.ADMIN: "audit_list backup_create image_add",
 }
 HOLDERS = {
@@ -185,6 +185,7 @@ def _work(ledger: Ledger) -> None:
 def _plan(ledger: Ledger) -> None:
     act, group = ledger.act, {"group": "audited"}
     act("graph_submit", tasks=[{"key": "one"}], **group)
+    act("plan_submit", documents=[{"name": "TODO.md", "text": "- two"}], **group)
     act("group_prioritize", "group audited", priority="high", **group)
     act("group_cancel", "group audited", **group)
     act("group_retry", "group audited", **group)

@@ -30,6 +30,7 @@ from microvm_orchestrator.cli import (
     network,
     operation,
     output,
+    plan,
     pool,
     serve,
     slot,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 NOUNS = {
     "task": task.app,
     "graph": graph.app,
+    "plan": plan.app,
     "group": group.app,
     "template": template.app,
     "worker": worker.app,

@@ -55,6 +55,8 @@ ROUTES: dict[str, Route] = {
         "group_cancel": "POST /v1/groups/{group}/cancel",
         "group_retry": "POST /v1/groups/{group}/retry",
         "group_prioritize": "POST /v1/groups/{group}/prioritize",
+        "plan_tasks": "POST /v1/plans",
+        "plan_submit": "POST /v1/plans/submit",
         "template_save": "POST /v1/templates",
         "template_get": "GET /v1/templates/{name}",
         "template_list": "GET /v1/templates",
@@ -135,7 +137,7 @@ ROUTES: dict[str, Route] = {
 }
 
 # Asked with a body, and yet only a question.
-QUESTIONS = frozenset({"template_preview"})
+QUESTIONS = frozenset({"template_preview", "plan_tasks"})
 
 
 def changes(name: str) -> bool:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pytest
 
 from answering import REFUSED, Asked, answering
-from commands import run
+from commands import SPOKEN, run
 from microvm_orchestrator.cli import failure
 from microvm_orchestrator.service.calls import Call
 from microvm_orchestrator.service.service import parse
@@ -23,6 +23,7 @@ DECLARED = {
     "dry": {"type": "boolean"},
     "hosts": {"type": "strings"},
 }
+TODO = {"name": "tasks.md", "text": "- build\n- test\n"}
 TASK: dict[str, Any] = {"task_id": "build", "group": "g"}
 HELD = {**TASK, "token": 3, "worker": "w"}
 HELD_WORDS = ["build", "--group", "g", "--token", "3", "--worker", "w"]
@@ -195,6 +196,30 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "group_prioritize": (
         ["g", "high", "--label", "a=b"],
         {"group": "g", "priority": "high", "labels": {"a": "b"}},
+    ),
+    "plan_tasks": (
+        ["@tasks.md", "@notes.md", "--infer-files"],
+        {"documents": [TODO, {"name": "notes.md", "text": ""}], "infer_files": True},
+    ),
+    "plan_submit": (
+        [
+            *("@tasks.md", "--group", "g", "--repo", "site", "--image", "node", "--kind", "agent"),
+            *("--label", "a=b", "--priority", "high", "--capability", "gpu", "--role", "builder"),
+            *("--infer-files", "--idempotency-key", "k"),
+        ],
+        {
+            "documents": [TODO],
+            "group": "g",
+            "repo": "site",
+            "image": "node",
+            "kind": "agent",
+            "labels": {"a": "b"},
+            "priority": "high",
+            "capabilities": ["gpu"],
+            "role": "builder",
+            "infer_files": True,
+            "idempotency_key": "k",
+        },
     ),
     "template_save": (["@graph.toml", "--name", "n"], {**TREE, "name": "n"}),
     "template_get": (["n", "--version", "2"], {"name": "n", "version": 2}),
@@ -488,12 +513,14 @@ FILES = {
     "graph.toml": '[[tasks]]\nkey = "a"\n[[tasks]]\nkey = "b"\ndepends_on = ["a"]\n',
     "after.json": '[{"key": "s", "before": ["z"]}]',
     "secret": "0123456789abcdef\n",
+    "tasks.md": TODO["text"],
+    "notes.md": "",
 }
 
 
 def words_of(call: str, folder: Path) -> list[str]:
     noun, _, verb = call.partition("_")
-    first = [noun] if call in ONE_WORD else [noun, verb]
+    first = [noun] if call in ONE_WORD else [*SPOKEN.get(call, (noun, verb))]
     words = [*first, *SAMPLES[call][0]]
     # A file is named as it is where a file is meant, and after @ where JSON may stand too.
     found: list[str] = []
