@@ -341,7 +341,7 @@ async def _read(stream: ByteStream, connection: h11.Connection) -> Received | No
     with suppress(ValueError):
         found: Any = json.loads(raw)
         body = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-    headers = {name.decode().lower(): value.decode() for name, value in head.headers}
+    headers = {name.decode().lower(): value.decode("latin-1") for name, value in head.headers}
     return Received(head.method.decode(), head.target.decode(), headers, bytes(raw), body)
 
 
