@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from microvm_orchestrator.model.run import Argument, Branch, Devshell, Merge, Rest
-from microvm_orchestrator.model.values import Line, Moment
+from microvm_orchestrator.model.run import Branch, Devshell, Merge, Rest
+from microvm_orchestrator.model.values import Line, Moment, Name
 
 # The kind of record they are stored as.
 REPO = "repo"
@@ -23,7 +23,7 @@ class RepoDefaults(_Part):
     branch: Branch | None = Field(
         default=None, description="where runs start; by default what the repository's HEAD names"
     )
-    image: Line | None = None
+    image: Line | None = Field(default=None, description="name or digest of the guest image")
     memory_mib: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = None
     vcpus: Annotated[int, Field(strict=True, ge=1, le=256)] | None = None
     disk_mib: Annotated[int, Field(strict=True, ge=16, le=1 << 24)] | None = None
@@ -36,12 +36,24 @@ class RepoDefaults(_Part):
         description="whether a branch that is checked out is moved, where that is a clean "
         "fast-forward of the work tree too; leave: such a merge is refused",
     )
-    check: Annotated[list[Argument], Field(max_length=64)] | None = Field(
-        default=None, description="a command that must succeed on a merged result"
-    )
     devshell: Devshell = Devshell.AUTO
     rest: Rest = Rest.PATCH
-    egress: Annotated[list[Line], Field(max_length=256)] = []
+    egress: Annotated[list[Line], Field(max_length=256)] = Field(
+        default=[],
+        description="hosts that every run on it may reach, as host, host:port or *.domain",
+    )
+
+
+HostPath = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class RepoChanges(RepoDefaults):
+    """What to change of a repository: only what is set, also to nothing."""
+
+    alias: Name | None = None
+    path: HostPath | None = Field(
+        default=None, description="where it is now, if it has moved: an absolute path"
+    )
 
 
 class Repo(_Part):
@@ -53,4 +65,4 @@ class Repo(_Part):
     owner: str
     object_format: Literal["sha1", "sha256"]
     defaults: RepoDefaults = RepoDefaults()
-    added_at: Moment
+    added_at: Moment = Field(description="when it was added, or added again, last")
