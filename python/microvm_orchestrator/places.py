@@ -28,6 +28,8 @@ LOCK_FILE = "lock"
 IMAGES = "images"
 IMAGE_CACHE = "image-cache"
 # Trees on their way into a machine or out of one.
+REPOS = "repos"
+RUNS = "runs"
 TRANSFERS = "transfers"
 CACHES = "caches"
 # Our key for machines that have an SSH server instead of our agent.

@@ -18,6 +18,7 @@ from microvm_orchestrator.cli import (
     completion,
     config,
     copy,
+    credential,
     doctor,
     event,
     execs,
@@ -42,6 +43,7 @@ from microvm_orchestrator.cli import (
     whoami,
     worker,
 )
+from microvm_orchestrator.cli import run as run_noun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +52,7 @@ NOUNS = {
     "task": task.app,
     "graph": graph.app,
     "plan": plan.app,
+    "run": run_noun.app,
     "group": group.app,
     "template": template.app,
     "worker": worker.app,
@@ -68,12 +71,16 @@ NOUNS = {
     "webhook": webhook.app,
     "delivery": webhook.deliveries,
     "token": token.app,
+    "credential": credential.app,
     "audit": audit.app,
     "backup": backup.app,
     "config": config.app,
 }
 # Commands that are one word; the commands of `work` are of the noun task.
-SINGLE = (whoami.app, metrics.app, doctor.app, serve.app, bridge.app, completion.app)
+SINGLE = (
+    *(whoami.app, credential.setup, metrics.app, doctor.app),
+    *(serve.app, bridge.app, completion.app),
+)
 
 
 _BEGIN = f"""\b

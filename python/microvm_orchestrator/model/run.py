@@ -25,7 +25,6 @@ MAX_FILES_CHARS = 8 << 20
 Argument = Annotated[str, Field(max_length=131_072)]
 Branch = Annotated[str, Field(min_length=1, max_length=200)]
 GuestPath = Annotated[str, Field(min_length=1, max_length=1000)]
-Glob = Annotated[str, Field(min_length=1, max_length=500)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 
 
@@ -49,8 +48,6 @@ class Merge(StrEnum):
     SQUASH = "squash"
     # The branch `tasks/<task_id>`, and nothing more.
     BRANCH = "branch"
-    # As auto, once run_approve says so.
-    REVIEW = "review"
     # Kept as refs/tasks/<task_id>, for somebody to merge by hand.
     MANUAL = "manual"
 
@@ -95,7 +92,9 @@ class InputFile(_Part):
 class AgentSpec(_Part):
     """Which agent, and how it is to work."""
 
-    driver: Literal["claude", "codex", "opencode"] = "claude"
+    driver: Literal["claude", "codex", "opencode"] | None = Field(
+        default=None, description="by default as the repo has it, else claude"
+    )
     model: Line | None = None
     system_prompt: Text | None = Field(default=None, description="added to the agent's own")
     max_turns: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = None
@@ -106,12 +105,10 @@ class AgentSpec(_Part):
 
 
 class Budget(_Part):
-    """What a run may use up. At the limit it pauses, and its work is kept."""
+    """What a run may take of model APIs. At the limit no further request passes."""
 
     tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
     cost_usd: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
-    cpu_s: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
-    wall_s: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
 
 
 class RunSpec(_Part):
@@ -126,7 +123,7 @@ class RunSpec(_Part):
         default=None, description="the branch its commits are merged into; by default the base"
     )
     uncommitted: Flag = Field(
-        default=False, description="start from what is uncommitted in the user's checkout as well"
+        default=False, description="start from what is uncommitted in the user's work tree as well"
     )
     prompt: Text = Field(default="", description="for an agent; by default the task's description")
     agent: AgentSpec = AgentSpec()
@@ -151,13 +148,7 @@ class RunSpec(_Part):
     )
     devshell: Devshell | None = None
     merge: Merge | None = None
-    check: Annotated[list[Argument], Field(max_length=64)] | None = Field(
-        default=None, description="a command that must succeed on the merged result"
-    )
     rest: Rest | None = None
-    artifacts: Annotated[list[Glob], Field(max_length=64)] = Field(
-        default=[], description="globs of the work tree; what matches is kept"
-    )
     egress: Annotated[list[Line], Field(max_length=256)] = Field(
         default=[], description="hosts its program may reach, as host, host:port or *.domain"
     )
@@ -171,6 +162,8 @@ class RunSpec(_Part):
             raise ValueError("a command has its words in `argv`")
         if self.repo is None and (self.base or self.into or self.uncommitted):
             raise ValueError("`base`, `into` and `uncommitted` speak of a `repo`")
+        if self.base and self.uncommitted:
+            raise ValueError("what is uncommitted lies on HEAD, so `base` cannot be chosen too")
         written = sum(len(file.text or file.base64 or "") for file in self.files)
         if written > MAX_FILES_CHARS:
             raise ValueError(f"the files are longer than {MAX_FILES_CHARS} characters together")
@@ -186,7 +179,6 @@ class Step(StrEnum):
     PERFORMING = "performing"
     COLLECTING = "collecting"
     MERGING = "merging"
-    REVIEWING = "reviewing"
     OVER = "over"
 
 
@@ -269,8 +261,7 @@ class Result(_Part):
     # Of the two lists above, the whole.
     commit_count: int = 0
     file_count: int = 0
-    rest: Literal["none", "patch", "commit", "dropped"] = "none"
-    artifacts: list[str] = []
+    rest: Literal["none", "patch", "commit", "drop"] = "none"
 
 
 class RunRecord(_Part):

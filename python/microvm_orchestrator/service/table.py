@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from microvm_orchestrator.service import (
     caches,
+    credentials,
     doctor,
     execs,
     files,
@@ -16,6 +17,7 @@ from microvm_orchestrator.service import (
     operations,
     plans,
     pools,
+    runs,
     seeded,
     server,
     slots,
@@ -34,6 +36,7 @@ CALLS: tuple[Call, ...] = (
     *work.CALLS,
     *groups.CALLS,
     *plans.CALLS,
+    *runs.CALLS,
     *templates.CALLS,
     *workers.CALLS,
     *machines.CALLS,
@@ -51,6 +54,7 @@ CALLS: tuple[Call, ...] = (
     *journal.CALLS,
     *webhooks.CALLS,
     *tokens.CALLS,
+    *credentials.CALLS,
     *server.CALLS,
     *doctor.CALLS,
 )
