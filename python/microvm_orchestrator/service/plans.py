@@ -50,7 +50,7 @@ class PlanTasks(Request):
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> PlanTasks:
-        if bool(self.documents) == bool(self.tasks):
+        if self.documents and self.tasks:
             raise ValueError("give either `documents` or `tasks`")
         return self
 

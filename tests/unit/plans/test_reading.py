@@ -114,6 +114,14 @@ LISTS = {
         "# Todo\n## Backend\n- [ ] A\n- [x] Done\n* [X] Done too\n## Frontend\n+ [ ] B\n",
         {"a": "A", "b": "B"},
     ),
+    "items of a section, though others have a text": (
+        "## Overview\nWords.\n## Notes\nWords.\n## Tasks\n- A\n- B\n",
+        {"a": "A", "b": "B"},
+    ),
+    "items with a text of their own, below headings": (
+        "## Backend\n- A\n  more\n  ```\n  x\n  ```\n## Frontend\n- B\nmore\n",
+        {"a": "A\nmore\n```\nx\n```", "b": "B\nmore"},
+    ),
     "what is nested is part of its item": (
         "- A\n  more of A\n\n  and more\n  - [ ] part one\n    - deeper\n  - [x] part two\n- B\n",
         {

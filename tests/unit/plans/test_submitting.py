@@ -150,7 +150,7 @@ async def test_what_this_host_is_to_run_follows_from_task_and_defaults(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing at all": ({}, "give either `documents` or `tasks`"),
+    "nothing at all": ({}, "there is nothing to submit: no task found"),
     "both": (
         {**document("- A"), "tasks": [{"title": "A"}]},
         "give either `documents` or `tasks`",
