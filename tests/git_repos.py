@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microvm_orchestrator.git.names import Oid
+from microvm_orchestrator.git.mirror import Mirror
+from microvm_orchestrator.git.names import ObjectFormat, Oid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -123,6 +124,14 @@ def extend(repo: Repo, start: int, commits: int) -> None:
             text,
         ]
     raw(repo.path, "fast-import", "--quiet", stdin="\n".join([*lines, ""]).encode())
+
+
+async def mirrored(path: Path, repo: Repo) -> Mirror:
+    """Make our mirror of a repository, as it is now."""
+    mirror = Mirror(path)
+    await mirror.make(ObjectFormat(repo.git("rev-parse", "--show-object-format")))
+    await mirror.refresh(repo.path)
+    return mirror
 
 
 def clone_of_bundle(path: Path, bundle: Path, *, object_format: str = "sha1") -> Repo:

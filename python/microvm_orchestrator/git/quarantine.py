@@ -39,8 +39,6 @@ class Quarantine:
 
     folder: Path
     mirror: Path
-    # Of other repositories whose objects can be read meanwhile.
-    borrowed: tuple[Path, ...] = ()
 
     @property
     def objects(self) -> Path:
@@ -49,7 +47,11 @@ class Quarantine:
     @property
     def env(self) -> dict[str, str]:
         """What lets a git write here and read from the mirror too."""
-        return objects_at(self.objects, self.mirror / "objects", *self.borrowed)
+        return self.env_with()
+
+    def env_with(self, *others: Path) -> dict[str, str]:
+        """Make the same with folders of objects that can be read beside the mirror's."""
+        return objects_at(self.objects, self.mirror / "objects", *others)
 
     def packs(self) -> list[Path]:
         """List the packs in here, each by its index."""
@@ -76,13 +78,12 @@ class Quarantine:
 
 
 @asynccontextmanager
-async def quarantine(mirror: Mirror, borrowed: Sequence[Path] = ()) -> AsyncGenerator[Quarantine]:
+async def quarantine(mirror: Mirror) -> AsyncGenerator[Quarantine]:
     """Make a folder for objects that are not yet believed; it goes when the block is left."""
     make = partial(tempfile.mkdtemp, prefix=PREFIX, dir=mirror.path)
-    with anyio.CancelScope(shield=True):  # what was made must be known to be removed
-        folder = Path(await anyio.to_thread.run_sync(make))
+    folder = Path(await anyio.to_thread.run_sync(make))
     try:
-        made = Quarantine(folder, mirror.path, tuple(borrowed))
+        made = Quarantine(folder, mirror.path)
         await anyio.to_thread.run_sync((made.objects / "pack").mkdir, 0o777, True)  # noqa: FBT003 - run_sync passes no names
         yield made
     finally:
