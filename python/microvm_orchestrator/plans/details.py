@@ -230,7 +230,7 @@ class _Reader:
         task = self._checked(
             place,
             {
-                "title": cut(_CONTROL.sub(" ", head), MAX_TITLE),
+                "title": cut(_CONTROL.sub(" ", head.replace("**", "")), MAX_TITLE),
                 "text": text,
                 "files": list(self.files),
                 "proposed_files": proposed[:MAX_FILES],

@@ -1,8 +1,9 @@
 """What tasks are called, and which of them a name means.
 
 Every task gets a key. Others may name it by that, by its title, by its title as a key would be
-made of it, or by `#` and its number, within a document or as `TODO.md#3`. A name that could mean
-two is an error and never a guess. Above sits order.py.
+made of it, by what stands in its title before a colon or a dash, or by `#` and its number, within
+a document or as `TODO.md#3`. A name that could mean two is an error and never a guess. Above sits
+order.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ MAX_MADE_KEY = 60
 _LIKENED = 100
 
 _NUMBER = re.compile(r"(?:(.*)#|task *#?)(\d{1,9}(?:\.\d{1,9}){0,5})", re.IGNORECASE | re.DOTALL)
+# A colon, or a dash of any of three lengths.
+_LEAD = re.compile(r":| [-\u2013\u2014] ")
 _PLAIN_NUMBER = re.compile(r"\d{1,9}")
 
 
@@ -72,6 +75,7 @@ class Names:
     _numbers: dict[tuple[str | None, str], list[int]] = field(
         default_factory=lambda: defaultdict[tuple[str | None, str], list[int]](list)
     )
+    _leads: dict[str, list[int]] = field(default_factory=lambda: defaultdict[str, list[int]](list))
     _made: dict[str, int] = field(default_factory=dict[str, int])
 
     def __post_init__(self) -> None:
@@ -79,6 +83,8 @@ class Names:
             (self._made if draft.task.key is None else self._given).setdefault(key, place)
             for name in {_heard(draft.title), slug(draft.title)} - {""}:
                 self._titles[name].append(place)
+            if lead := _heard(_LEAD.split(draft.title, maxsplit=1)[0]):
+                self._leads[lead].append(place)
             if draft.number is not None:
                 self._numbers[draft.place.document, draft.number].append(place)
 
@@ -111,6 +117,8 @@ class Names:
             return titled
         if name in self._made:
             return [self._made[name]]
+        if led := self._leads.get(_heard(name)):
+            return led
         if number := _NUMBER.fullmatch(name):
             document = number[1]
             return self._numbered(document or reference.place.document, number[2])

@@ -75,6 +75,10 @@ def split(scan: Scan, own_text: Callable[[Line], bool]) -> Split:
         found, whole = _all_of_it(scan.lines), True
     if len(found) > MAX_TASKS:
         raise errors.TooLarge(f"{scan.name} has more than {MAX_TASKS} tasks")
+    if not any(section.number for section in found):
+        # Nobody sees a number, so they are counted.
+        for number, section in enumerate(found, 1):
+            section.number = str(number)
     if outside:
         scan.warnings.append(
             f"{Place(scan.name, outside[0])}: text outside of tasks was left out"
@@ -143,13 +147,11 @@ def _by_headings(lines: Sequence[Line], level: int | None, outside: list[int]) -
     """Cut at the headings of a level, or at those that say that they are tasks."""
     section: Section | None = None
     ends = level or 0
-    position = 0
     for line in lines:
         if line.kind is Kind.HEADING and (_said(line) if level is None else line.level == level):
             if section is not None:
                 yield section
-            position += 1
-            section, ends = _headed(line, position, saying=level is None), line.level
+            section, ends = _headed(line, saying=level is None), line.level
         elif line.kind is Kind.HEADING and line.level <= ends:
             if section is not None:
                 yield section
@@ -162,12 +164,12 @@ def _by_headings(lines: Sequence[Line], level: int | None, outside: list[int]) -
         yield section
 
 
-def _headed(line: Line, position: int, *, saying: bool) -> Section:
+def _headed(line: Line, *, saying: bool) -> Section:
     done, words = unboxed(line.words)
     found = (_SAID if saying else _NUMBERED).fullmatch(words)
     number, title = (None, words) if found is None else found.groups()
     inner, title = unboxed(title)
-    return Section(line.number, title.strip(), number or str(position), bool(done or inner))
+    return Section(line.number, title.strip(), number, bool(done or inner))
 
 
 def _warn_of_boxes(scan: Scan, found: Sequence[Section]) -> None:
@@ -204,7 +206,6 @@ class _Items:
     apart: bool = False
     # What the next item of this list is called.
     ordinal: int | None = None
-    position: int = 0
     # The code block of which the item has the beginning.
     block: int = 0
 
@@ -239,15 +240,14 @@ class _Items:
         return line.kind is not Kind.HEADING and line.indent >= self.nested
 
     def _begin(self, line: Line) -> None:
-        self.position += 1
         if line.ordinal is not None:
             # As it is shown: only the first of a list decides.
             self.ordinal = line.ordinal if self.ordinal is None else self.ordinal + 1
         else:
             self.ordinal = None
-        number = self.position if self.ordinal is None else self.ordinal
+        number = None if self.ordinal is None else str(self.ordinal)
         self.section = Section(
-            line.number, line.words.strip(), str(number), bool(line.done), line.offset, flows=True
+            line.number, line.words.strip(), number, bool(line.done), line.offset, flows=True
         )
         self.nested = min(line.offset, line.indent + _NESTED)
         self.block = line.number
@@ -264,7 +264,7 @@ def _all_of_it(lines: Sequence[Line]) -> list[Section]:
     head = first.words if first.kind is Kind.HEADING else first.plain
     done, title = unboxed(head)
     section = Section(
-        first.number, title.strip(), "1", bool(done), flows=first.kind is not Kind.HEADING
+        first.number, title.strip(), done=bool(done), flows=first.kind is not Kind.HEADING
     )
     section.body += lines[told[0] + 1 :]
     return [section]

@@ -263,8 +263,19 @@ def test_a_quoted_title_may_have_commas() -> None:
     assert [task.wave for task in planned(text).tasks] == [1, 2]
 
 
+def test_a_task_is_named_by_what_its_title_begins_with() -> None:
+    text = "- **Add login**: a form\n- Add logout - a button\n- C\n  after: add login, Add logout\n"
+    login, logout, last = planned(text).tasks
+    assert [edge.task for edge in last.depends_on] == [login.key, logout.key]
+    assert (login.key, login.title) == ("add-login-a-form", "Add login: a form")
+    assert login.text == "**Add login**: a form"
+    # A whole title comes first.
+    text = "- Add login: a form\n- Add login\n- C\n  after: Add login\n"
+    assert [edge.task for edge in planned(text).tasks[2].depends_on] == ["add-login"]
+
+
 def test_numbers_are_those_that_are_shown() -> None:
-    lists = "5. A\n5. B\n\nText.\n\n1. C\n   after: #6\n"
+    lists = "- Z\n\n5. A\n5. B\n\nText.\n\n1. C\n   after: #6\n"
     headings = "## Task 10: A\n## Task 20: C\nafter: #10\n"
     for text, first in ((lists, "b"), (headings, "a")):
         edges = {task.key: task.depends_on for task in planned(text).tasks}
