@@ -5,6 +5,7 @@ from __future__ import annotations
 from microvm_orchestrator.service import (
     caches,
     credentials,
+    credentials,
     doctor,
     execs,
     files,
@@ -54,6 +55,7 @@ CALLS: tuple[Call, ...] = (
     *journal.CALLS,
     *webhooks.CALLS,
     *tokens.CALLS,
+    *credentials.CALLS,
     *credentials.CALLS,
     *server.CALLS,
     *doctor.CALLS,
