@@ -52,7 +52,8 @@ LEAST = {
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
         forward_add forward_remove network_create network_remove plan_submit""",
-    Role.ADMIN: "audit_list backup_create image_add",
+    Role.ADMIN: """
+        audit_list backup_create image_add credential_set credential_list credential_remove""",
 }
 HOLDERS = {
     Role.VIEWER: "viewer",
@@ -208,6 +209,9 @@ def _run(ledger: Ledger) -> None:
     act("delivery_retry", letter, delivery_id=letter)
     act("webhook_delete", hook, webhook_id=hook)
     act("backup_create")
+    key = {"name": "spare", "kind": "secret", "value": "not-in-the-log"}
+    act("credential_set", "spare", **key)
+    act("credential_remove", "spare", name="spare")
 
 
 def _house(ledger: Ledger) -> None:

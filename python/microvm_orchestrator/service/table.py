@@ -5,7 +5,6 @@ from __future__ import annotations
 from microvm_orchestrator.service import (
     caches,
     credentials,
-    credentials,
     doctor,
     execs,
     files,
@@ -55,7 +54,6 @@ CALLS: tuple[Call, ...] = (
     *journal.CALLS,
     *webhooks.CALLS,
     *tokens.CALLS,
-    *credentials.CALLS,
     *credentials.CALLS,
     *server.CALLS,
     *doctor.CALLS,

@@ -503,6 +503,12 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "token_list": ([], {}),
     "token_revoke": (["tok_1"], {"token_id": "tok_1"}),
+    "credential_set": (
+        ["work", "openai-api-key", "--value-file", "@secret"],
+        {"name": "work", "kind": "openai-api-key", "value": "0123456789abcdef"},
+    ),
+    "credential_list": ([], {}),
+    "credential_remove": (["work"], {"name": "work"}),
     "whoami": ([], {}),
     "metrics_get": (["--window-s", "60", "--group", "g"], {"window_s": 60.0, "group": "g"}),
     "doctor_run": ([], {}),
