@@ -67,6 +67,11 @@ class Outlet:
         with anyio.fail_after(PATIENCE_S):
             return await self._exchanges.receive()
 
+    @property
+    def waiting(self) -> int:
+        """How many exchanges the owner was told of that nobody asked for yet."""
+        return self._exchanges.statistics().current_buffer_used
+
     async def message(self, **more: Any) -> httpx2.Response:
         """Ask the model as Claude Code does."""
         return await self.http.post("/v1/messages?beta=true", json={**ASKED, **more})

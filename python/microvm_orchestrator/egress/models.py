@@ -32,6 +32,8 @@ BODY_MOST = 32 << 20
 # Agents run some helpers of theirs beside each other. Each may pass the budget by one answer.
 AT_ONCE_MOST = 16
 _log = log.get(__name__)
+# What Claude Code takes for final, each at the first answer; a plain 400 it tries six times.
+_KINDS = {402: "billing_error", 403: "permission_error", 413: "request_too_large"}
 _METERED = ("/messages", "/responses", "/chat/completions")
 
 OnExhausted = Callable[[Exhausted], Awaitable[None]]
@@ -83,7 +85,7 @@ class Models:
         exhausted = self._account.exhausted()
         if exhausted is not None:
             await self._tell(exhausted)
-            raise Refusal(400, f"budget_exhausted: {exhausted}")
+            raise Refusal(402, f"budget_exhausted: {exhausted}")
         credential = self._credential(provider)
         self._account.begin()
         metered = head.method == "POST" and head.path.endswith(_METERED)
@@ -104,10 +106,10 @@ class Models:
         try:
             found = self._credentials.find(provider.api.kinds, self._policy.credentials)
         except errors.NotFound as error:
-            raise Refusal(400, f"{error.message}; it was removed while the run goes on") from error
+            raise Refusal(403, f"{error.message}; it was removed while the run goes on") from error
         if found is None:
             raise Refusal(
-                400,
+                403,
                 f"there is no credential for {provider.api.name}; an admin adds one with "
                 f"`credential set NAME {provider.api.kinds[-1]}`",
             )
@@ -129,7 +131,7 @@ class Models:
         """Say no as the API would, so that clients show why and do not ask again."""
         draft.status, draft.refused = refusal.status, refusal.why
         final = refusal.status < 500
-        kind = "invalid_request_error" if final else "api_error"
+        kind = _KINDS.get(refusal.status, "invalid_request_error" if final else "api_error")
         again = [("x-should-retry", "false")] if final else []
         body = error_body(provider.api, kind, refusal.why)
         await connection.answer(refusal.status, body, "application/json", again)

@@ -34,7 +34,7 @@ async def test_once_the_budget_is_used_up_nothing_goes_upstream(
         outlet(tmp_path, api=api.url, budget=budget) as out,
     ):
         statuses = [(await out.message()).status_code for _ in range(5)]
-        assert statuses == [200, 200, 400, 400, 400]
+        assert statuses == [200, 200, 402, 402, 402]
         assert len(api.requests) == 2
         assert [each.measure for each in out.exhausted] == [measure]
         told = [await out.told() for _ in range(5)]
@@ -49,7 +49,7 @@ async def test_the_guest_is_told_in_a_way_that_ends_its_turn(tmp_path: Path) -> 
         ours = await out.message()
         theirs = await out.http.post("/v1/responses", json={"input": "x"})
     for answer in (ours, theirs):
-        assert answer.status_code == 400
+        assert answer.status_code == 402
         assert answer.headers["x-should-retry"] == "false"
         assert answer.json()["error"]["message"] == (
             "budget_exhausted: the budget is used up: 0 of 0 tokens"
@@ -68,10 +68,10 @@ async def test_a_higher_budget_lets_requests_through_and_its_end_is_told_anew(
         assert out.egress.exhausted == Exhausted("requests", 1, 1)
         # Nobody was refused yet, so nobody is told.
         assert out.exhausted == []
-        assert (await out.message()).status_code == 400
+        assert (await out.message()).status_code == 402
         out.egress.set_budget(Budget(requests=2))
         assert out.egress.exhausted is None
-        assert [(await out.message()).status_code for _ in range(3)] == [200, 400, 400]
+        assert [(await out.message()).status_code for _ in range(3)] == [200, 402, 402]
         assert out.exhausted == [Exhausted("requests", 1, 1), Exhausted("requests", 2, 2)]
 
 
@@ -82,7 +82,7 @@ async def test_what_was_spent_before_counts(tmp_path: Path) -> None:
             await out.message()
             spent = out.egress.spent
         async with outlet(tmp_path, api=api.url, budget=spent_all, spent=spent) as out:
-            assert (await out.message()).status_code == 400
+            assert (await out.message()).status_code == 402
         assert len(api.requests) == 1
     assert spent == Spent(1, Tokens(1000, 50, 0, 200), spent.cost_usd)
     assert spent.cost_usd == pytest.approx(0.00381)

@@ -325,7 +325,7 @@ async def test_without_a_credential_the_guest_is_told_what_is_missing(tmp_path: 
     ):
         answer = await out.message()
         assert api.requests == []
-        assert answer.status_code == 400
+        assert answer.status_code == 403
         assert answer.headers["x-should-retry"] == "false"
         assert "there is no credential for anthropic" in answer.json()["error"]["message"]
         # As soon as there is one, it is used.
