@@ -11,6 +11,7 @@ import typer
 
 from microvm_orchestrator import places
 from microvm_orchestrator.cli import (
+    allow,
     audit,
     backup,
     bridge,
@@ -33,6 +34,7 @@ from microvm_orchestrator.cli import (
     output,
     plan,
     pool,
+    repo,
     serve,
     slot,
     snapshot,
@@ -52,6 +54,7 @@ NOUNS = {
     "task": task.app,
     "graph": graph.app,
     "plan": plan.app,
+    "repo": repo.app,
     "run": run_noun.app,
     "group": group.app,
     "template": template.app,
@@ -78,7 +81,7 @@ NOUNS = {
 }
 # Commands that are one word; the commands of `work` are of the noun task.
 SINGLE = (
-    *(whoami.app, credential.setup, metrics.app, doctor.app),
+    *(allow.app, whoami.app, credential.setup, metrics.app, doctor.app),
     *(serve.app, bridge.app, completion.app),
 )
 

@@ -13,6 +13,16 @@ from microvm_orchestrator.model.values import Line, Moment, Name
 REPO = "repo"
 
 
+MemoryMib = Annotated[int, Field(strict=True, ge=64, le=1 << 20)]
+Vcpus = Annotated[int, Field(strict=True, ge=1, le=256)]
+DiskMib = Annotated[int, Field(strict=True, ge=16, le=1 << 24)]
+TimeoutS = Annotated[float, Field(strict=True, gt=0, le=2_592_000)]
+Driver = Literal["claude", "codex", "opencode"]
+Checkout = Literal["update", "leave"]
+HostRules = Annotated[list[Line], Field(max_length=256)]
+HostPath = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,27 +34,24 @@ class RepoDefaults(_Part):
         default=None, description="where runs start; by default what the repository's HEAD names"
     )
     image: Line | None = Field(default=None, description="name or digest of the guest image")
-    memory_mib: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = None
-    vcpus: Annotated[int, Field(strict=True, ge=1, le=256)] | None = None
-    disk_mib: Annotated[int, Field(strict=True, ge=16, le=1 << 24)] | None = None
-    timeout_s: Annotated[float, Field(strict=True, gt=0, le=2_592_000)] | None = None
-    driver: Literal["claude", "codex", "opencode"] | None = None
+    memory_mib: MemoryMib | None = None
+    vcpus: Vcpus | None = None
+    disk_mib: DiskMib | None = None
+    timeout_s: TimeoutS | None = None
+    driver: Driver | None = None
     model: Line | None = None
     merge: Merge = Merge.AUTO
-    checkout: Literal["update", "leave"] = Field(
+    checkout: Checkout = Field(
         default="update",
         description="whether a branch that is checked out is moved, where that is a clean "
         "fast-forward of the work tree too; leave: such a merge is refused",
     )
     devshell: Devshell = Devshell.AUTO
     rest: Rest = Rest.PATCH
-    egress: Annotated[list[Line], Field(max_length=256)] = Field(
+    egress: HostRules = Field(
         default=[],
         description="hosts that every run on it may reach, as host, host:port or *.domain",
     )
-
-
-HostPath = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class RepoChanges(RepoDefaults):
