@@ -25,6 +25,8 @@ _TREE_MODES = {b"40000", b"040000"}
 _MODULES = b".gitmodules"
 # What a file system takes.
 _MAX_NAME = 255
+# Of trees that are looked at together.
+_PORTION = 1 << 24
 # Of a line of `cat-file --batch-check`.
 _LINE = 100
 
@@ -38,12 +40,13 @@ class _Object:
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    """A tree as far as it counts."""
+    """A tree as far as it counts, small because an attacker says how many there are."""
 
     names: int
     longest: int
-    # Each a name's length and the tree that has the name.
-    trees: tuple[tuple[int, Oid], ...]
+    # The trees in it, and the length of each one's name.
+    trees: tuple[Oid, ...]
+    lengths: bytes
     # What is called .gitmodules.
     modules: tuple[Oid, ...]
 
@@ -99,47 +102,70 @@ def _check_sizes(room: Room, objects: Sequence[_Object]) -> None:
 
 
 async def _read(held: Held, objects: Sequence[_Object]) -> dict[Oid, _Tree]:
-    """Read trees, of which the size is known to be bearable."""
-    words = ["cat-file", "--buffer", "--batch"]
-    cap = sum(found.size + _LINE for found in objects)
-    done = await held.git(*words, stdin=listed([found.oid for found in objects]), cap=cap)
+    """Read trees, of which all together are known to be bearable, some at a time."""
     half = (await held.mirror.object_format()).digits // 2
+    trees: dict[Oid, _Tree] = {}
+    seen: dict[Oid, Oid] = {}
 
-    def parse() -> dict[Oid, _Tree]:
-        trees: dict[Oid, _Tree] = {}
+    def parse(some: Sequence[_Object], said: bytes) -> None:
         at = 0
-        for found in objects:
-            at = done.stdout.index(b"\n", at) + 1
-            trees[found.oid] = _parse(done.stdout[at : at + found.size], half)
+        for found in some:
+            at = said.index(b"\n", at) + 1
+            trees[found.oid] = _parse(said[at : at + found.size], half, seen)
             at += found.size + 1
-        return trees
 
-    return await anyio.to_thread.run_sync(parse)
+    for some in _portions(objects):
+        cap = sum(found.size + _LINE for found in some)
+        words = ["cat-file", "--buffer", "--batch"]
+        done = await held.git(*words, stdin=listed([found.oid for found in some]), cap=cap)
+        await anyio.to_thread.run_sync(parse, some, done.stdout)
+    return trees
 
 
-def _parse(content: bytes, half: int) -> _Tree:
-    """Read a tree that git has found to be well formed: mode, name and object, again and again."""
-    trees: list[tuple[int, Oid]] = []
+def _portions(objects: Sequence[_Object]) -> Iterator[list[_Object]]:
+    portion: list[_Object] = []
+    size = 0
+    for found in objects:
+        if size > _PORTION:
+            yield portion
+            portion, size = [], 0
+        portion.append(found)
+        size += found.size
+    if portion:
+        yield portion
+
+
+def _parse(content: bytes, half: int, seen: dict[Oid, Oid]) -> _Tree:
+    """Read a tree that git has found to be well formed: mode, name and object, again and again.
+
+    Raises: BundleRefused when a name is longer than file systems take.
+    """
+    trees: list[Oid] = []
+    lengths = bytearray()
     links: list[Oid] = []
     names = longest = at = 0
     while at < len(content):
         space = content.index(b" ", at)
         end = content.index(b"\0", space)
         length = end - space - 1
+        if length > _MAX_NAME:
+            raise errors.BundleRefused(f"a name in a tree has more than {_MAX_NAME} bytes")
         names += 1
         longest = max(longest, length)
         if content[at:space] in _TREE_MODES:
-            trees.append((length, Oid(content[end + 1 : end + 1 + half].hex())))
+            oid = Oid(content[end + 1 : end + 1 + half].hex())
+            trees.append(seen.setdefault(oid, oid))
+            lengths.append(length)
         elif length == len(_MODULES) and content[space + 1 : end].lower() == _MODULES:
             links.append(Oid(content[end + 1 : end + 1 + half].hex()))
         at = end + 1 + half
-    return _Tree(names, longest, tuple(trees), tuple(links))
+    return _Tree(names, longest, tuple(trees), bytes(lengths), tuple(links))
 
 
 async def _read_known(held: Held, trees: dict[Oid, _Tree]) -> None:
     """Read the trees that new ones are made of and that were here before, level by level."""
     size = 0
-    level = {oid for tree in trees.values() for _, oid in tree.trees} - trees.keys()
+    level = {oid for tree in trees.values() for oid in tree.trees} - trees.keys()
     while level:
         found = await _measure(held, level)
         size += sum(tree.size for tree in found)
@@ -149,7 +175,7 @@ async def _read_known(held: Held, trees: dict[Oid, _Tree]) -> None:
             raise errors.BundleRefused(f"{wrong[0]} is used as a tree and is none")
         read = await _read(held, found)
         trees |= read
-        level = {oid for tree in read.values() for _, oid in tree.trees} - trees.keys()
+        level = {oid for tree in read.values() for oid in tree.trees} - trees.keys()
 
 
 def _check_extents(room: Room, trees: Mapping[Oid, _Tree]) -> None:
@@ -157,7 +183,9 @@ def _check_extents(room: Room, trees: Mapping[Oid, _Tree]) -> None:
     extents: dict[Oid, _Extent] = {}
     for oid in _children_first(trees):
         tree = trees[oid]
-        below = [(length, extents[child]) for length, child in tree.trees]
+        below = [
+            (length, extents[child]) for length, child in zip(tree.lengths, tree.trees, strict=True)
+        ]
         extent = _Extent(
             files=tree.names + sum(inner.files for _, inner in below),
             path_bytes=max(
@@ -166,7 +194,6 @@ def _check_extents(room: Room, trees: Mapping[Oid, _Tree]) -> None:
             depth=1 + max((inner.depth for _, inner in below), default=0),
         )
         for what, found, limit in (
-            ("bytes in a name", tree.longest, _MAX_NAME),
             ("bytes in a path", extent.path_bytes, room.path_bytes),
             ("levels", extent.depth, room.depth),
             ("files", extent.files, room.files),
@@ -185,7 +212,7 @@ def _children_first(trees: Mapping[Oid, _Tree]) -> Iterator[Oid]:
         path = [(root, iter(trees[root].trees))] if root not in done else []
         while path:
             oid, children = path[-1]
-            for _, child in children:
+            for child in children:
                 if child not in done:
                     path.append((child, iter(trees[child].trees)))
                     break

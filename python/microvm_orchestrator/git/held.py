@@ -59,7 +59,7 @@ class Room:
     # Of all new trees; a tree has about forty bytes for a name.
     tree_bytes: int = 64 << 20
     # Of trees that were here before and are part of new ones.
-    known_tree_bytes: int = 256 << 20
+    known_tree_bytes: int = 128 << 20
     # In the work tree of any commit.
     files: int = 2_000_000
     path_bytes: int = 4096
@@ -97,12 +97,13 @@ class Held:
         stdout: int | IO[bytes] = proc.PIPE,
         cap: int = proc.STDOUT_CAP,
         ok: Collection[int] = (0,),
+        cpu_s: int | None = None,
     ) -> proc.Finished:
         """Raises: BundleRefused when git ends badly or wants more than it may have."""
         room = self.room
         limits = Limits(
             memory_bytes=room.memory_bytes + self.mapped_bytes,
-            cpu_s=room.cpu_s,
+            cpu_s=cpu_s or room.cpu_s,
             # Git adds to a pack what its differences need.
             file_bytes=2 * room.bundle_bytes + room.blob_bytes,
         )
@@ -117,7 +118,7 @@ class Held:
                 limits=limits,
                 cap=cap,
                 # Of the clock; a busy host is not the guest's doing.
-                timeout_s=4 * room.cpu_s,
+                timeout_s=4 * (cpu_s or room.cpu_s),
                 ok=ok,
             )
         except errors.CommandFailed as error:

@@ -137,7 +137,7 @@ async def test_trees_that_git_would_not_make_are_refused(tmp_path: Path) -> None
         top = tree(*entries)
         tip = commit(top.oid, found.base)
         git_repos.bundle(found.file, [content, top, tip], tip.oid, needs=[found.base])
-        await refused(found, "index-pack refused it|more than 255 bytes in a name")
+        await refused(found, "index-pack refused it|a name in a tree has more than 255 bytes")
 
 
 @pytest.mark.parametrize(
@@ -212,3 +212,19 @@ async def test_a_commit_of_too_many_parents_is_refused(tmp_path: Path) -> None:
     tip = commit(own, *(parent.oid for parent in parents))
     git_repos.bundle(found.file, [*parents, tip], tip.oid, needs=[found.base])
     await refused(found, "a merge of more than 64 commits")
+
+
+def test_the_limits_are_those_that_the_documentation_tells() -> None:
+    page = (Path(__file__).parents[3] / "docs/explanation/git-boundary.md").read_text()
+    room = Room()
+    for told in (
+        f"| bundle | {room.bundle_bytes >> 30} GiB |",
+        f"| objects, commits | {room.objects:,} and {room.commits:,} |",
+        f"{room.blob_bytes >> 20} MiB and {room.commit_bytes >> 20} MiB |",
+        f"| everything unpacked | {room.unpacked_bytes >> 30} GiB |",
+        f"| parents of a merge | {room.parents} |",
+        f"| files of a commit's work tree | {room.files:,} |",
+        f"{room.path_bytes} bytes, 255 bytes and {room.depth} |",
+        f"{room.memory_bytes / (1 << 30)} GiB beside the mirror's indices, and {room.cpu_s} s |",
+    ):
+        assert told in page
