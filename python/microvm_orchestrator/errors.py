@@ -8,6 +8,7 @@
     │   ├── TemplateInvalid
     │   ├── TargetRefused
     │   ├── PackageUnknown
+    │   ├── DevshellMissing
     │   ├── RepoRefused       a repository is not one that we can work with
     │   └── NotOffered        a machine of this kind, or the way into it, does not do that
     ├── TooLarge              a limit on size or count was passed
@@ -114,6 +115,12 @@ class RepoRefused(InvalidInput):
     """There is no repository there, or not one of a kind that we can work with."""
 
     code = "repo-refused"
+
+
+class DevshellMissing(InvalidInput):
+    """A development shell is required, and the repository or the image has not what it takes."""
+
+    code = "devshell-missing"
 
 
 class NotOffered(InvalidInput):
