@@ -60,6 +60,8 @@ class Source:
     common_dir: Path
     object_format: ObjectFormat
     head: Oid | None
+    # Of whoever owns the repository: what they have git ignore everywhere is ignored here too.
+    home: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +236,11 @@ async def make(source: Source, folder: Path) -> Shadow:
     It can read their objects, and is not to write any.
     """
     settings: dict[str, str] = {}
-    for file in await anyio.to_thread.run_sync(_settings_of_owner, source.work_tree):
+    for file in await anyio.to_thread.run_sync(_settings_in, source.home):
         listed = await git("config", "-z", "--list", "--file", file, at=folder, ok=(0, 1, 128))
         settings |= _kept(listed.stdout, file)
     listed = await git("config", "-z", "--list", at=source.work_tree)
-    home = await anyio.to_thread.run_sync(_home_of_owner, source.work_tree)
+    home = source.home
     settings |= _kept(listed.stdout, home / ".gitconfig" if home else None)
     if home:
         settings = {
@@ -246,7 +248,13 @@ async def make(source: Source, folder: Path) -> Shadow:
             "core.attributesfile": str(home / ".config/git/attributes"),
             **settings,
         }
-    await anyio.to_thread.run_sync(_furnish, source, folder)
+    try:
+        await anyio.to_thread.run_sync(_furnish, source, folder)
+    except OSError as error:
+        raise errors.RepoRefused(
+            f"{error.filename} cannot be read: {error.strerror}",
+            hint="the service's user needs to read the repository",
+        ) from error
     return Shadow(source, folder, settings)
 
 
@@ -265,19 +273,17 @@ def _kept(listed: bytes, file: Path | None) -> dict[str, str]:
     return found
 
 
-def _home_of_owner(path: Path) -> Path | None:
+def home_of_owner(path: Path) -> Path | None:
+    """Find the home of whoever owns a folder; None if they are not known here."""
     try:
         return Path(pwd.getpwuid(path.stat().st_uid).pw_dir)
     except KeyError:
         return None
 
 
-def _settings_of_owner(path: Path) -> list[Path]:
+def _settings_in(home: Path | None) -> list[Path]:
     """Find the settings that the owner's own git has, as far as they are ours to read."""
-    home = _home_of_owner(path)
-    if home is None:
-        return []
-    files = [home / ".config/git/config", home / ".gitconfig"]
+    files = [home / ".config/git/config", home / ".gitconfig"] if home else []
     return [file for file in files if os.access(file, os.R_OK) and file.is_file()]
 
 

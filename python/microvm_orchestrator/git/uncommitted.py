@@ -54,10 +54,18 @@ class Room:
     size: int = MAX_BYTES
 
 
-async def snapshot(mirror: Mirror, of: Upstream, ref: str, room: Room | None = None) -> Oid | None:
+async def snapshot(
+    mirror: Mirror,
+    of: Upstream,
+    ref: str,
+    room: Room | None = None,
+    *,
+    expect: Oid | None = None,
+) -> Oid | None:
     """Commit what is not committed to the mirror, keep it as `ref`, and tell its name.
 
-    None: there is nothing that is not committed. Its parent is the commit that is checked out.
+    None: there is nothing that is not committed. Its parent is the commit that is checked out. The
+    ref may stand at an earlier snapshot, if that is `expect`.
     Raises: RepoRefused where it cannot be done truly, TooLarge, VersionMoved.
     """
     if of.kind is Kind.BARE:
@@ -81,7 +89,7 @@ async def snapshot(mirror: Mirror, of: Upstream, ref: str, room: Room | None = N
             return None
         oid = await _commit(ours, tree)
         await _pack(mirror, held.env_with(staged), held.objects, oid, of.head)
-        await admit(mirror, held, ref, oid, None)
+        await admit(mirror, held, ref, oid, expect)
         return oid
 
 

@@ -79,6 +79,8 @@ class Upstream:
     lfs: bool
     # Always False for a bare one.
     dirty: bool
+    # Of its owner, whose settings say what is ignored beside what the repository says.
+    home: Path | None
     checkouts: tuple[Checkout, ...]
 
     def with_branch(self, branch: str) -> list[Checkout]:
@@ -88,7 +90,7 @@ class Upstream:
     @property
     def source(self) -> shadow.Source:
         return shadow.Source(
-            self.path, self.git_dir, self.common_dir, self.object_format, self.head
+            self.path, self.git_dir, self.common_dir, self.object_format, self.head, self.home
         )
 
 
@@ -106,7 +108,8 @@ async def look(path: Path) -> Upstream:
     words = ["rev-parse", "--quiet", "--verify", "HEAD^{commit}"]
     head = Oid(await line(*words, at=top, ok=(0, 1))) or None
     first = await line("for-each-ref", "--count=1", "refs/heads", "refs/tags", at=top)
-    source = shadow.Source(top, git_dir, common_dir, object_format, head)
+    home = await anyio.to_thread.run_sync(shadow.home_of_owner, top)
+    source = shadow.Source(top, git_dir, common_dir, object_format, head, home)
     return Upstream(
         path=top,
         kind=kind,
@@ -120,6 +123,7 @@ async def look(path: Path) -> Upstream:
         submodules=head is not None and await _has_submodules(top, head),
         lfs=head is not None and await _has_lfs(top, common_dir, head),
         dirty=kind is not Kind.BARE and await _is_dirty(source),
+        home=home,
         checkouts=tuple(await _checkouts(top)),
     )
 

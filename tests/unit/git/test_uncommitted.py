@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,34 @@ async def test_files_that_the_users_own_settings_ignore_are_left_out(tmp_path: P
     repo.git("config", "core.excludesFile", tmp_path / "ignored")
     repo.write({"my.secret": "x", "new": "x"})
     assert "my.secret" not in files_of(mirror, await taken(mirror, repo))
+
+
+async def test_files_that_the_user_ignores_everywhere_are_left_out(tmp_path: Path) -> None:
+    repo = sample(tmp_path / "repo")
+    mirror = await mirrored(tmp_path / "mirror.git", repo)
+    home = tmp_path / "home"
+    (home / ".config/git").mkdir(parents=True)
+    (home / ".config/git/ignore").write_text("*.default\n")
+    repo.write({"a.default": "x", "a.own": "x", "new": "x\r\n"})
+    found = replace(await look(repo.path), home=home)
+    assert found.dirty
+    oid = await snapshot(mirror, found, REF)
+    assert oid is not None
+    assert {"a.own", "new"} <= files_of(mirror, oid).keys()
+    assert "a.default" not in files_of(mirror, oid)
+    # What their settings say goes before that, and programs in them are nothing to us.
+    (home / "mine").write_text("*.own\n")
+    (home / ".gitconfig").write_text(
+        "[core]\n\texcludesFile = ~/mine\n\tautocrlf = input\n\tfsmonitor = false\n"
+        "[include]\n\tpath = /nowhere\n"
+    )
+    oid = await snapshot(mirror, found, REF, expect=oid)
+    assert oid is not None
+    files = files_of(mirror, oid)
+    assert ("a.own" in files, "a.default" in files) == (False, True)
+    assert files["new"] == "100644 x\n"
+    (home / ".gitconfig").write_text("[core\n")
+    assert await snapshot(mirror, found, "refs/snapshots/r2") is not None
 
 
 async def test_sparse_work_trees_keep_what_is_not_checked_out(tmp_path: Path) -> None:
