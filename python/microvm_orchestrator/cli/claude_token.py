@@ -6,12 +6,10 @@ which passes everything on both ways. Above stands the command `setup-token`.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import re
 import shutil
-import termios
 
 from microvm_orchestrator import errors
 
@@ -28,6 +26,7 @@ _ESCAPES = re.compile(
 )
 _TOKEN = re.compile(r"sk-ant-oat[A-Za-z0-9_-]+")
 _REST = re.compile(r"[A-Za-z0-9_-]+")
+_SIZED = 'stty rows "$1" cols "$2" && shift 2 && exec "$@"'
 # What frames are drawn with.
 _FRAME = " \t│┃|╎"
 
@@ -42,19 +41,17 @@ def obtain() -> str | None:
             "on standard input",
         )
     said = bytearray()
-    sized = False
 
     def read(terminal: int) -> bytes:
-        nonlocal sized
-        if not sized:
-            sized = True
-            _take_size(terminal)
         data = os.read(terminal, 65_536)
         said.extend(data[: OUTPUT_MOST - len(said)])
         return data
 
     argv = [program, "setup-token"]
-    status = os.waitstatus_to_exitcode(pty.spawn(argv, read))
+    ours = shutil.get_terminal_size()
+    # A new terminal has no size; it is made as large as ours before anybody looks.
+    sized = ["sh", "-c", _SIZED, "sh", str(ours.lines), str(ours.columns), *argv]
+    status = os.waitstatus_to_exitcode(pty.spawn(sized, read))
     if status != 0:
         raise errors.CommandFailed(
             f"claude setup-token ended with status {status}", argv=tuple(argv), status=status
@@ -77,10 +74,3 @@ def find(said: bytes) -> str | None:
                 token += more
             found = token
     return found
-
-
-def _take_size(terminal: int) -> None:
-    """Make the program's terminal as large as ours."""
-    blank = b"\0" * 8
-    size = fcntl.ioctl(0, termios.TIOCGWINSZ, blank)
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
