@@ -133,6 +133,19 @@ async def test_what_is_not_committed_makes_it_dirty(tmp_path: Path, change: str)
     assert (await look(repo.path)).dirty
 
 
+async def test_a_change_that_no_time_shows_is_seen(tmp_path: Path) -> None:
+    repo = sample(tmp_path / "repo")
+    repo.git("config", "core.trustctime", "false")
+    file, index = repo.path / "README", repo.path / ".git/index"
+    repo.git("update-index", "--refresh")
+    noted = file.stat().st_mtime_ns
+    repo.write({"README": "six\n"})  # as long as before
+    # Changed within the same tick in which git noted it: git looks because the index is no younger.
+    for path in (file, index):
+        os.utime(path, ns=(noted, noted))
+    assert (await look(repo.path)).dirty
+
+
 async def test_what_is_ignored_or_only_touched_does_not(tmp_path: Path) -> None:
     repo = sample(tmp_path / "repo")
     repo.commit({".gitignore": "*.o\n"})
