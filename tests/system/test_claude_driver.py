@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from microvm_orchestrator.agents.drivers.base import Reader
-    from model_api import ModelApi, Received
+    from model_api import ModelApi, Part, Received
 
 CLAUDE = (
     Path(__file__).parents[1] / "judges/node_modules/@anthropic-ai/claude-code-linux-x64/claude"
@@ -298,6 +298,36 @@ async def test_a_conversation_that_was_broken_off_goes_on_with_all_that_was_said
     assert "user: Go on." in texts(api.conversation[before])
 
 
+async def test_a_conversation_whose_budget_was_spent_goes_on_with_all_that_was_said(
+    place: Place,
+) -> None:
+    session = str(uuid.uuid4())
+    spent = fail(402, kind="billing_error", message="budget_exhausted: 1000 tokens")
+
+    def answer(request: Received) -> Part:
+        seen = json.dumps(request.entries)
+        if "Go on." in seen:
+            return say("All of it.")
+        return spent if "tool_result" in seen else use("Bash", command="echo begun > c.txt")
+
+    async with open_model_api(answer) as api:
+        agent = Agent(place, api)
+        first = await agent.perform(AgentTask("Begin.", session_id=session))
+        before = len(api.conversation)
+        second = await agent.perform(AgentTask("Go on.", session_id=session, resume=True))
+
+    assert first.ended.error is not None
+    assert first.ended.error.code is Cause.MODEL_PAYMENT_REQUIRED
+    assert "budget_exhausted: 1000 tokens" in first.ended.error.message
+    # It did not try again.
+    assert before == 2
+    assert second.ended.success
+    assert (place.tree / "c.txt").read_text() == "begun\n"
+    history = json.dumps(api.conversation[before].entries)
+    assert "Begin." in history
+    assert "echo begun > c.txt" in history
+
+
 async def test_an_interrupt_ends_what_a_tool_runs_as_well(place: Place) -> None:
     os.mkfifo(place.tree / "begun")
     begun = os.open(place.tree / "begun", os.O_RDWR | os.O_NONBLOCK)
@@ -368,6 +398,7 @@ ODD = (
         pytest.param("  \n spaces around \n\n ", id="spaces"),
         pytest.param("/help me with this", id="slash"),
         pytest.param("/compact", id="command"),
+        pytest.param("\ufeff mark", id="mark"),
         pytest.param("! ls", id="bang"),
         pytest.param("# remember", id="hash"),
         pytest.param("@a.txt is a file", id="mention"),

@@ -137,14 +137,21 @@ def test_a_conversation_goes_on_by_the_id_it_was_known_by(driver: Driver) -> Non
     assert driver.reader(task).finish(None, 9).session_id == session
 
 
+@EVERY
+def test_a_new_conversation_is_named_where_the_program_lets_it_be(driver: Driver) -> None:
+    task = AgentTask("x", session_id=SESSION)
+    named = any(SESSION in word for word in prepare(driver, task).argv)
+    assert named == (driver.name == "claude")
+    # Until the program says what it is called, nothing is known.
+    assert driver.reader(task).finish(None, 9).session_id is None
+
+
 @pytest.mark.parametrize(
     ("name", "task", "kind"),
     [
         ("codex", AgentTask("x", max_turns=3), KeyKind.API_KEY),
-        ("codex", AgentTask("x", session_id=SESSION), KeyKind.API_KEY),
         ("codex", AgentTask("x"), KeyKind.OAUTH),
         ("opencode", AgentTask("x", max_turns=3), KeyKind.API_KEY),
-        ("opencode", AgentTask("x", session_id="ses_1"), KeyKind.API_KEY),
         ("opencode", AgentTask("x", schema={}), KeyKind.API_KEY),
         ("opencode", AgentTask("x"), KeyKind.OAUTH),
     ],

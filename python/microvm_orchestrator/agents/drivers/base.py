@@ -56,9 +56,10 @@ class AgentTask:
     max_turns: int | None = None
     # By name, as in `.mcp.json`: {"command", "args", "env"} or {"type": "http", "url", "headers"}.
     mcp_servers: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
-    # A UUID. Where the driver's `names_sessions` is false, only one that a run before has told.
+    # To resume: what a run before has told. Else a UUID for the new conversation, which is taken up
+    # by programs that let theirs be named; what it is called in the end is told when it has ended.
     session_id: str | None = None
-    # Go on with that conversation, by this prompt.
+    # Go on with that conversation, by this prompt and in the same folder.
     resume: bool = False
     # JSON Schema of the answer.
     schema: JsonValue = None
@@ -230,11 +231,6 @@ class Driver(Protocol):
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def names_sessions(self) -> bool:
-        """Whether a first run can be given its session id; otherwise the program makes one."""
-        ...
 
     def prepare(self, task: AgentTask, endpoint: Endpoint, home: str, workdir: str) -> Invocation:
         """Raises: InvalidInput, TooLarge, NotOffered."""

@@ -76,7 +76,6 @@ class ClaudeDriver:
     """Claude Code, by the name `claude`."""
 
     name = "claude"
-    names_sessions = True
 
     def prepare(self, task: AgentTask, endpoint: Endpoint, home: str, workdir: str) -> Invocation:
         """Raises: InvalidInput, TooLarge."""

@@ -69,7 +69,6 @@ class CodexDriver:
     """Codex, by the name `codex`."""
 
     name = "codex"
-    names_sessions = False
 
     def prepare(self, task: AgentTask, endpoint: Endpoint, home: str, workdir: str) -> Invocation:
         """Raises: InvalidInput, TooLarge, NotOffered."""
@@ -90,8 +89,6 @@ class CodexDriver:
         argv += task.extra_args
         if task.resume:
             argv += ["resume", _session(task.session_id)]
-        elif task.session_id is not None:
-            raise errors.NotOffered("codex names its conversations itself")
         # The prompt is its standard input.
         argv.append("-")
         env = {"HOME": home, "CODEX_HOME": folder, _KEY: endpoint.placeholder}

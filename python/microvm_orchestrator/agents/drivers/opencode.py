@@ -67,7 +67,6 @@ class OpencodeDriver:
     """opencode, by the name `opencode`."""
 
     name = "opencode"
-    names_sessions = False
 
     def prepare(self, task: AgentTask, endpoint: Endpoint, home: str, workdir: str) -> Invocation:
         """Raises: InvalidInput, TooLarge, NotOffered."""
@@ -87,8 +86,6 @@ class OpencodeDriver:
                     f"{(task.session_id or '')[:80]!r} is no session of opencode"
                 )
             argv.append(f"--session={task.session_id}")
-        elif task.session_id is not None:
-            raise errors.NotOffered("opencode names its conversations itself")
         settings = _settings(task, endpoint, provider, model, [file.path for file in files])
         env = {
             **_ALONE,
