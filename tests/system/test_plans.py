@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import git_repos
 from daemon import COMMAND, running_daemon
+from machines import LONG_S
 from system import doors
+from system.living import living
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,3 +198,47 @@ def test_an_agent_gets_the_file_and_what_it_is_to_make_of_it(place: doors.Place)
     assert reply.code == "ok", reply
     answer = ask(place, "plan_submit", **example)
     assert answer["waves"] == [["schema"], ["login"], ["lint"]]
+
+
+SCRIPTS = """\
+- Say one
+  files: said.txt
+  run:
+  ```sh
+  set -eu
+  echo one >>said.txt
+  git commit -q -am 'Say one'
+  ```
+- Say two
+  files: said.txt
+  run:
+  ```sh
+  set -eu
+  echo two >>said.txt
+  git commit -q -am 'Say two'
+  ```
+- Make another file
+  files: other.txt
+  run: echo other >other.txt; git add -A; git commit -q -m 'Make another file'
+"""
+
+
+def test_tasks_that_share_a_file_are_run_and_merged_one_after_the_other(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    file = tmp_path / "TODO.md"
+    file.write_text(SCRIPTS)
+    repo = git_repos.Repo.make(tmp_path / "sample")
+    repo.commit({"said.txt": "zero\n"})
+    with living(tmp_path_factory.mktemp("plans") / "s") as stage:
+        stage.ask("repo_add", path=str(repo.path), alias="sample")
+        ran = stage.cli("plan", "submit", str(file), "--repo", "sample", "--json")
+        answer = json.loads(ran.stdout)
+        assert answer["waves"] == [["say-one", "make-another-file"], ["say-two"]]
+        for task in answer["tasks"]:
+            waited = stage.ask("task_wait", task_id=task["task_id"], timeout_s=LONG_S)
+            run = stage.ask("run_get", task_id=task["task_id"])["run"]
+            assert waited["task"]["state"] == "done", (waited["task"]["error"], run)
+            assert run["merge"]["state"] == "merged"
+    assert (repo.path / "said.txt").read_text() == "zero\none\ntwo\n"
+    assert (repo.path / "other.txt").read_text() == "other\n"
