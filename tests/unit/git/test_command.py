@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from git_repos import Repo, raw, sample
+from git_repos import Repo, look_of, raw, sample
 from microvm_orchestrator import errors
 from microvm_orchestrator.git.command import Limits, git, line, objects_at
 
@@ -69,6 +69,14 @@ async def test_programs_that_a_repository_names_are_not_run(tmp_path: Path) -> N
     # What was planted works: a git without our settings runs it.
     raw(repo.path, "status")
     assert marker.exists()
+
+
+async def test_who_only_looks_writes_nothing(tmp_path: Path) -> None:
+    repo = sample(tmp_path / "repo")
+    os.utime(repo.path / "README", (1, 1))  # git would note that it is the same all the same
+    before = look_of(repo.path)
+    await git("status", at=repo.path)
+    assert look_of(repo.path) == before
 
 
 async def test_no_way_to_another_repository_is_open(tmp_path: Path) -> None:
