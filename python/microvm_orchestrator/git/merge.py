@@ -36,6 +36,10 @@ from microvm_orchestrator.git.replay import Commit, Committer, Workbench
 
 # More than a run writes; a history of that length is squashed or kept as a branch of its own.
 MOST_COMMITS = 5000
+# Commits that are read one by one before a git is started to list them; and, of those that a bench
+# knows already, looked at.
+_NEAR = 16
+_KNOWN = 2000
 # Of a squash: enough to see what it is of.
 _SUBJECTS_TOLD = 100
 _AUTHORS_TOLD = 20
@@ -129,6 +133,49 @@ class _Job:
     title: str
 
     async def own_commits(self) -> _Range:
+        return await self._near() or await self._far()
+
+    async def _near(self) -> _Range | None:
+        """Find them without a process of its own, where both sides are close to base."""
+        if self.base is None or self.target is None:
+            return None
+        own: list[Commit] = []
+        at = self.tip
+        while at != self.base:
+            commit = await self.bench.commit(at)
+            if len(commit.parents) != 1 or len(own) == _NEAR:
+                return None
+            own.append(commit)
+            at = commit.parents[0]
+        known = await self._since_base()
+        if known is None:
+            return None
+        own.reverse()
+        begin = sum(commit.oid in known for commit in own)
+        oids = tuple(commit.oid for commit in own[begin:])
+        parents = own[begin].parents if oids else ()
+        return _Range(oids, parents, straight=True, too_many=False)
+
+    async def _since_base(self) -> set[Oid] | None:
+        """Give the history of target down to base; None when there is more than a little."""
+        seen: set[Oid] = set()
+        ahead = [self.target] if self.target else []
+        new = 0
+        while ahead:
+            oid = ahead.pop()
+            if oid in seen or oid == self.base:
+                continue
+            seen.add(oid)
+            new += not self.bench.knows(oid)
+            if new > _NEAR or len(seen) > _KNOWN:
+                return None
+            commit = await self.bench.commit(oid)
+            if not commit.parents:
+                return None
+            ahead += commit.parents
+        return seen
+
+    async def _far(self) -> _Range:
         others = [f"^{oid}" for oid in {self.base, self.target} if oid]
         words = ["--topo-order", "--reverse", "--parents", f"--max-count={MOST_COMMITS + 1}"]
         done = await command.git(

@@ -24,6 +24,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 
@@ -38,9 +39,15 @@ MERGE_S = 120.0
 _ANSWER_CAP = 1 << 26
 # Git keeps what it has read of a history, so it is begun anew now and then.
 _MERGES_EACH = 500
+# A commit is a message; one of that size is none.
+_OBJECT_CAP = 1 << 25
+_REMEMBERED = 4096
+# What is thrown away needs no disk, where there is this.
+_MEMORY = "/dev/shm"  # noqa: S108 - only for a folder that nobody else can open
 # Later than any commit: git then looks at no more history than ours.
 _THROWN_AWAY = b"x <x> 4102444800 +0000"
 
+V = TypeVar("V")
 _SETTINGS = {
     "merge.conflictStyle": "diff3",
     "merge.renormalize": "false",
@@ -215,16 +222,35 @@ class Workbench:
         self._scratch, self._stack = scratch, stack
         self._running: dict[str, tuple[_Asked, AsyncExitStack]] = {}
         self._nothing: str | None = None
+        # What was read or made lately; one run's result is the next one's target.
+        self._commits: dict[str, Commit] = {}
+        self._trees: dict[str, None] = {}
+        self._roots: dict[str, Oid] = {}
         self._silence = b""
         # Whether the end of the answer before has not been read yet.
         self._end_due = False
 
     async def commit(self, oid: str) -> Commit:
         """Raises: NotFound when the mirror has no such commit."""
-        kind, raw = await self._contents(f"{oid}^{{commit}}".encode())
-        if raw is None or kind != b"commit":
+        if known := self._commits.get(oid):
+            return known
+        # Its tree is looked up with it: this git takes a missing one for an empty one.
+        git = await self._reader()
+        with git.answering():
+            await git.ask(f"contents {oid}^{{commit}}\0info {oid}^{{tree}}\0".encode())
+            raw = await _read_object(git)
+            tree = (await git.until(b"\n")).split(b" ")
+        if raw is None:
             raise errors.NotFound(f"the mirror has no commit {oid}")
-        return _parsed(Oid(oid), raw)
+        commit = _parsed(Oid(oid), raw)
+        if tree[1:2] == [b"tree"]:
+            _remember(self._trees, commit.tree, None)
+        _remember(self._commits, oid, commit)
+        return commit
+
+    def knows(self, oid: str) -> bool:
+        """Tell whether a commit need not be read."""
+        return oid in self._commits
 
     async def find_blob(self, tree: str, path: bytes, cap: int) -> bytes | None:
         """Give the bytes of a file in a tree; None for a larger one and for what is no file."""
@@ -234,11 +260,16 @@ class Workbench:
         _, size, found = await self._info(name)
         if found != b"blob" or size > cap:
             return None
-        return (await self._contents(name))[1]
+        git = await self._reader()
+        with git.answering():
+            await git.ask(b"contents " + name + b"\0")
+            return await _read_object(git)
 
     async def write(self, commit: bytes) -> Oid:
         """Store a commit in the mirror."""
-        return await self._hash("write", commit)
+        (oid,) = await self._hash("write", [commit])
+        _remember(self._commits, oid, _parsed(oid, commit))
+        return oid
 
     async def merge(self, base: str | None, ours: str, theirs: str) -> str | Clash:
         """Merge two trees by a third, or by nothing; give the tree that came of it.
@@ -251,9 +282,12 @@ class Workbench:
         if ours == (base or nothing):
             return theirs
         sides = [base or nothing, ours, theirs]
-        await self._require(sides)
-        root = await self._throw_away(sides[0])
-        first, second = [await self._throw_away(tree, root) for tree in sides[1:]]
+        await self._require([tree for tree in sides if tree not in self._trees])
+        root = self._roots.get(sides[0])
+        if root is None:
+            (root,) = await self._throw_away(sides[0])
+            _remember(self._roots, sides[0], root)
+        first, second = await self._throw_away(ours, theirs, parent=root)
         git = await self._merger()
         with git.answering(MERGE_S):
             # Git shows an answer, but for its last byte, when it has one; the next one brings that.
@@ -265,10 +299,14 @@ class Workbench:
                 if await git.until(b"\0") != expected:
                     raise errors.CommandFailed("git merge-tree answers otherwise", argv=("git",))
             self._end_due = True
+        if isinstance(answer, str):
+            _remember(self._trees, answer, None)
         return answer
 
     async def _require(self, trees: list[str]) -> None:
-        """Look whether these are there: this git takes a missing tree for an empty one."""
+        """Look whether these are there."""
+        if not trees:
+            return
         git = await self._reader()
         with git.answering():
             await git.ask(b"".join(f"info {tree}\0".encode() for tree in trees))
@@ -276,6 +314,7 @@ class Workbench:
         for tree, about in zip(trees, said, strict=True):
             if b" tree " not in about:
                 raise errors.NotFound(f"the mirror has no tree {tree}")
+            _remember(self._trees, tree, None)
 
     async def nothing(self) -> str:
         """Give the name of the empty tree."""
@@ -291,26 +330,28 @@ class Workbench:
             await known[1].aclose()
         if "merge-tree" not in self._running:
             self._end_due = False
-            alone = await self._throw_away(await self.nothing())
+            (alone,) = await self._throw_away(await self.nothing())
             self._silence = f"{alone} {alone}\n".encode()
         words = ["merge-tree", "--write-tree", "--stdin", "-z", "--messages"]
         env = {"GIT_ALTERNATE_OBJECT_DIRECTORIES": f'"{self._scratch}"'}
         return await self._git("merge-tree", words, env)
 
-    async def _throw_away(self, tree: str, *parents: str) -> Oid:
-        text = written(tree, parents, _THROWN_AWAY, _THROWN_AWAY, b"")
-        return await self._hash("throw-away", text)
+    async def _throw_away(self, *trees: str, parent: str = "") -> list[Oid]:
+        parents = [parent] if parent else []
+        texts = [written(tree, parents, _THROWN_AWAY, _THROWN_AWAY, b"") for tree in trees]
+        return await self._hash("throw-away", texts)
 
-    async def _hash(self, where: str, text: bytes) -> Oid:
+    async def _hash(self, where: str, texts: list[bytes]) -> list[Oid]:
         words = ["hash-object", "-t", "commit", "-w", "--stdin-paths", "--no-filters"]
         env = {} if where == "write" else {"GIT_OBJECT_DIRECTORY": str(self._scratch)}
         git = await self._git(where, words, env)
-        # Git reads a file; there is one, and it is read before it is written anew.
-        path = self._scratch / "text"
-        _put(path, text)
+        # Git reads files; they are read before they are written anew.
+        paths = [self._scratch / f"text{number}" for number in range(len(texts))]
+        for path, text in zip(paths, texts, strict=True):
+            _put(path, text)
         with git.answering():
-            await git.ask(f"{path}\n".encode())
-            return Oid((await git.until(b"\n")).decode())
+            await git.ask("".join(f"{path}\n" for path in paths).encode())
+            return [Oid((await git.until(b"\n")).decode()) for _ in paths]
 
     async def _info(self, name: bytes) -> tuple[bytes, int, bytes]:
         git = await self._reader()
@@ -320,18 +361,6 @@ class Workbench:
         if len(words) != 3 or not words[2].isdigit():
             return b"", 0, b""
         return words[0], int(words[2]), words[1]
-
-    async def _contents(self, name: bytes) -> tuple[bytes, bytes | None]:
-        _, size, kind = await self._info(name)
-        if not kind:
-            return b"", None
-        if size > _ANSWER_CAP // 2:
-            raise errors.TooLarge(f"{name.decode(errors='replace')} is of {size} bytes")
-        git = await self._reader()
-        with git.answering():
-            await git.ask(b"contents " + name + b"\0")
-            await git.until(b"\n")
-            return kind, (await git.exactly(size + 1))[:-1]
 
     async def _reader(self) -> _Asked:
         return await self._git("cat-file", ["cat-file", "--batch-command", "-z"], {})
@@ -358,9 +387,36 @@ class Workbench:
         return self._running[name][0]
 
 
+async def _read_object(git: _Asked) -> bytes | None:
+    """Read an object, or that there is none."""
+    words = (await git.until(b"\n")).rsplit(b" ", 2)
+    if len(words) != 3 or not words[2].isdigit():
+        return None
+    size = int(words[2])
+    if size > _OBJECT_CAP:
+        raise errors.TooLarge(f"object {words[0].decode()} is of {size} bytes")
+    return (await git.exactly(size + 1))[:-1]
+
+
+def _remember(known: dict[str, V], key: str, value: V) -> None:
+    """Keep what was met last, and not more than is of use."""
+    known[key] = value
+    if len(known) > _REMEMBERED:
+        del known[next(iter(known))]
+
+
 def _put(path: Path, text: bytes) -> None:
-    """Write a file of a page or two, which is over sooner than a thread begins."""
-    path.write_bytes(text)
+    """Write a file of a page or two, which is over sooner than a thread begins.
+
+    It is cut off behind the text and not emptied before: a file that was emptied and written anew
+    goes to the disk at once on ext4, which takes longer than the merge.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(handle, text, 0)
+        os.ftruncate(handle, len(text))
+    finally:
+        os.close(handle)
 
 
 async def _read_merge(git: _Asked, base: str, ours: str, theirs: str) -> str | Clash:
@@ -385,7 +441,8 @@ async def _read_merge(git: _Asked, base: str, ours: str, theirs: str) -> str | C
 @asynccontextmanager
 async def open_workbench(at: Path) -> AsyncGenerator[Workbench]:
     """Have a bench for merging in the mirror at `at`, for as long as the block."""
-    with tempfile.TemporaryDirectory(prefix="merge-") as scratch:
+    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="merge-", dir=memory) as scratch:
         async with AsyncExitStack() as stack:
             yield Workbench(at, Path(scratch), stack)
 
