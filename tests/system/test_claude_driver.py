@@ -348,13 +348,17 @@ async def test_an_interrupt_ends_what_a_tool_runs_as_well(place: Place) -> None:
     assert not (place.tree / "late").exists()
 
 
-async def test_it_is_not_offered_to_leave_a_command_in_the_background(place: Place) -> None:
+async def test_it_is_offered_nothing_that_would_keep_it_after_its_last_turn(place: Place) -> None:
     async with open_model_api([say("Done.")]) as api:
-        await Agent(place, api).perform(AgentTask("Do it."))
+        done = await Agent(place, api).perform(AgentTask("Do it."))
 
     (shell,) = (tool for tool in api.conversation[0].body["tools"] if tool["name"] == "Bash")
     assert "command" in shell["input_schema"]["properties"]
     assert "run_in_background" not in shell["input_schema"]["properties"]
+    # All that it may use, those included that it looks up first.
+    begun = json.loads(done.stdout.splitlines()[0])
+    assert {"Bash", "Edit", "Read", "Write"} <= set(begun["tools"])
+    assert not {"CronCreate", "Monitor", "ScheduleWakeup"} & set(begun["tools"])
 
 
 async def test_an_answer_has_the_form_that_was_asked_for(place: Place) -> None:

@@ -63,6 +63,8 @@ _ALONE = {
     "DISABLE_ERROR_REPORTING": "1",
     "DISABLE_TELEMETRY": "1",
 }
+# With these it sets itself to go on later, and waits for that after its last turn.
+_NOT_FOR_LATER = "--disallowedTools=CronCreate,Monitor,ScheduleWakeup"
 _KEY = {KeyKind.API_KEY: "ANTHROPIC_API_KEY", KeyKind.OAUTH: "CLAUDE_CODE_OAUTH_TOKEN"}
 # Whose words those are that the program writes itself, in the model's place.
 _SYNTHETIC = "<synthetic>"
@@ -83,7 +85,7 @@ class ClaudeDriver:
         argv = [task.program or "claude", "--print", "--verbose"]
         # As a record, since its plain input waits three seconds and then goes on without.
         argv += ["--input-format", "stream-json", "--output-format", "stream-json"]
-        argv += ["--dangerously-skip-permissions", "--strict-mcp-config"]
+        argv += ["--dangerously-skip-permissions", "--strict-mcp-config", _NOT_FOR_LATER]
         files: list[File] = []
         if task.mcp_servers:
             written = json.dumps({"mcpServers": _servers(task)})
