@@ -218,8 +218,6 @@ async def run_start(service: Service, caller: Caller, request: StartRun) -> Subm
         labels=request.labels,
         run=request.spec(),
     )
-    if request.repo is not None:
-        await service.host.repos.get(request.repo, actor(caller, "run_start"))
     done = await submit(service, caller, "run_start", (spec,), request.idempotency_key)
     told = submitted_as(done.tasks[0])
     return SubmitAnswer(**told.model_dump(), replayed=done.replayed)
