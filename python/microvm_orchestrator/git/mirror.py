@@ -13,6 +13,7 @@ weeks. Above stand the other files of this room; below, command.py.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -224,6 +225,8 @@ def _own(ref: str) -> str:
 
 
 def _sweep(path: Path) -> None:
+    for half_made in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        shutil.rmtree(half_made)
     for folder, folders, files in os.walk(path):
         for name in list(folders):
             if _LEFT_FOLDERS.fullmatch(name):
