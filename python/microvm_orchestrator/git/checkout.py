@@ -39,7 +39,7 @@ import anyio
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.git import command, worktree
-from microvm_orchestrator.git.lock import IndexLock, Purpose
+from microvm_orchestrator.git.lock import IndexLock, Purpose, clear_ref_locks
 from microvm_orchestrator.git.names import Oid
 from microvm_orchestrator.git.outcomes import Landed, Moved, Outcome, Reason, refused
 from microvm_orchestrator.git.place import HEADS, Moving, Place
@@ -256,6 +256,8 @@ class _Forward:
         since. Otherwise they are written back.
         """
         ref, old, new = self._purpose.ref, self._purpose.old, self._purpose.new
+        locks = [self._lock.path.with_name("HEAD.lock"), self._place.common / f"{ref}.lock"]
+        await self._place.act(partial(clear_ref_locks, locks, new))
         if await self._place.act(self._done.exists):
             now = (await self._place.stands(ref)).oid or self._nothing
             if await self._head() == ref and now in {old, new}:
@@ -384,10 +386,12 @@ class _Forward:
         """
         await self._copy_index()
         changed = set(await self._list("diff-files", "--name-only", "--ignore-submodules=all"))
+        # What the index knows is no addition: one that ended at its last step has left all as new.
+        known = set(await self._list("ls-files"))
         again: list[bytes] = []
         for each in touched:
             if each.old_mode == _NONE:
-                if await self._is_ours(each):
+                if each.path not in known and await self._is_ours(each):
                     await self._place.act(partial(worktree.remove, self._root, each.path))
             elif each.path in changed and each.old_mode != _LINK and await self._is_ours(each):
                 await self._place.act(partial(worktree.remove, self._root, each.path))

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ _FOLDER = "microvm-orchestrator"
 # then the landing is tried again by whoever wanted it.
 BUSY_S = 3.0
 _LOOK_S = 0.02
+# A git that moves a ref holds it for less.
+_HELD_S = 0.5
 # A lock of git's is an index and may be large; ours is a line.
 _CAP = 4096
 
@@ -129,3 +131,22 @@ class IndexLock:
             self._ours.rmdir()
         self.path.unlink(missing_ok=True)
         os.close(self.handle)
+
+
+def clear_ref_locks(paths: Iterable[Path], new: str) -> None:
+    """Remove the locks that a git of ours held on refs when it was killed.
+
+    To be called by who has taken over from it: then it runs no more. Of another git's, one is empty
+    or has another object in it, and is gone a moment later.
+    """
+    found: dict[Path, int] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path.read_text(encoding="ascii", errors="replace").strip() in {"", new}:
+                found[path] = path.lstat().st_ino
+    if found:
+        time.sleep(_HELD_S)
+    for path, inode in found.items():
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_ino == inode:
+                path.unlink()

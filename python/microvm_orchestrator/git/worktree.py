@@ -102,9 +102,13 @@ class Keepsakes:
         for kept in self._kept:
             if kept.path not in written:
                 continue
-            with beneath(self._root, kept.path) as (folder, name):
-                beside = name + (b".written-meanwhile" if kept.path in again else b"")
-                os.replace(kept.place, beside, dst_dir_fd=folder)
+            beside = b".written-meanwhile" if kept.path in again else b""
+            try:
+                with beneath(self._root, kept.path) as (folder, name):
+                    os.replace(kept.place, name + beside, dst_dir_fd=folder)
+            except OSError:  # its folder has gone, or is a file now
+                with beneath(self._root, kept.path.rpartition(b"/")[2]) as (folder, name):
+                    os.replace(kept.place, name + b".written-meanwhile", dst_dir_fd=folder)
 
 
 def _changed(about: os.stat_result) -> tuple[int, int]:

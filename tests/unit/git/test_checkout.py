@@ -10,6 +10,7 @@ import pytest
 
 from git_repos import ENV, Repo, look_of
 from landing import Stage, make_stage, plant_programs
+from microvm_orchestrator import errors
 from microvm_orchestrator.git import land
 from microvm_orchestrator.git.outcomes import Landed, Moved, Reason, Refused
 
@@ -360,3 +361,48 @@ async def test_recovering_where_nothing_is_left_changes_nothing(stage: Stage) ->
     before = look_of(stage.user.path)
     await land.recover(stage.user.path)
     assert look_of(stage.user.path) == before
+
+
+async def test_a_result_that_cannot_be_written_whole_is_taken_back(stage: Stage) -> None:
+    blob = stage.mirror.git("hash-object", "-w", "--stdin", stdin=b"x")
+    new = stage.change(
+        f"echo 2 > a; rm gone; echo n > Before; git add -A; git update-index --add"
+        f" --cacheinfo 100644,{blob},folder/{'x' * 300}; chmod +x run; git update-index run",
+        add=False,
+    )
+    shell(stage.user, "echo mine > b; echo u > untracked")
+    before, said = contents(stage.user), status(stage.user)
+    with pytest.raises(errors.CommandFailed, match="File name too long"):
+        await stage.land(new)
+    assert contents(stage.user) == before
+    assert status(stage.user) == said
+    assert stage.user.oid() == stage.old
+    assert list((stage.user.path / ".git").glob("**/*.lock")) == []
+
+
+def contents(repo: Repo) -> dict[str, object]:
+    """Describe the files by what is in them, not by when they were written."""
+    return {path: (look[0], look[-1]) for path, look in without_git(repo).items()}
+
+
+async def test_a_repository_that_is_a_submodule_of_another_goes_forward(
+    stage: Stage, tmp_path: Path
+) -> None:
+    outer = Repo.make(tmp_path / "outer")
+    outer.git("submodule", "--quiet", "add", stage.user.path, "sub")
+    stage.user = Repo(outer.path / "sub")
+    new = stage.change("echo 2 > a")
+    assert await stage.land(new) == Landed("main", new, str(stage.user.path))
+    assert (stage.user.path / "a").read_text() == "2\n"
+    assert status(stage.user) == ""
+
+
+async def test_a_branch_lands_from_within_a_linked_work_tree(stage: Stage, tmp_path: Path) -> None:
+    linked = Repo(tmp_path / "linked")
+    stage.user.git("worktree", "add", "--quiet", "-b", "mine", linked.path)
+    new, main = stage.change("echo 2 > a"), stage.user.path
+    stage.user = linked
+    assert await stage.land(new) == Landed("main", new, str(main))
+    assert (main / "a").read_text() == "2\n"
+    assert await stage.land(new, "mine") == Landed("mine", new, str(linked.path))
+    assert status(linked) == status(Repo(main)) == ""
