@@ -108,13 +108,14 @@ async def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
 async def test_a_failure_leaves_no_file(tmp_path: Path) -> None:
     repo = sample(tmp_path / "repo")
     mirror = await mirrored(tmp_path / "mirror.git", repo)
-    for pack in mirror.path.glob("objects/pack/*.pack"):
-        pack.chmod(0o644)
-        # As a failing disk would: its middle is not what it was.
-        content = bytearray(pack.read_bytes())
-        content[200:260] = bytes(60)
-        pack.write_bytes(content)
-    with pytest.raises(errors.CommandFailed):
+    [pack] = mirror.path.glob("objects/pack/*.pack")
+    content = pack.read_bytes()
+    for path in mirror.path.glob("objects/pack/*"):
+        path.unlink()
+    raw(mirror.path, "unpack-objects", "-q", stdin=content)
+    lost = repo.oid("HEAD:README")
+    (mirror.path / "objects" / lost[:2] / lost[2:]).unlink()
+    with pytest.raises(errors.CommandFailed, match=lost):
         await bundle.write(mirror, tmp_path / "sent", want=repo.oid(), ref=REF, have=[])
     assert not (tmp_path / "sent").exists()
 

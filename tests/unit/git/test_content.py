@@ -12,10 +12,11 @@ from microvm_orchestrator.git import bundle
 from microvm_orchestrator.git.held import Room
 
 
-def bomb(base: bytes, times: int) -> bytes:
-    """Write a delta of a few bytes that makes many times its base."""
+def bomb(base: bytes, times: int, more: bytes = b"!") -> bytes:
+    """Write a delta of a few bytes that makes many times its base, and a little more."""
     step = min(len(base), (1 << 24) - 1)
-    return number(len(base)) + number(step * times) + copy(0, step) * times
+    head = number(len(base)) + number(step * times + len(more))
+    return head + copy(0, step) * times + bytes([len(more)]) + more
 
 
 async def test_a_few_bytes_that_become_many_are_refused(tmp_path: Path) -> None:
@@ -28,6 +29,19 @@ async def test_a_few_bytes_that_become_many_are_refused(tmp_path: Path) -> None:
     git_repos.bundle(found.file, [*entries, top, tip], tip.oid, needs=[found.base])
     assert found.file.stat().st_size < 1 << 20
     await refused(found, "index-pack refused it")
+
+
+async def test_what_takes_too_much_of_a_processor_is_refused(tmp_path: Path) -> None:
+    found = await world(tmp_path)
+    zeros = blob(bytes(1 << 23))
+    # Each fits, and differs from the last in a byte; together they are 25 GiB to be digested.
+    deltas = [bomb(zeros.content, 16, more=b"%03d" % n) for n in range(200)]
+    entries = [entry(zeros), *(difference(zeros.oid, delta) for delta in deltas)]
+    top = tree(("100644", b"file", zeros.oid))
+    tip = commit(top.oid, found.base)
+    git_repos.bundle(found.file, [*entries, top, tip], tip.oid, needs=[found.base])
+    assert found.file.stat().st_size < 1 << 15
+    await refused(found, r"index-pack refused it: it needed more than it may have", Room(cpu_s=1))
 
 
 async def test_an_object_that_says_it_is_huge_is_refused(tmp_path: Path) -> None:
