@@ -45,7 +45,7 @@ EVERY = pytest.mark.parametrize("driver", DRIVERS.values(), ids=DRIVERS)
 
 
 def prepare(driver: Driver, task: AgentTask, endpoint: Endpoint = ENDPOINT) -> Invocation:
-    return driver.prepare(task, endpoint, "/home/agent", "/home/agent/tree")
+    return driver.prepare(task, endpoint, "/agent", "/agent/tree")
 
 
 def read(
@@ -92,8 +92,8 @@ def test_a_program_knows_the_placeholder_and_where_the_model_is_and_its_own_home
     assert ENDPOINT.placeholder in told
     assert ENDPOINT.base_url in told
     assert any("claude-x" in word for word in given.argv)
-    assert given.env["HOME"] == "/home/agent"
-    assert all(file.path.startswith("/home/agent/.") for file in given.files)
+    assert given.env["HOME"] == "/agent"
+    assert all(file.path.startswith("/agent/.") for file in given.files)
     # It names the servers that it is given, and may read of their secrets alone.
     assert "/bin/echo" in told
     assert "http://127.0.0.1:1/mcp" in told
