@@ -22,7 +22,7 @@ from pydantic import JsonValue
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.egress.policy import parse_rule
-from microvm_orchestrator.git import names, upstream
+from microvm_orchestrator.git import land, names, upstream
 from microvm_orchestrator.git.command import git, line
 from microvm_orchestrator.git.mirror import Mirror
 from microvm_orchestrator.git.names import ObjectFormat, Oid
@@ -293,6 +293,9 @@ class Repos:
         for name, repo in repos.items():
             if await _is_dir(self._folder / name):
                 await self.mirror(repo).recover()
+            # One that has gone from its path, or cannot be read now, has no lock of ours to find.
+            with contextlib.suppress(errors.OrchestratorError):
+                await land.recover(Path(repo.path))
 
     # The records
 

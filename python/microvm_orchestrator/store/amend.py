@@ -23,7 +23,7 @@ from microvm_orchestrator.store.base import (
     SetPriority,
     UpdateTask,
 )
-from microvm_orchestrator.store.read import read_run
+from microvm_orchestrator.store.read import read_run, run_told
 from microvm_orchestrator.store.rows import Tx, compact
 from microvm_orchestrator.store.settle import ripple
 from microvm_orchestrator.store.submit import (
@@ -36,7 +36,6 @@ from microvm_orchestrator.store.submit import (
     plan_gates,
     policy_of,
     refuse_ring,
-    run_told,
     write_gates,
     write_labels,
 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import JsonValue, TypeAdapter
 
 from microvm_orchestrator.model.run import Kind, RunSpec
 from microvm_orchestrator.model.task import (
@@ -21,6 +21,7 @@ from microvm_orchestrator.model.task import (
     TaskBrief,
     TaskError,
     TaskProgress,
+    TaskSpec,
     TaskState,
     Unmet,
 )
@@ -92,6 +93,10 @@ def whole_task(connection: sqlite3.Connection, classes: Classes, row: TaskRow) -
         template=spec["template"],
         version=row.version,
     )
+
+
+def run_told(spec: TaskSpec) -> JsonValue:
+    return None if spec.run is None else spec.run.model_dump(mode="json", exclude_defaults=True)
 
 
 def read_run(spec: Mapping[str, Any]) -> RunSpec | None:

@@ -34,6 +34,7 @@ from microvm_orchestrator.store.base import (
     SubmittedTask,
 )
 from microvm_orchestrator.store.lease import held
+from microvm_orchestrator.store.read import run_told
 from microvm_orchestrator.store.rows import Tx, compact
 from microvm_orchestrator.store.settle import ripple
 
@@ -328,10 +329,6 @@ def spec_text(spec: GroupedSpec, gates: Sequence[PlannedGate], template: str | N
             "run": run_told(spec),
         }
     )
-
-
-def run_told(spec: TaskSpec) -> JsonValue:
-    return None if spec.run is None else spec.run.model_dump(mode="json", exclude_defaults=True)
 
 
 def gates_told(gates: Sequence[PlannedGate]) -> list[JsonValue]:
