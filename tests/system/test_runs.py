@@ -179,3 +179,22 @@ def test_the_text_of_a_script_reaches_its_interpreter_byte_for_byte(stage: Stage
     task_id = started(stage, script=odd, interpreter=["/usr/bin/sha256sum"])
     ended(stage, task_id)
     assert output(stage, task_id).split()[0] == hashlib.sha256(odd.encode()).hexdigest()
+
+
+def test_what_a_program_leaves_without_a_commit_is_committed_or_kept_as_asked(
+    stage: Stage, repo: git_repos.Repo
+) -> None:
+    alias = alias_of(stage, repo)
+    edit = "echo more >>README"
+    kept, committed, back = (
+        started(stage, repo=alias, script=edit, rest="patch"),
+        started(stage, repo=alias, script=edit, rest="commit", merge="branch"),
+        started(stage, repo=alias, script=f"git checkout -q --orphan x; {edit}; git stash -q -u"),
+    )
+    assert ended(stage, kept)["result"]["rest"] == "patch"
+    assert ended(stage, kept)["merge"]["state"] == "none"
+    run = ended(stage, committed)
+    assert (run["result"]["rest"], run["merge"]["into"]) == ("commit", f"tasks/{committed}")
+    assert repo.git("show", f"tasks/{committed}:README") == "a sample\nmore"
+    assert ended(stage, back)["merge"]["state"] == "none"
+    assert repo.git("log", "--format=%s", "main") == "change"

@@ -96,7 +96,10 @@ if [ -n "$(git status --porcelain --untracked-files=normal | head -c 1)" ]; then
     esac
 fi
 tip=$(git rev-parse -q --verify HEAD^{commit} || :)
-if [ -n "$tip" ] && [ "$tip" != "$base" ]; then
+if [ -n "$tip" ] && [ -z "$(git rev-list -n 1 "$tip" ${base:+"^$base"})" ]; then
+    tip=
+fi
+if [ -n "$tip" ]; then
     git update-ref refs/microvm/out "$tip"
     if [ -n "$base" ]; then
         git bundle create -q "$out" refs/microvm/out "^$base"
@@ -112,11 +115,9 @@ printf '%s %s\\n' "${tip:-none}" "$left"
 class Left:
     """What a program left behind in its work tree, as the guest tells it."""
 
+    # None where there is nothing that the base has not.
     tip: str | None
     rest: str
-
-    def has_commits(self, base: str | None) -> bool:
-        return self.tip is not None and self.tip != base
 
 
 async def begin(shell: Shell) -> None:

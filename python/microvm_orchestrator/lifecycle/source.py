@@ -107,9 +107,12 @@ class Sources:
         base = None if found.empty else await mirror.resolve(branch)
         if spec.uncommitted:
             ref = f"refs/snapshots/{_name(run)}"
-            base = await snapshot(mirror, found, ref) or found.head
+            # It may have been made by a daemon that was killed before it could write so down.
+            made = await mirror.find(ref)
+            base = await snapshot(mirror, found, ref, expect=made) or found.head
         if base is not None:
-            await mirror.keep(f"refs/bases/{_name(run)}", base, None)
+            ref = f"refs/bases/{_name(run)}"
+            await mirror.keep(ref, base, await mirror.find(ref))
         await run.learn("based", repo_id=repo.repo_id, base=base)
         return Source(repo, mirror, base, into)
 
@@ -137,7 +140,7 @@ class Sources:
             await anyio.Path(path).unlink(missing_ok=True)
             await guest.fetch_patch(shell, path)
         result = result.model_copy(update={"rest": left.rest})
-        if not left.has_commits(source.base):
+        if left.tip is None:
             return result
         path = folder / "incoming.bundle"
         await anyio.Path(path).unlink(missing_ok=True)
