@@ -27,9 +27,10 @@ STORE_FILE = "store.db"
 LOCK_FILE = "lock"
 IMAGES = "images"
 IMAGE_CACHE = "image-cache"
-# Trees on their way into a machine or out of one.
+# Our mirrors of registered repositories, and what is kept of each run.
 REPOS = "repos"
 RUNS = "runs"
+# Trees on their way into a machine or out of one.
 TRANSFERS = "transfers"
 CACHES = "caches"
 # Our key for machines that have an SSH server instead of our agent.
