@@ -198,3 +198,21 @@ def test_what_a_program_leaves_without_a_commit_is_committed_or_kept_as_asked(
     assert repo.git("show", f"tasks/{committed}:README") == "a sample\nmore"
     assert ended(stage, back)["merge"]["state"] == "none"
     assert repo.git("log", "--format=%s", "main") == "change"
+
+
+def test_a_script_reaches_no_model_and_no_host_that_was_not_allowed(stage: Stage) -> None:
+    ask = """\
+import urllib.error, urllib.request
+own = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+for opener, url in ((own, "http://127.0.0.1:8484/v1/messages"), (None, "http://example.org/")):
+    try:
+        (opener.open if opener else urllib.request.urlopen)(url, b"{}")
+        print("let through")
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
+    task_id = started(stage, script=ask, interpreter=["/usr/bin/python3"])
+    run = ended(stage, task_id)
+    assert run["result"]["success"], run
+    assert set(output(stage, task_id).split()) <= {"403", "404"}
+    assert run["usage"]["requests"] == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -71,6 +71,9 @@ class WaysOut:
         """Keep the way of a run open, over any number of connections into its guest."""
         reached = anyio.Path(folder / REACHED)
         policy = Policy.of(self._settings, hosts)
+        if run.spec.kind != "agent":
+            # Keys are for agents: what a script asks a model is asked by nobody.
+            policy = replace(policy, providers=())
         budget = Budget(tokens=run.spec.budget.tokens, cost_usd=run.spec.budget.cost_usd)
 
         async def on_exchange(exchange: Exchange) -> None:
