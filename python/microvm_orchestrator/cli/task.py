@@ -66,7 +66,6 @@ def submit(
     group: Group = None,
     description: spec.Description = None,
     input: spec.Input = None,  # noqa: A002 - the field's name
-    run: spec.Run = None,
     depends_on: spec.DependsOn = None,
     on_unmet: spec.OnUnmet = None,
     priority: spec.Priority = None,
@@ -92,7 +91,6 @@ def submit(
         group=group,
         description=description,
         input=input,
-        run=run,
         depends_on=depends_on,
         on_unmet=on_unmet,
         priority=priority,
@@ -324,7 +322,6 @@ def update(
     ] = None,
     description: spec.Description = None,
     input: spec.Input = None,  # noqa: A002 - the field's name
-    run: spec.Run = None,
     depends_on: spec.DependsOn = None,
     on_unmet: spec.OnUnmet = None,
     priority: spec.Priority = None,
@@ -362,7 +359,6 @@ def update(
         title=title,
         description=description,
         input=input,
-        run=run,
         depends_on=depends_on,
         on_unmet=on_unmet,
         priority=priority,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from microvm_orchestrator.service import (
     caches,
-    credentials,
     doctor,
     execs,
     files,
@@ -15,10 +14,7 @@ from microvm_orchestrator.service import (
     machines,
     networks,
     operations,
-    plans,
     pools,
-    repos,
-    runs,
     seeded,
     server,
     slots,
@@ -36,9 +32,6 @@ CALLS: tuple[Call, ...] = (
     *tasks.CALLS,
     *work.CALLS,
     *groups.CALLS,
-    *repos.CALLS,
-    *plans.CALLS,
-    *runs.CALLS,
     *templates.CALLS,
     *workers.CALLS,
     *machines.CALLS,
@@ -56,7 +49,6 @@ CALLS: tuple[Call, ...] = (
     *journal.CALLS,
     *webhooks.CALLS,
     *tokens.CALLS,
-    *credentials.CALLS,
     *server.CALLS,
     *doctor.CALLS,
 )
