@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,14 @@ import anyio.to_thread
 
 from microvm_orchestrator import config, errors, places
 from microvm_orchestrator.caches import Caches
+from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.forwards import Forwards
 from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
+from microvm_orchestrator.lifecycle.egress import WaysOut
+from microvm_orchestrator.lifecycle.live import Ground, Usual
+from microvm_orchestrator.lifecycle.source import Sources
 from microvm_orchestrator.machine.base import Boot, Change, Disk, MachineSpec
 from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.probe import Acceleration
@@ -33,7 +37,9 @@ from microvm_orchestrator.network.kernel import KernelNetworks
 from microvm_orchestrator.network.switch import open_switch
 from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.operations import Operations
+from microvm_orchestrator.repos import Repos
 from microvm_orchestrator.runner import Runner
+from microvm_orchestrator.runs import Runs
 from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
@@ -62,6 +68,10 @@ class Host:
     warm: Warm
     caches: Caches
     networks: Networks
+    repos: Repos
+    runs: Runs
+    # The keys that are added for guests.
+    credentials: Credentials
     # How guest code can run here.
     find_acceleration: Callable[[], Awaitable[Acceleration]]
 
@@ -70,11 +80,12 @@ class Host:
 async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[Host]:
     """Adopt what runs, and take on machines and long work until the block ends.
 
-    Raises: ConfigInvalid when there is no such user.
+    Raises: ConfigInvalid when there is no such user, or the file of credentials is not safe.
     """
     state_dir = settings.state_dir
     # What an earlier daemon was in the middle of.
     await anyio.to_thread.run_sync(shutil.rmtree, state_dir / places.TRANSFERS, True)  # noqa: FBT003  # run_sync passes positions only
+    credentials = await anyio.to_thread.run_sync(Credentials, state_dir, _handed(os.environ))
     images = ImageStore(state_dir / places.IMAGES)
     slots = Slots(capacity(settings.machines))
 
@@ -119,12 +130,32 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         forwards = Forwards(store, machines, settings.socket.path)
         seeded = SeededRuns(hypervisor, slots, boot)
         operations = Operations(store)
+        repos = Repos(store, state_dir / places.REPOS)
+
+        async def image(name: str | None) -> str:
+            found = await anyio.to_thread.run_sync(
+                images.get, name or settings.machines.default_image
+            )
+            return found.digest
+
+        ground = Ground(
+            machines=machines,
+            execs=execs,
+            sources=Sources(repos),
+            ways_out=WaysOut(settings.egress, credentials),
+            image=image,
+            folder=state_dir / places.RUNS,
+            usual=Usual(settings.machines.default_memory_mib, settings.runs.timeout_s),
+        )
+        runs = Runs(store, ground, settings.runs.count)
         await life.enter_async_context(machines.running())
         await snapshots.reconcile()
         await life.enter_async_context(execs.running())
         await life.enter_async_context(forwards.running())
         await life.enter_async_context(warm.running())
         await life.enter_async_context(operations.running())
+        await repos.reconcile()
+        await life.enter_async_context(runs.running())
         yield Host(
             operations=operations,
             images=images,
@@ -138,6 +169,9 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             warm=warm,
             caches=caches,
             networks=networks,
+            repos=repos,
+            runs=runs,
+            credentials=credentials,
             find_acceleration=hypervisor.acceleration,
         )
 
@@ -173,6 +207,12 @@ def capacity(settings: config.Machines) -> Capacity:
         memory_mib=settings.memory_mib or int(total_mib * _MEMORY_SHARE),
         vcpus=settings.vcpus or _VCPUS_FOR_EACH * (os.cpu_count() or 1),
     )
+
+
+def _handed(env: Mapping[str, str]) -> Path | None:
+    """Tell where systemd puts what LoadCredential= names."""
+    given = env.get("CREDENTIALS_DIRECTORY")
+    return Path(given) if given else None
 
 
 def _user(name: str | None) -> tuple[int, int] | None:

@@ -55,6 +55,18 @@ ROUTES: dict[str, Route] = {
         "group_cancel": "POST /v1/groups/{group}/cancel",
         "group_retry": "POST /v1/groups/{group}/retry",
         "group_prioritize": "POST /v1/groups/{group}/prioritize",
+        "run_start": "POST /v1/runs",
+        "run_get": "GET /v1/runs/{task_id}",
+        "run_list": "GET /v1/runs",
+        "run_output": "GET /v1/runs/{task_id}/output",
+        "run_diff": "GET /v1/runs/{task_id}/diff",
+        "repo_add": "POST /v1/repos",
+        "repo_update": "PATCH /v1/repos/{repo}",
+        "repo_get": "GET /v1/repos/{repo}",
+        "repo_list": "GET /v1/repos",
+        "repo_remove": "DELETE /v1/repos/{repo}",
+        "plan_tasks": "POST /v1/plans",
+        "plan_submit": "POST /v1/plans/submit",
         "template_save": "POST /v1/templates",
         "template_get": "GET /v1/templates/{name}",
         "template_list": "GET /v1/templates",
@@ -127,6 +139,9 @@ ROUTES: dict[str, Route] = {
         "token_create": "POST /v1/tokens",
         "token_list": "GET /v1/tokens",
         "token_revoke": "DELETE /v1/tokens/{token_id}",
+        "credential_set": "PUT /v1/credentials/{name}",
+        "credential_list": "GET /v1/credentials",
+        "credential_remove": "DELETE /v1/credentials/{name}",
         "whoami": "GET /v1/whoami",
         "metrics_get": "GET /v1/metrics",
         "doctor_run": "GET /v1/doctor",
@@ -135,7 +150,7 @@ ROUTES: dict[str, Route] = {
 }
 
 # Asked with a body, and yet only a question.
-QUESTIONS = frozenset({"template_preview"})
+QUESTIONS = frozenset({"template_preview", "plan_tasks"})
 
 
 def changes(name: str) -> bool:

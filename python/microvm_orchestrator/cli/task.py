@@ -66,6 +66,7 @@ def submit(
     group: Group = None,
     description: spec.Description = None,
     input: spec.Input = None,  # noqa: A002 - the field's name
+    run: spec.Run = None,
     depends_on: spec.DependsOn = None,
     on_unmet: spec.OnUnmet = None,
     priority: spec.Priority = None,
@@ -91,6 +92,7 @@ def submit(
         group=group,
         description=description,
         input=input,
+        run=run,
         depends_on=depends_on,
         on_unmet=on_unmet,
         priority=priority,
@@ -322,6 +324,7 @@ def update(
     ] = None,
     description: spec.Description = None,
     input: spec.Input = None,  # noqa: A002 - the field's name
+    run: spec.Run = None,
     depends_on: spec.DependsOn = None,
     on_unmet: spec.OnUnmet = None,
     priority: spec.Priority = None,
@@ -359,6 +362,7 @@ def update(
         title=title,
         description=description,
         input=input,
+        run=run,
         depends_on=depends_on,
         on_unmet=on_unmet,
         priority=priority,

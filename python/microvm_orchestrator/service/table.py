@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from microvm_orchestrator.service import (
     caches,
+    credentials,
     doctor,
     execs,
     files,
@@ -14,7 +15,10 @@ from microvm_orchestrator.service import (
     machines,
     networks,
     operations,
+    plans,
     pools,
+    repos,
+    runs,
     seeded,
     server,
     slots,
@@ -32,6 +36,9 @@ CALLS: tuple[Call, ...] = (
     *tasks.CALLS,
     *work.CALLS,
     *groups.CALLS,
+    *repos.CALLS,
+    *plans.CALLS,
+    *runs.CALLS,
     *templates.CALLS,
     *workers.CALLS,
     *machines.CALLS,
@@ -49,6 +56,7 @@ CALLS: tuple[Call, ...] = (
     *journal.CALLS,
     *webhooks.CALLS,
     *tokens.CALLS,
+    *credentials.CALLS,
     *server.CALLS,
     *doctor.CALLS,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import anyio
@@ -272,6 +273,7 @@ async def submit(
     for spec in specs:
         checked_json(spec.input, "input")
         _refuse_foreign_labels(service, caller, spec.labels)
+    await _check_runs(service, caller, action, specs)
     graph = Graph(
         tasks=tuple(
             NewTask(spec, spec.lease_s or service.settings.leases.default_lease_s, template)
@@ -298,6 +300,23 @@ def _refuse_foreign_labels(service: Service, caller: Caller, labels: Labels) -> 
                 f"{caller.principal.name} does not see {key}={labels[key]}, "
                 "so it cannot give this label"
             )
+
+
+async def _check_runs(
+    service: Service, caller: Caller, action: str, specs: Sequence[TaskSpec]
+) -> None:
+    """Look whether who asks may have this host do these, and on these repositories.
+
+    Raises: Denied, NotFound for a repo that they do not see.
+    """
+    runs = [spec.run for spec in specs if spec.run is not None]
+    if runs and not caller.principal.role.reaches(Role.OPERATOR):
+        raise errors.Denied(
+            f"{caller.principal.name} is a {caller.principal.role}, and starts nothing in machines"
+        )
+    by = actor(caller, action)
+    for repo in {run.repo for run in runs if run.repo is not None}:
+        await service.host.repos.get(repo, by)
 
 
 def _idempotency(key: str | None, action: str, content: object) -> Idempotency | None:
@@ -448,6 +467,8 @@ async def task_update(service: Service, caller: Caller, request: TaskUpdate) -> 
     checked_json(spec.input, "input")
     if "labels" in request.changes:
         _refuse_foreign_labels(service, caller, spec.labels)
+    if "run" in request.changes:
+        await _check_runs(service, caller, "task_update", [spec])
     change = UpdateTask(
         spec=grouped(spec, task.group),
         fields=frozenset(request.changes),
@@ -492,6 +513,7 @@ async def task_extend(service: Service, caller: Caller, request: TaskExtend) -> 
     for spec in specs:
         checked_json(spec.input, "input")
         _refuse_foreign_labels(service, caller, spec.labels)
+    await _check_runs(service, caller, "task_extend", specs)
     ref = request.ref(caller)
     # The same tasks under another one, or after it instead of within it, are another request.
     content = [request.task_id, request.group, request.children, request.successors]

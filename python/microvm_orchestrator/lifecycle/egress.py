@@ -1,0 +1,109 @@
+"""The way out of a run's guest: one port in it, behind which our proxy is, and nothing else.
+
+Keys are added on this side. Whoever connects is known to be that run, as only its guest has the
+port. Above is the program's step; below, the egress room and the shell into the machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import anyio
+
+from microvm_orchestrator import config, errors
+from microvm_orchestrator.egress.budget import Budget
+from microvm_orchestrator.egress.endpoint import Egress, open_egress
+from microvm_orchestrator.egress.policy import Policy
+from microvm_orchestrator.egress.prices import Prices
+from microvm_orchestrator.lifecycle.program import PORT
+from microvm_orchestrator.machine.shell import Tcp
+from microvm_orchestrator.model.run import Usage
+from microvm_orchestrator.model.values import rfc3339
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from microvm_orchestrator.egress.credentials import Credentials
+    from microvm_orchestrator.egress.exchange import Exchange
+    from microvm_orchestrator.lifecycle.run import Run
+    from microvm_orchestrator.machine.base import Machine as RunningMachine
+
+# The file in a run's folder with a line for each request; how many there are is bounded.
+REACHED = "reached.jsonl"
+# Between two tries on a connection into the guest that broke.
+_AGAIN_S = 0.2
+# The guest listens within that, or its program does without.
+_LISTENS_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """The open way of one run."""
+
+    egress: Egress
+
+    def usage(self) -> Usage:
+        spent = self.egress.spent
+        return Usage(
+            tokens_in=spent.tokens.input,
+            tokens_out=spent.tokens.output,
+            tokens_cached=spent.tokens.cache_read + spent.tokens.cache_write,
+            cost_usd=spent.cost_usd + spent.unpriced_usd,
+            requests=spent.requests,
+        )
+
+
+class WaysOut:
+    """Who may reach what, for all runs."""
+
+    def __init__(self, settings: config.Egress, credentials: Credentials) -> None:
+        self._settings = settings
+        self._credentials = credentials
+
+    @asynccontextmanager
+    async def of(
+        self, run: Run, machine: RunningMachine, hosts: Sequence[str], folder: Path
+    ) -> AsyncGenerator[WayOut]:
+        """Keep the way of a run open, over any number of connections into its guest."""
+        reached = anyio.Path(folder / REACHED)
+        policy = Policy.of(self._settings, hosts)
+        if run.spec.kind != "agent":
+            # Keys are for agents: what a script asks a model is asked by nobody.
+            policy = replace(policy, providers=())
+        budget = Budget(tokens=run.spec.budget.tokens, cost_usd=run.spec.budget.cost_usd)
+
+        async def on_exchange(exchange: Exchange) -> None:
+            told = asdict(exchange) | {"at": rfc3339(exchange.at)}
+            async with await reached.open("a", encoding="utf-8") as file:
+                await file.write(json.dumps(told) + "\n")
+
+        async with (
+            open_egress(
+                policy,
+                self._credentials,
+                on_exchange,
+                budget=budget,
+                prices=Prices(self._settings.prices),
+            ) as egress,
+            anyio.create_task_group() as tasks,
+        ):
+            listening = anyio.Event()
+            tasks.start_soon(_keep, machine, egress, listening)
+            with anyio.move_on_after(_LISTENS_S):
+                await listening.wait()
+            yield WayOut(egress)
+            tasks.cancel_scope.cancel()
+
+
+async def _keep(machine: RunningMachine, egress: Egress, listening: anyio.Event) -> None:
+    while True:
+        with suppress(errors.OrchestratorError):
+            shell = await machine.reached()
+            async with shell.reverse(Tcp(PORT), egress.serve):
+                listening.set()
+                await machine.hung_up()
+        await anyio.sleep(_AGAIN_S)
