@@ -59,7 +59,7 @@ def test_machines_of_a_network_talk_and_go_on_after_the_daemon_was_killed(
         settings = life.enter_context(networks(kind))
         with staged(state, networks=settings) as stage:
             stage.ask("network_create", name="lan", prefixes=["10.9.0.0/24", "fd09::/64"])
-            one = stage.boot("one", networks=["lan"])
+            one = stage.boot("one", networks=["lan=10.9.0.8"])
             two = stage.boot("two", networks=["lan=10.9.0.9"])
             assert addresses(two)[0] == "10.9.0.9"
             serve(stage, "two")

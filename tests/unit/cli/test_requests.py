@@ -402,8 +402,11 @@ def test_a_command_asks_for_what_its_words_say(call: str, tmp_path: Path) -> Non
             return 200, {"parameters": DECLARED}
         return REFUSED
 
+    words = words_of(call, tmp_path)
+    # What is behind it is for a program.
+    at = words.index("--") if "--" in words else len(words)
     with answering(tmp_path / "socket", answer) as here:
-        status = run([*words_of(call, tmp_path), "--socket", str(here.socket)])
+        status = run([*words[:at], "--socket", str(here.socket), *words[at:]])
     assert status == failure.INVALID
     declared = BY_NAME[call]
     expected = parse(declared.request, SAMPLES[call][1])

@@ -111,11 +111,13 @@ async def test_a_command_that_nobody_follows_is_held_back_after_a_window(guest: 
         async with shell.stream(Command(["yes"]), exec_id="flood", keep=True):
             pass
         sizes = [-1, -2]
-        while sizes[-1] != sizes[-2]:
-            for _ in range(20):
-                await shell.ping()
-            sizes.append((await shell.jobs())[0].offset)
-        assert wire.WINDOW // 2 < sizes[-1] < 4 * wire.WINDOW
+        with anyio.fail_after(SOON_S):
+            # On a busy host it says nothing for a while before it is held back.
+            while sizes[-1] != sizes[-2] or sizes[-1] <= wire.WINDOW // 2:
+                for _ in range(20):
+                    await shell.ping()
+                sizes.append((await shell.jobs())[0].offset)
+        assert sizes[-1] < 4 * wire.WINDOW
         async with shell.attach("flood", keep=False):
             pass
         await settled(shell)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from calling import VIEWER, House, house
+from git_repos import Repo
 from microvm_orchestrator import errors
 
 if TYPE_CHECKING:
@@ -140,9 +141,13 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 
 @pytest.mark.parametrize("text", RUNS)
 async def test_what_this_host_is_to_run_follows_from_task_and_defaults(
-    kept: House, text: str
+    kept: House, tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
     defaults, expected = RUNS[text]
+    for alias in ("site", "lib"):
+        repo = Repo.make(tmp_path_factory.mktemp(alias) / alias)
+        repo.commit({"README": "a sample\n"})
+        await kept.ask("repo_add", path=str(repo.path), alias=alias)
     answer = await kept.ask("plan_submit", **document(text), **defaults)
     run = (await tasks_of(kept, answer))["a"]["run"]
     assert (run is None) == (expected is None)
