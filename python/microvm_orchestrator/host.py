@@ -25,6 +25,7 @@ from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
 from microvm_orchestrator.lifecycle.egress import WaysOut
 from microvm_orchestrator.lifecycle.live import Ground, Usual
+from microvm_orchestrator.lifecycle.merging import Merging
 from microvm_orchestrator.lifecycle.source import Sources
 from microvm_orchestrator.machine.base import Boot, Change, Disk, MachineSpec
 from microvm_orchestrator.machine.hypervisor import open_hypervisor
@@ -142,6 +143,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             machines=machines,
             execs=execs,
             sources=Sources(repos),
+            merging=Merging(repos),
             ways_out=WaysOut(settings.egress, credentials),
             image=image,
             folder=state_dir / places.RUNS,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.execs.execs import Execs
     from microvm_orchestrator.execs.job import Job
     from microvm_orchestrator.lifecycle.egress import WaysOut
+    from microvm_orchestrator.lifecycle.merging import Merging
     from microvm_orchestrator.lifecycle.run import Run
     from microvm_orchestrator.lifecycle.source import Source, Sources
     from microvm_orchestrator.machine.base import Machine as RunningMachine
@@ -67,6 +68,7 @@ class Ground:
     machines: Machines
     execs: Execs
     sources: Sources
+    merging: Merging
     ways_out: WaysOut
     # The digest of an image by its name; None is the usual one.
     image: Callable[[str | None], Awaitable[str]]
@@ -96,7 +98,7 @@ async def live(run: Run, ground: Ground) -> None:
                 await _perform(run, ground, source, machine)
             result = await _collect(run, ground, source, machine)
             await run.enter(Step.MERGING, result=result)
-    merge = await ground.sources.merge(run, source)
+    merge = await ground.merging.merge(run, source)
     await run.enter(Step.OVER, merge=merge)
 
 
