@@ -32,7 +32,7 @@ FLOORS = [
     {"machines"},
     {"starting"},
     {"upkeep", "deliveries", "operations", "slots", "warm", "caches", "networks"},
-    {"repos", "plans"},
+    {"repos", "plans", "artifacts"},
     {"events"},
     {"network"},
     {"images", "machine", "git", "egress", "agents"},
