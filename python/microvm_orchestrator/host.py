@@ -12,6 +12,7 @@ import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -23,6 +24,7 @@ from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.forwards import Forwards
 from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
+from microvm_orchestrator.lifecycle.cache import Histories, path_of
 from microvm_orchestrator.lifecycle.egress import WaysOut
 from microvm_orchestrator.lifecycle.live import Ground, Usual
 from microvm_orchestrator.lifecycle.merging import Merging
@@ -125,7 +127,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         warm = Warm(hypervisor, settings.machines.warm, usual)
         switch = await life.enter_async_context(_open_switch(settings.networks, on_port_event))
         networks = Networks(store, switch)
-        machines = Machines(store, hypervisor, slots, boot, warm, caches, networks)
+        history_of = partial(path_of, state_dir / places.REPOS)
+        machines = Machines(store, hypervisor, slots, boot, warm, caches, networks, history_of)
         snapshots = Snapshots(store, hypervisor, machines)
         execs = Execs(store, machines)
         forwards = Forwards(store, machines, settings.socket.path)
@@ -142,7 +145,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         ground = Ground(
             machines=machines,
             execs=execs,
-            sources=Sources(repos),
+            sources=Sources(repos, Histories(machines, hypervisor)),
             merging=Merging(repos),
             ways_out=WaysOut(settings.egress, credentials),
             image=image,

@@ -29,6 +29,8 @@ WORKSPACE = "/workspace"
 # Of whoever runs the program: what it keeps between turns, and files of ours.
 HOME = f"{WORKSPACE}/home"
 REPO = f"{WORKSPACE}/repo"
+# Where a guest has the disk `opt-history`.
+_HISTORY = "/opt/history"
 _IN = f"{WORKSPACE}/.in.bundle"
 _OUT = f"{WORKSPACE}/.out.bundle"
 _PATCH = f"{WORKSPACE}/.rest.patch"
@@ -52,12 +54,27 @@ git config user.name "$4"
 git config user.email "$5"
 git config gc.auto 0
 git config core.hooksPath /dev/null
+if [ -n "$9" ]; then
+    echo "$9/objects" >.git/objects/info/alternates
+    git update-ref refs/microvm/history "$(cat "$9/commit")"
+fi
 if [ -n "$6" ]; then
     git fetch -q "$6" "$7"
-    git reset -q --hard FETCH_HEAD
     rm "$6"
 fi
+if [ -n "$8" ]; then
+    git reset -q --hard "$8"
+fi
+if [ -n "$9" ]; then
+    git update-ref -d refs/microvm/history
+fi
 git config --unset core.hooksPath
+"""
+
+# In an image of the user's a disk may be mounted elsewhere, or not at all.
+_HAS_HISTORY = """\
+[ "$(cat "$1/commit" 2>/dev/null)" = "$2" ] && [ -d "$1/objects" ] && echo yes
+:
 """
 
 # The text is looked at, not the flake: to evaluate one takes a minute, and may fetch what it likes.
@@ -112,6 +129,21 @@ printf '%s %s\\n' "${tip:-none}" "$left"
 
 
 @dataclass(frozen=True, slots=True)
+class Tree:
+    """A work tree as it is to be laid out."""
+
+    # None: it begins empty.
+    commit: str | None
+    # What of it is sent, and under which name; None where a history has it all.
+    bundle: Path | None
+    ref: str
+    branch: str
+    object_format: str
+    # Whether what is not in the bundle is in the history that the machine has.
+    with_history: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Left:
     """What a program left behind in its work tree, as the guest tells it."""
 
@@ -127,20 +159,27 @@ async def begin(shell: Shell) -> None:
         raise errors.MachineFailed(f"{HOME} cannot be made in the machine")
 
 
-async def begin_tree(
-    shell: Shell, bundle: Path | None, ref: str, branch: str, object_format: str
-) -> None:
-    """Lay out a work tree at what a bundle holds; one that is there already begins anew.
+async def has_history(shell: Shell, commit: str) -> bool:
+    """Tell whether the history of a commit lies where a disk of ours has it."""
+    done = await _script(shell, _HAS_HISTORY, _HISTORY, commit)
+    return done.stdout.strip() == b"yes"
+
+
+async def begin_tree(shell: Shell, tree: Tree) -> None:
+    """Lay out a work tree; one that is there already begins anew.
 
     Raises: MachineFailed when git in the guest cannot.
     """
-    if bundle is not None:
-        path = anyio.Path(bundle)
+    if tree.bundle is not None:
+        path = anyio.Path(tree.bundle)
         size = (await path.stat()).st_size
-        async with _pieces(bundle) as pieces:
+        async with _pieces(tree.bundle) as pieces:
             await shell.put(_IN, pieces, size=size, parents=True)
-    words = (REPO, object_format, branch, "microvm-orchestrator agent", "agent@machine.invalid")
-    await _script(shell, _BEGIN, *words, "" if bundle is None else _IN, ref)
+    author = ("microvm-orchestrator agent", "agent@machine.invalid")
+    bundle = "" if tree.bundle is None else _IN
+    history = _HISTORY if tree.with_history else ""
+    words = (REPO, tree.object_format, tree.branch, *author, bundle, tree.ref, tree.commit or "")
+    await _script(shell, _BEGIN, *words, history)
 
 
 async def put_files(shell: Shell, files: list[InputFile]) -> None:

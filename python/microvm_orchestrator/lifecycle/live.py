@@ -145,14 +145,16 @@ async def _start(run: Run, ground: Ground, source: Source | None) -> RunningMach
     usual = _defaults(source)
     machine_id = new_id("m")
     await run.enter(Step.STARTING, machine_id=machine_id)
-    wish = MachineWish(
-        image=await ground.image(spec.image or usual.image),
-        memory_mib=spec.memory_mib or usual.memory_mib or ground.usual.memory_mib,
-        vcpus=spec.vcpus or usual.vcpus or 1,
-        accel=Accel.AUTO,
-        disk_mib=spec.disk_mib or usual.disk_mib,
-    )
-    await ground.machines.define(wish, run.by, machine_id=machine_id)
+    async with ground.sources.history(source) as history:
+        wish = MachineWish(
+            image=await ground.image(spec.image or usual.image),
+            memory_mib=spec.memory_mib or usual.memory_mib or ground.usual.memory_mib,
+            vcpus=spec.vcpus or usual.vcpus or 1,
+            accel=Accel.AUTO,
+            disk_mib=spec.disk_mib or usual.disk_mib,
+            history=history,
+        )
+        await ground.machines.define(wish, run.by, machine_id=machine_id)
     try:
         machine = await ground.machines.start(machine_id, run.by)
     except errors.OrchestratorError:

@@ -6,7 +6,7 @@ the steps of a run; below, the repos and the git room.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from microvm_orchestrator.git import bundle, incoming, reading, upstream
 from microvm_orchestrator.git.names import Oid
 from microvm_orchestrator.git.uncommitted import snapshot
 from microvm_orchestrator.lifecycle import guest
+from microvm_orchestrator.lifecycle.cache import Histories, held_by
 from microvm_orchestrator.model.run import Rest, Result
 
 if TYPE_CHECKING:
@@ -51,16 +52,19 @@ class Source:
         return _REF
 
     @asynccontextmanager
-    async def bundle(self, folder: Path) -> AsyncGenerator[Path | None]:
-        """Write what the guest starts from; the file is gone afterwards."""
+    async def bundle(self, folder: Path, have: Sequence[Oid] = ()) -> AsyncGenerator[Path | None]:
+        """Write what the guest starts from, without what it has; the file is gone afterwards.
+
+        None where there is nothing to send.
+        """
         if self.base is None:
             yield None
             return
         path = folder / "outgoing.bundle"
         await anyio.Path(path).unlink(missing_ok=True)
-        await bundle.write(self.mirror, path, want=self.base, ref=_REF, have=())
         try:
-            yield path
+            written = await bundle.write(self.mirror, path, want=self.base, ref=_REF, have=have)
+            yield path if written.commits else None
         finally:
             path.unlink(missing_ok=True)
 
@@ -68,8 +72,9 @@ class Source:
 class Sources:
     """The repositories that the runs of this host work on."""
 
-    def __init__(self, repos: Repos) -> None:
+    def __init__(self, repos: Repos, histories: Histories) -> None:
         self._repos = repos
+        self._histories = histories
 
     async def open(self, run: Run) -> Source | None:
         """Find what a run works on; what it starts from is settled once and for all.
@@ -100,12 +105,31 @@ class Sources:
         await run.learn("based", repo_id=repo.repo_id, base=base)
         return Source(repo, mirror, base, into)
 
+    @asynccontextmanager
+    async def history(self, source: Source | None) -> AsyncGenerator[str | None]:
+        """Name the disk that a machine for a run is to have, until it is defined."""
+        if source is None or source.base is None:
+            yield None
+            return
+        async with self._histories.lend(source.mirror, source.base) as name:
+            yield name
+
     async def send(self, run: Run, source: Source, machine: RunningMachine, folder: Path) -> None:
         """Lay out the work tree in the guest."""
-        async with source.bundle(folder) as path:
-            shell = await machine.reached()
-            form = await source.mirror.object_format()
-            await guest.begin_tree(shell, path, source.ref, f"task-{run.task.task_id[-8:]}", form)
+        shell = await machine.reached()
+        has = held_by(machine)
+        if has is not None and not await guest.has_history(shell, has):
+            has = None
+        async with source.bundle(folder, () if has is None else (has,)) as path:
+            tree = guest.Tree(
+                commit=source.base,
+                bundle=path,
+                ref=source.ref,
+                branch=f"task-{run.task.task_id[-8:]}",
+                object_format=await source.mirror.object_format(),
+                with_history=has is not None,
+            )
+            await guest.begin_tree(shell, tree)
 
     async def collect(
         self, run: Run, source: Source, machine: RunningMachine, folder: Path
