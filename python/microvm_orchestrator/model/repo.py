@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from microvm_orchestrator.model.run import Branch, Devshell, Merge, Rest
-from microvm_orchestrator.model.values import Line, Moment, Name
+from microvm_orchestrator.model.values import Line, Moment, Name, Text
 
 # The kind of record they are stored as.
 REPO = "repo"
@@ -41,6 +41,11 @@ class RepoDefaults(_Part):
     driver: Driver | None = None
     model: Line | None = None
     merge: Merge = Merge.AUTO
+    check: Text | None = Field(
+        default=None,
+        description="a shell text that what was merged must pass before the branch moves, run in a "
+        "machine of its own; none: nothing is checked",
+    )
     checkout: Checkout = Field(
         default="update",
         description="whether a branch that is checked out is moved, where that is a clean "

@@ -24,6 +24,7 @@ MAX_FILES_CHARS = 8 << 20
 
 Argument = Annotated[str, Field(max_length=131_072)]
 Branch = Annotated[str, Field(min_length=1, max_length=200)]
+TaskId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
 GuestPath = Annotated[str, Field(min_length=1, max_length=1000)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 
@@ -48,6 +49,8 @@ class Merge(StrEnum):
     SQUASH = "squash"
     # The branch `tasks/<task_id>`, and nothing more.
     BRANCH = "branch"
+    # As by `auto`, once somebody has looked at them and said so.
+    REVIEW = "review"
     # Kept as refs/tasks/<task_id>, for somebody to merge by hand.
     MANUAL = "manual"
 
@@ -148,6 +151,14 @@ class RunSpec(_Part):
     )
     devshell: Devshell | None = None
     merge: Merge | None = None
+    check: Text | None = Field(
+        default=None,
+        description="a shell text that what was merged must pass before the branch moves; as the "
+        "repo has it, and empty for none",
+    )
+    resolves: TaskId | None = Field(
+        default=None, description="the task whose commits it is to merge, laid out beside the base"
+    )
     rest: Rest | None = None
     egress: Annotated[list[Line], Field(max_length=256)] = Field(
         default=[], description="hosts its program may reach, as host, host:port or *.domain"
@@ -162,6 +173,8 @@ class RunSpec(_Part):
             raise ValueError("a command has its words in `argv`")
         if self.repo is None and (self.base or self.into or self.uncommitted):
             raise ValueError("`base`, `into` and `uncommitted` speak of a `repo`")
+        if self.repo is None and self.resolves:
+            raise ValueError("`resolves` speaks of a `repo`")
         if self.base and self.uncommitted:
             raise ValueError("what is uncommitted lies on HEAD, so `base` cannot be chosen too")
         written = sum(len(file.text or file.base64 or "") for file in self.files)
@@ -178,6 +191,8 @@ class Step(StrEnum):
     SENDING = "sending"
     PERFORMING = "performing"
     COLLECTING = "collecting"
+    # Somebody is to look at its commits; it has no machine any more.
+    REVIEWING = "reviewing"
     MERGING = "merging"
     OVER = "over"
 
@@ -189,7 +204,12 @@ class MergeState(StrEnum):
     PENDING = "pending"
     MERGED = "merged"
     CONFLICT = "conflict"
+    # Something of the user's is in the way.
     REFUSED = "refused"
+    # What was merged did not pass the check.
+    CHECK_FAILED = "check_failed"
+    # Somebody looked at it and said no.
+    REJECTED = "rejected"
     FAILED = "failed"
 
 
@@ -201,11 +221,35 @@ class ConflictFile(_Part):
     hunks: list[str] = Field(default=[], description="with both sides between markers; cut short")
 
 
+class CheckOutcome(_Part):
+    """How what was merged passed the check, in a machine of its own."""
+
+    success: bool
+    commit: str = Field(description="what was checked")
+    exit_code: int | None = None
+    signal: int | None = None
+    timed_out: bool = False
+    output: str = Field(default="", description="the last of what it said, on both channels")
+    wall_s: float = 0.0
+
+
+class Decision(_Part):
+    """What somebody said who looked at a run's commits."""
+
+    approved: bool
+    by: str
+    message: Text = ""
+    at: Moment
+
+
 class MergeOutcome(_Part):
     """What became of a run's commits, and where they are."""
 
     state: MergeState = MergeState.NONE
-    how: str | None = Field(default=None, description="fast_forward, rebase, squash or resolved")
+    how: str | None = Field(
+        default=None,
+        description="fast_forward, rebase, merge, squash, resolved, or none: nothing was new",
+    )
     into: str | None = None
     before: str | None = Field(default=None, description="the commit the branch was at")
     commit: str | None = Field(default=None, description="the commit the branch was moved to")
@@ -213,6 +257,10 @@ class MergeOutcome(_Part):
     conflicts: list[ConflictFile] = []
     ref: str | None = Field(default=None, description="where its own commits are kept")
     reason: str | None = None
+    check: CheckOutcome | None = None
+    resolved_by: str | None = Field(
+        default=None, description="the task that brought both sides together"
+    )
 
 
 class Commit(_Part):
@@ -279,5 +327,9 @@ class RunRecord(_Part):
     result: Result | None = None
     usage: Usage = Usage()
     merge: MergeOutcome = MergeOutcome()
+    decision: Decision | None = Field(default=None, description="where `merge` is review")
+    check_machine_id: str | None = Field(
+        default=None, description="the machine in which what was merged is checked"
+    )
     started_at: Moment
     ended_at: Moment | None = None
