@@ -23,7 +23,7 @@ import anyio.to_thread
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.agents.devshell import choose_devshell
 from microvm_orchestrator.execs.execs import Wish as ExecWish
-from microvm_orchestrator.lifecycle import guest
+from microvm_orchestrator.lifecycle import guest, landing, resolving
 from microvm_orchestrator.lifecycle.output import OutputFile
 from microvm_orchestrator.lifecycle.program import Listener, Program, program_of
 from microvm_orchestrator.machine.base import Accel
@@ -90,15 +90,18 @@ async def live(run: Run, ground: Ground) -> None:
     """
     await anyio.Path(ground.of(run)).mkdir(parents=True, exist_ok=True)
     source = await ground.sources.open(run)
-    if run.before(Step.MERGING):
+    if run.before(Step.REVIEWING):
         async with _machine(run, ground, source) as machine:
             if run.before(Step.PERFORMING):
                 await _send(run, ground, source, machine)
             if run.before(Step.COLLECTING):
                 await _perform(run, ground, source, machine)
             result = await _collect(run, ground, source, machine)
-            await run.enter(Step.MERGING, result=result)
-    merge = await ground.merging.merge(run, source)
+            await landing.begin(run, source, result)
+    elif not run.spec.keep_machine:
+        # Of a daemon that was killed before it had put it away.
+        await _put_away(run, ground)
+    merge = await landing.land(run, ground, source)
     await run.enter(Step.OVER, merge=merge)
 
 
@@ -174,6 +177,7 @@ async def _send(run: Run, ground: Ground, source: Source | None, machine: Runnin
     await guest.begin(shell)
     if source is not None:
         await ground.sources.send(run, source, machine, ground.of(run))
+        await resolving.offer(run, source, machine, ground.of(run))
     await guest.put_files(shell, run.spec.files)
     for file in _program(run, ground, source, devshell=False).invocation.files:
         await shell.put(file.path, file.content, mode=file.mode, parents=True)
@@ -249,7 +253,7 @@ async def _salvage(
     run: Run, ground: Ground, source: Source | None, machine: RunningMachine
 ) -> None:
     """Keep what was committed until now, if the guest still gives it, and end the machine."""
-    if not run.before(Step.PERFORMING) and run.before(Step.MERGING):
+    if not run.before(Step.PERFORMING) and run.before(Step.REVIEWING):
         with anyio.move_on_after(_SALVAGE_S, shield=True), suppress(errors.OrchestratorError):
             result = await _collect(run, ground, source, machine)
             result = result.model_copy(update={"success": False, "error": run.why or result.error})
