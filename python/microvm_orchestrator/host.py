@@ -26,6 +26,7 @@ from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
 from microvm_orchestrator.lifecycle.cache import Histories, path_of
 from microvm_orchestrator.lifecycle.egress import WaysOut
+from microvm_orchestrator.lifecycle.forgetting import Forgetting
 from microvm_orchestrator.lifecycle.live import Ground, Usual
 from microvm_orchestrator.lifecycle.merging import Merging
 from microvm_orchestrator.lifecycle.source import Sources
@@ -73,6 +74,7 @@ class Host:
     networks: Networks
     repos: Repos
     runs: Runs
+    forgetting: Forgetting
     # The keys that are added for guests.
     credentials: Credentials
     # How guest code can run here.
@@ -142,6 +144,9 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             )
             return found.digest
 
+        async def forget_files(run_id: str) -> None:
+            await anyio.to_thread.run_sync(shutil.rmtree, ground.folder / run_id, True)  # noqa: FBT003 - run_sync passes positions only
+
         ground = Ground(
             machines=machines,
             execs=execs,
@@ -161,6 +166,10 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         await life.enter_async_context(operations.running())
         await repos.reconcile()
         await life.enter_async_context(runs.running())
+        forgetting = Forgetting(
+            store, repos, lambda task_id: runs.find(task_id) is not None, forget_files
+        )
+        await life.enter_async_context(forgetting.running())
         yield Host(
             operations=operations,
             images=images,
@@ -176,6 +185,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             networks=networks,
             repos=repos,
             runs=runs,
+            forgetting=forgetting,
             credentials=credentials,
             find_acceleration=hypervisor.acceleration,
         )

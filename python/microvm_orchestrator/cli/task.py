@@ -388,10 +388,29 @@ def update(
 
 
 @command(app, "delete", example="task delete scratch --cascade")
-def delete(here: Session, task_id: TaskId, group: KeyGroup = None, cascade: Cascade = None) -> None:
-    """Forget a task that is not running.
+def delete(
+    here: Session,
+    task_id: TaskId,
+    group: KeyGroup = None,
+    cascade: Cascade = None,
+    drop_unmerged: Annotated[
+        bool | None,
+        typer.Option(
+            "--drop-unmerged",
+            help="Even if commits of its run that were not merged are lost.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Forget a task that is not running, with the record, output and artifacts of its runs.
 
-    Refused while other tasks depend on it, unless with --cascade, which forgets these too.
+    Refused while other tasks depend on it, unless with --cascade, which forgets these too; and
+    while commits of a run are not merged, unless with --drop-unmerged, which loses them.
     """
-    given = {"task_id": task_id, "group": group, "cascade": cascade}
+    given = {
+        "task_id": task_id,
+        "group": group,
+        "cascade": cascade,
+        "drop_unmerged": drop_unmerged,
+    }
     here.tell("task_delete", given, show_changed)

@@ -46,6 +46,10 @@ _PLACES = {
 # the words are ours and the path is quoted by git.
 _UPLOAD_PACK = "git -c 'safe.directory=*' -c core.hooksPath=/dev/null upload-pack"
 
+# With more of them git takes its time to find an object. Each refresh and each task brings a pack.
+_LOOSE = 2000
+_PACKS = 50
+
 # Left in the folder by a git that was killed.
 _LEFT_FILES = re.compile(r".+\.lock|tmp_(?:obj|pack|idx|rev|mtimes)_.+|\.tmp-.+")
 _LEFT_FOLDERS = re.compile(r"(?:tmp_objdir-)?incoming-.+")
@@ -206,6 +210,12 @@ class Mirror:
         """Tell whether an object is here, reachable or not."""
         done = await git("cat-file", "-e", names.as_oid(oid), at=self.path, ok=(0, 1))
         return done.status == 0
+
+    async def is_untidy(self) -> bool:
+        """Tell whether so much has gathered that to tidy is worth its time."""
+        said = (await git("count-objects", "--verbose", at=self.path)).stdout.decode()
+        counts = dict(row.split(": ") for row in said.splitlines())
+        return int(counts["count"]) > _LOOSE or int(counts["packs"]) > _PACKS
 
     async def tidy(self) -> None:
         """Pack what has gathered and drop what nothing refers to and is older than two weeks."""

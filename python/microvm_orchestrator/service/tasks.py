@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -176,6 +177,9 @@ class TaskDelete(TaskRef):
     """Which task to forget."""
 
     cascade: Flag = Field(default=False, description="also every task that depends on it")
+    drop_unmerged: Flag = Field(
+        default=False, description="even if commits of its run that were not merged are lost"
+    )
 
 
 class LeaseRef(TaskRef):
@@ -449,6 +453,7 @@ async def task_retry(service: Service, caller: Caller, request: TaskRetry) -> Ch
 _CHANGEABLE = frozenset(TaskSpec.model_fields) - {"key"}
 # What a client made up is not all given back to it.
 _UNKNOWN_TOLD = 8
+_UNMERGED_TOLD = 10
 
 
 @declare("task_update", "PATCH /v1/tasks/{task_id}", role=Role.OPERATOR, idempotent=True)
@@ -490,14 +495,28 @@ def _as_spec(task: Task) -> dict[str, object]:
 
 @declare("task_delete", "DELETE /v1/tasks/{task_id}", role=Role.OPERATOR, effect=Effect.DESTROY)
 async def task_delete(service: Service, caller: Caller, request: TaskDelete) -> Changed:
-    """Forget a task that is not running.
+    """Forget a task that is not running, with the record, output and artifacts of its runs.
 
-    Refused while other tasks depend on it, unless with cascade, which forgets these too.
+    Refused while other tasks depend on it, unless with cascade, which forgets these too; and while
+    commits of a run are not merged, unless with drop_unmerged, which loses them.
     The events of the task stay in the journal.
     """
-    amended = await service.store.amend(
-        request.address, DeleteTask(request.cascade), actor(caller, "task_delete")
-    )
+    by = actor(caller, "task_delete")
+    forgetting = service.host.forgetting
+    rehearsed = DeleteTask(request.cascade, rehearsed=True)
+    doomed = (await service.store.amend(request.address, rehearsed, by)).task_ids
+    if not request.drop_unmerged and (unmerged := await forgetting.unmerged(doomed)):
+        told = "; ".join(str(each) for each in unmerged[:_UNMERGED_TOLD])
+        more = len(unmerged) - _UNMERGED_TOLD
+        raise errors.StateForbids(
+            f"task {doomed[0]} has what was not merged: {told}"
+            + (f"; and {more} more" if more > 0 else ""),
+            hint="merge it, or say `drop_unmerged` to lose it",
+        )
+    with forgetting.losing(doomed if request.drop_unmerged else ()):
+        amended = await service.store.amend(request.address, DeleteTask(request.cascade), by)
+    with contextlib.suppress(errors.Unavailable):  # then it goes in the background
+        await forgetting.forget(amended.task_ids)
     return Changed(task_ids=list(amended.task_ids))
 
 

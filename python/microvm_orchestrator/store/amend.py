@@ -59,6 +59,8 @@ def amend(tx: Tx, which: Address | InGroup, change: Change) -> Amended:
             changed = [_update(tx, _single(tx, which), change)]
         case DeleteTask():
             changed = _delete(tx, _single(tx, which), change)
+            if change.rehearsed:
+                return Amended(tuple(changed))
     tx.audit(target)
     return Amended(tuple(changed))
 
@@ -322,7 +324,7 @@ def _delete(tx: Tx, row: TaskRow, change: DeleteTask) -> list[str]:
             raise errors.StateForbids(
                 f"cannot delete task {task.id}: it is running", hint="cancel it first"
             )
-    for task in reversed(doomed):
+    for task in () if change.rehearsed else reversed(doomed):
         tx.event("task.deleted", task)
         drop_task(tx, task.seq)
     return [task.id for task in doomed]
