@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.lifecycle.live import Ground, live, put_away
+from microvm_orchestrator.lifecycle.output import texts
 from microvm_orchestrator.lifecycle.run import Run
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.records import SYSTEM, Actor
@@ -61,6 +63,8 @@ _RENEW_EVERY_S = 20.0
 # What is known of an end is worth writing down even while the daemon stops.
 _LAST_WORD_S = 5.0
 _MERGED = frozenset({MergeState.NONE, MergeState.MERGED})
+# Of each channel, what a callback carries: whoever wants all of it reads it here.
+_MESSAGE_MOST = 1 << 18
 # The store says no more now; soon it may.
 _AGAIN_S = 1.0
 
@@ -98,6 +102,10 @@ class Runs:
     def output(self, run_id: str) -> Path:
         """The file with what a run's program said; there may be none yet."""
         return self._ground.output(run_id)
+
+    async def said(self, run_id: str) -> tuple[str, str]:
+        """What a run's program said by now on each of its channels, as much as a message takes."""
+        return await anyio.to_thread.run_sync(texts, self.output(run_id), _MESSAGE_MOST)
 
     def find(self, task_id: str) -> Run | None:
         """The run of a task that is under way here."""

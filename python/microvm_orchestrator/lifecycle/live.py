@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,10 @@ from microvm_orchestrator import errors, log
 from microvm_orchestrator.agents.devshell import choose_devshell
 from microvm_orchestrator.execs.execs import Wish as ExecWish
 from microvm_orchestrator.lifecycle import guest, landing, resolving
+from microvm_orchestrator.lifecycle.callbacks import taking_callbacks
 from microvm_orchestrator.lifecycle.output import OutputFile
 from microvm_orchestrator.lifecycle.program import Listener, Program, program_of
+from microvm_orchestrator.lifecycle.silence import unless_silent
 from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machines import Wish as MachineWish
 from microvm_orchestrator.model.machine import MachineState
@@ -201,7 +203,13 @@ async def _perform(
     )
     listener = Listener(program.reader)
     hosts = [*_defaults(source).egress, *run.spec.egress]
-    async with ground.ways_out.of(run, machine, hosts, ground.of(run)) as way_out:
+    async with (
+        unless_silent(machine, run.spec.silence_s) as silence,
+        taking_callbacks(run, machine, ground.of(run), silence) as told_there,
+        ground.ways_out.of(run, machine, hosts, ground.of(run)) as way_out,
+    ):
+        command = replace(wish.command, env={**wish.command.env, **told_there})
+        wish = replace(wish, command=command)
         job = await ground.execs.start(machine_id_of(run), wish, run.by)
         await _follow(run, ground, job, listener)
         spent = way_out.usage()

@@ -32,6 +32,18 @@ class Piece:
     next: int
 
 
+def texts(path: Path, most: int) -> tuple[str, str]:
+    """Give what was said on standard output and on standard error, each up to a bound."""
+    said = {channel: bytearray() for channel in _CHANNELS}
+    for piece in read(path, 0):
+        kept = said[piece.channel]
+        kept += piece.data[: most - len(kept)]
+        if min(map(len, said.values())) >= most:
+            break
+    stdout, stderr = (said[channel].decode(errors="replace") for channel in _CHANNELS)
+    return stdout, stderr
+
+
 class OutputFile:
     """The log of one run, while it is written."""
 

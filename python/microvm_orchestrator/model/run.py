@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from microvm_orchestrator.model.values import Flag, Json, Line, Moment, Name, Text
+from microvm_orchestrator.model.values import Flag, Json, Key, Line, Moment, Name, Text
 
 # The kind of record the steps of a run are stored as.
 RUN = "run"
@@ -114,6 +114,13 @@ class Budget(_Part):
     cost_usd: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
 
 
+class Callbacks(_Part):
+    """Where in its guest a program may say how far it is, with a token that only it is given."""
+
+    job_id: Key = Field(description="how it is called in the paths of what it posts")
+    port: Annotated[int, Field(strict=True, ge=1, le=65_535)] = 8765
+
+
 class RunSpec(_Part):
     """What to do in a machine of its own; what is left out is as the repo or this host has it."""
 
@@ -164,6 +171,12 @@ class RunSpec(_Part):
         default=[], description="hosts its program may reach, as host, host:port or *.domain"
     )
     budget: Budget = Budget()
+    callbacks: Callbacks | None = Field(
+        default=None, description="lets its program report by HTTP, see the profile `delegation`"
+    )
+    silence_s: Annotated[float, Field(strict=True, ge=1, le=86_400)] | None = Field(
+        default=None, description="how long its guest may be silent before it is given up as lost"
+    )
 
     @model_validator(mode="after")
     def _says_what_to_run(self) -> RunSpec:
@@ -293,6 +306,19 @@ class Usage(_Part):
     requests: int = 0
 
 
+class Reported(_Part):
+    """What a program last said of itself by its callbacks; nobody checked it."""
+
+    progress: Line | None = None
+    output: Text | None = None
+    status: Literal["success", "failed"] | None = Field(
+        default=None, description="how it says that it ended"
+    )
+    exit_code: int | None = None
+    error: Text | None = None
+    at: Moment
+
+
 class Result(_Part):
     """What came of a run."""
 
@@ -326,6 +352,7 @@ class RunRecord(_Part):
     tip: str | None = Field(default=None, description="its last commit")
     result: Result | None = None
     usage: Usage = Usage()
+    reported: Reported | None = None
     merge: MergeOutcome = MergeOutcome()
     decision: Decision | None = Field(default=None, description="where `merge` is review")
     check_machine_id: str | None = Field(
