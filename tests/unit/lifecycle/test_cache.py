@@ -12,9 +12,11 @@ import anyio
 import pytest
 
 from git_repos import Repo, look_of, mirrored
+from guests import on_socketpair
 from machines import Rig, fake_rig, removed_in_the_end
 from microvm_orchestrator.git.mirror import Mirror
 from microvm_orchestrator.git.names import Oid
+from microvm_orchestrator.lifecycle import guest
 from microvm_orchestrator.lifecycle.cache import Histories, held_by, path_of
 from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machines import Machines, Wish
@@ -149,6 +151,12 @@ async def test_a_machine_reads_the_disk_that_it_was_defined_with(house: House) -
     [disk] = running.spec.disks
     assert disk.read_only
     assert disk.path == path_of(house.mirror.path.parent, name or "")
+
+
+async def test_a_guest_that_was_not_given_its_disk_is_known_by_that() -> None:
+    with anyio.fail_after(PATIENCE_S):
+        async with on_socketpair() as (shell, _):
+            assert not await guest.has_history(shell, "1" * 40)
 
 
 async def test_only_what_nobody_has_goes_for_new_disks(house: House) -> None:
