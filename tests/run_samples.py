@@ -14,9 +14,11 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             *("--interpreter", "bash", "--interpreter", "-e", "--key", "k", "--group", "g"),
             *("--depends-on", "a", "--priority", "high", "--label", "a=b", "--base", "main"),
             *("--into", "next", "--uncommitted", "--merge", "squash", "--rest", "commit"),
+            *("--artifact", "dist/", "--artifact", "**/*.xml"),
             *("--driver", "codex", "--model", "m", "--system-prompt", "be brief"),
             *("--max-turns", "9", "--mcp-servers", '{"x": {}}', "--answer-schema", "{}"),
             *("--tokens", "1000", "--cost-usd", "0.5", "--egress", "a.org"),
+            *("--file", "lib=artifact:build/dist/lib.a"),
             *("--file", "empty=/dev/null", "--env", "A=1", "--image", "node"),
             *("--memory-mib", "512", "--vcpus", "2", "--disk-mib", "64", "--timeout-s", "60"),
             *("--devshell", "never", "--keep-machine", "--idempotency-key", "i"),
@@ -39,6 +41,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "uncommitted": True,
             "merge": "squash",
             "rest": "commit",
+            "artifacts": ["dist/", "**/*.xml"],
             "driver": "codex",
             "model": "m",
             "system_prompt": "be brief",
@@ -48,7 +51,10 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "tokens": 1000,
             "cost_usd": 0.5,
             "egress": ["a.org"],
-            "files": [{"path": "empty", "base64": ""}],
+            "files": [
+                {"path": "lib", "artifact": "build/dist/lib.a"},
+                {"path": "empty", "base64": ""},
+            ],
             "env": {"A": "1"},
             "image": "node",
             "memory_mib": 512,
@@ -68,6 +74,21 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "run_output": (
         ["build", "--group", "g", "--offset", "7", "--limit", "9", "--timeout-s", "0.5"],
         {"task_id": "build", "group": "g", "offset": 7, "limit": 9, "timeout_s": 0.5},
+    ),
+    "artifact_list": (
+        ["build", "--group", "g", "--attempt", "2"],
+        {"task_id": "build", "group": "g", "attempt": 2},
+    ),
+    "artifact_get": (
+        ["build", "a.log", "--group", "g", "--attempt", "2", "--offset", "7", "--limit", "9"],
+        {
+            "task_id": "build",
+            "artifact": "a.log",
+            "group": "g",
+            "attempt": 2,
+            "offset": 7,
+            "limit": 9,
+        },
     ),
     "run_diff": (
         ["build", "--group", "g", "--limit", "9"],

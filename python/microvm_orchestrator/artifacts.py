@@ -275,7 +275,7 @@ class Artifacts:
             path.unlink()
         for folder in self._runs.iterdir():
             if _RUN_ID.fullmatch(folder.name) and folder.name not in known:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # what resists is tried again next time
         self._total = 0
         dropped = 0
         with os.scandir(self._contents) as contents:

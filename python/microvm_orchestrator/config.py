@@ -317,6 +317,18 @@ class Runs(Section):
     )
 
 
+class Artifacts(Section):
+    """What is kept of the files that runs leave behind."""
+
+    max_file_mib: Count = Field(default=256, description="The largest file.")
+    max_run_mib: Count = Field(default=1024, description="The files of one run together.")
+    max_total_mib: Count = Field(
+        default=10_240,
+        description="The files of all runs together; past that, more is left out until tasks are "
+        "deleted.",
+    )
+
+
 class Price(Section):
     """What a million tokens of a model cost, in US dollars."""
 
@@ -380,6 +392,7 @@ class Settings(Section):
     machines: Machines = Field(default=Machines(), description=Machines.__doc__)
     networks: Networks = Field(default=Networks(), description=Networks.__doc__)
     runs: Runs = Field(default=Runs(), description=Runs.__doc__)
+    artifacts: Artifacts = Field(default=Artifacts(), description=Artifacts.__doc__)
     egress: Egress = Field(default=Egress(), description=Egress.__doc__)
     log: Log = Field(default=Log(), description=Log.__doc__)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from microvm_orchestrator import config, errors, places
+from microvm_orchestrator.artifacts import Artifacts, Quotas
 from microvm_orchestrator.caches import Caches
 from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
@@ -35,6 +36,8 @@ from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.machines import Machines
+from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.model.run import RUN
 from microvm_orchestrator.network.base import Networks as Switch
 from microvm_orchestrator.network.base import OnPortEvent, PortEvent
 from microvm_orchestrator.network.kernel import KernelNetworks
@@ -48,6 +51,7 @@ from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Store
+from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.warm import Warm
 
 # Of the host's memory, what machines may have when nothing is said.
@@ -73,6 +77,7 @@ class Host:
     caches: Caches
     networks: Networks
     repos: Repos
+    artifacts: Artifacts
     runs: Runs
     forgetting: Forgetting
     # The keys that are added for guests.
@@ -137,6 +142,9 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         seeded = SeededRuns(hypervisor, slots, boot)
         operations = Operations(store)
         repos = Repos(store, state_dir / places.REPOS)
+        artifacts = Artifacts(
+            state_dir / places.ARTIFACTS, state_dir / places.RUNS, quotas(settings.artifacts)
+        )
 
         async def image(name: str | None) -> str:
             found = await anyio.to_thread.run_sync(
@@ -144,12 +152,10 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             )
             return found.digest
 
-        async def forget_files(run_id: str) -> None:
-            await anyio.to_thread.run_sync(shutil.rmtree, ground.folder / run_id, True)  # noqa: FBT003 - run_sync passes positions only
-
         ground = Ground(
             machines=machines,
             execs=execs,
+            artifacts=artifacts,
             sources=Sources(repos, Histories(machines, hypervisor)),
             merging=Merging(repos),
             ways_out=WaysOut(settings.egress, credentials),
@@ -165,9 +171,11 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         await life.enter_async_context(warm.running())
         await life.enter_async_context(operations.running())
         await repos.reconcile()
+        known = {record.id for record in await every_record(store, RUN, SYSTEM)}
+        await artifacts.reconcile(known)
         await life.enter_async_context(runs.running())
         forgetting = Forgetting(
-            store, repos, lambda task_id: runs.find(task_id) is not None, forget_files
+            store, repos, lambda task_id: runs.find(task_id) is not None, artifacts.forget
         )
         await life.enter_async_context(forgetting.running())
         yield Host(
@@ -184,6 +192,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             caches=caches,
             networks=networks,
             repos=repos,
+            artifacts=artifacts,
             runs=runs,
             forgetting=forgetting,
             credentials=credentials,
@@ -221,6 +230,15 @@ def capacity(settings: config.Machines) -> Capacity:
         count=settings.count,
         memory_mib=settings.memory_mib or int(total_mib * _MEMORY_SHARE),
         vcpus=settings.vcpus or _VCPUS_FOR_EACH * (os.cpu_count() or 1),
+    )
+
+
+def quotas(settings: config.Artifacts) -> Quotas:
+    """Tell in bytes how much may be kept of what runs leave behind."""
+    return Quotas(
+        file=settings.max_file_mib << 20,
+        run=settings.max_run_mib << 20,
+        total=settings.max_total_mib << 20,
     )
 
 

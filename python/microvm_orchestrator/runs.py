@@ -293,6 +293,7 @@ def outcome_of(record: RunRecord) -> Outcome:
         **result.model_dump(mode="json", exclude_defaults=True),
         "merge": record.merge.model_dump(mode="json", exclude_defaults=True),
         "usage": record.usage.model_dump(mode="json", exclude_defaults=True),
+        "artifacts": record.model_dump(mode="json", include={"artifacts"})["artifacts"],
     }
     if not result.success:
         message = result.error or "its program did not succeed"

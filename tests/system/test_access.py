@@ -38,7 +38,7 @@ LEAST = {
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
         exec_wait exec_output exec_list slot_list cache_list forward_list
         network_get network_list plan_tasks repo_get repo_list run_get run_list
-        run_output run_diff
+        run_output run_diff artifact_list artifact_get
         image_list image_get pool_list operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """

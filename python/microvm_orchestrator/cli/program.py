@@ -12,6 +12,7 @@ import typer
 from microvm_orchestrator import places
 from microvm_orchestrator.cli import (
     allow,
+    artifact,
     audit,
     backup,
     bridge,
@@ -56,6 +57,7 @@ NOUNS = {
     "plan": plan.app,
     "repo": repo.app,
     "run": run_noun.app,
+    "artifact": artifact.app,
     "group": group.app,
     "template": template.app,
     "worker": worker.app,

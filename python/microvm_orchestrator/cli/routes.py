@@ -60,6 +60,8 @@ ROUTES: dict[str, Route] = {
         "run_list": "GET /v1/runs",
         "run_output": "GET /v1/runs/{task_id}/output",
         "run_diff": "GET /v1/runs/{task_id}/diff",
+        "artifact_list": "GET /v1/runs/{task_id}/artifacts",
+        "artifact_get": "GET /v1/runs/{task_id}/artifacts/content",
         "repo_add": "POST /v1/repos",
         "repo_update": "PATCH /v1/repos/{repo}",
         "repo_get": "GET /v1/repos/{repo}",

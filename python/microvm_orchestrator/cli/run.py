@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.cli import execs, output, values
+from microvm_orchestrator.cli import execs, output, run_result, values
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.machine_exec import Words
 from microvm_orchestrator.cli.options import (
@@ -25,6 +25,8 @@ from microvm_orchestrator.cli.spec import DependsOn, Key, Priority
 
 app = typer.Typer(help="Runs: agents, scripts and commands in machines, and their commits.")
 
+# What is no file of here.
+_ARTIFACT = "artifact:"
 BRIEF = ("run_id", "step", "repo_id", "tip", "started_at", "ended_at")
 
 
@@ -88,6 +90,14 @@ def start(
         Literal["patch", "commit", "drop"] | None,
         typer.Option("--rest", help="What becomes of changes that it does not commit."),
     ] = None,
+    artifacts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--artifact",
+            metavar="GLOB",
+            help="Files to keep beside commits, as in dist/ or '**/*.xml'; may be repeated.",
+        ),
+    ] = None,
     driver: Annotated[
         Literal["claude", "codex", "opencode"] | None,
         typer.Option("--driver", help="Which agent."),
@@ -130,7 +140,9 @@ def start(
     files: Annotated[
         list[str] | None,
         typer.Option(
-            "--file", metavar="PATH=FILE", help="A file of here that lies there; may be repeated."
+            "--file",
+            metavar="PATH=FILE",
+            help="A file of here that lies there, or artifact:TASK/NAME; may be repeated.",
         ),
     ] = None,
     env: Annotated[
@@ -187,6 +199,7 @@ def start(
         "uncommitted": uncommitted,
         "merge": merge,
         "rest": rest,
+        "artifacts": artifacts,
         "driver": driver,
         "model": model,
         "system_prompt": values.text(system_prompt),
@@ -216,6 +229,9 @@ def _files(words: list[str] | None) -> list[dict[str, str]] | None:
         return None
     found: list[dict[str, str]] = []
     for path, name in (values.pairs(words, "--file") or {}).items():
+        if name.startswith(_ARTIFACT):
+            found.append({"path": path, "artifact": name.removeprefix(_ARTIFACT)})
+            continue
         try:
             content = Path(name).read_bytes()
         except OSError as error:
@@ -227,20 +243,7 @@ def _files(words: list[str] | None) -> list[dict[str, str]] | None:
 @command(app, "get", example="run get build\nrun get t_01k6vq... --json")
 def get(here: Session, task_id: TaskId, group: KeyGroup = None) -> None:
     """Look at the last run of a task: how far it is, what came of it, what was merged."""
-    here.tell("run_get", {"task_id": task_id, "group": group}, _show)
-
-
-def _show(answer: dict[str, Any]) -> None:
-    task, run = answer["task"], answer["run"]
-    output.record({"task_id": task["task_id"], "state": task["state"], "title": task["title"]})
-    if run is not None:
-        plain = {name: value for name, value in run.items() if name not in {"result", "merge"}}
-        output.record(plain, title="run")
-        if run["result"]:
-            output.record(run["result"], title="result")
-        output.record(run["merge"], title="merge")
-    if answer["saying"]:
-        output.line(answer["saying"])
+    here.tell("run_get", {"task_id": task_id, "group": group}, run_result.show)
 
 
 @command(app, "list", example="run list --state under_way")

@@ -23,7 +23,7 @@ import anyio.to_thread
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.agents.devshell import choose_devshell
 from microvm_orchestrator.execs.execs import Wish as ExecWish
-from microvm_orchestrator.lifecycle import guest, landing, resolving
+from microvm_orchestrator.lifecycle import bring, collect, guest, landing, resolving
 from microvm_orchestrator.lifecycle.callbacks import taking_callbacks
 from microvm_orchestrator.lifecycle.output import OutputFile
 from microvm_orchestrator.lifecycle.program import Listener, Program, program_of
@@ -37,6 +37,7 @@ from microvm_orchestrator.model.repo import RepoDefaults
 from microvm_orchestrator.model.run import Result, Step
 
 if TYPE_CHECKING:
+    from microvm_orchestrator.artifacts import Artifacts
     from microvm_orchestrator.execs.execs import Execs
     from microvm_orchestrator.execs.job import Job
     from microvm_orchestrator.lifecycle.egress import WaysOut
@@ -69,6 +70,7 @@ class Ground:
 
     machines: Machines
     execs: Execs
+    artifacts: Artifacts
     sources: Sources
     merging: Merging
     ways_out: WaysOut
@@ -123,7 +125,9 @@ async def _machine(
         if run.scope.cancel_called:
             await _salvage(run, ground, source, machine)
         raise
-    if not run.spec.keep_machine:
+    if run.spec.keep_machine:
+        await collect.keep_console(run, ground.artifacts, ground.machines)
+    else:
         await _put_away(run, ground)
 
 
@@ -180,7 +184,7 @@ async def _send(run: Run, ground: Ground, source: Source | None, machine: Runnin
     if source is not None:
         await ground.sources.send(run, source, machine, ground.of(run))
         await resolving.offer(run, source, machine, ground.of(run))
-    await guest.put_files(shell, run.spec.files)
+    await bring.put_files(run, ground.artifacts, shell)
     for file in _program(run, ground, source, devshell=False).invocation.files:
         await shell.put(file.path, file.content, mode=file.mode, parents=True)
 
@@ -252,9 +256,13 @@ async def _measured(run: Run, machine: RunningMachine) -> dict[str, float]:
 async def _collect(
     run: Run, ground: Ground, source: Source | None, machine: RunningMachine
 ) -> Result:
-    if source is None:
-        return run.record.result or Result(success=False)
-    return await ground.sources.collect(run, source, machine, ground.of(run))
+    try:
+        if source is None:
+            return run.record.result or Result(success=False)
+        return await ground.sources.collect(run, source, machine, ground.of(run))
+    finally:
+        # Also of one whose commits may not enter.
+        await collect.collect(run, ground.artifacts, machine, ground.of(run))
 
 
 async def _salvage(
@@ -272,6 +280,7 @@ async def _salvage(
 async def _put_away(run: Run, ground: Ground) -> None:
     """End the machine of a run, and leave nothing of it."""
     if run.record.machine_id is not None:
+        await collect.keep_console(run, ground.artifacts, ground.machines)
         await put_away(ground.machines, run.record.machine_id)
 
 

@@ -81,7 +81,7 @@ def _checked(pattern: str) -> str:
 Pattern = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_checked)]
 Patterns = Annotated[list[Pattern], Field(max_length=MAX_PATTERNS)]
 # A digest, or a task and the name of an artifact of its last run.
-Reference = Annotated[Line, Field(pattern=r"^[^/\x00]+(/.+)?$")]
+Reference = Annotated[Line, Field(pattern=r"^(sha256:[0-9a-f]{64}|[^/]+/.+)$")]
 
 
 class Glob:
@@ -116,8 +116,9 @@ class Glob:
     def wide(self) -> tuple[str, str]:
         """Write two patterns for `find -path`, whose `*` passes slashes: all that fits fits one."""
         below = self._path([_widened(part) for part in self._wanted]).replace("*/", "*")
+        below = re.sub(r"\*+", "*", below)
         itself = self._path([_widened(part) for part in self._fixed])
-        return re.sub(r"\*+", "*", below), itself if self._plain else below
+        return below, itself if self._plain else below
 
     def fits(self, name: str) -> bool:
         """Whether a path is asked for: absolute, or relative to the work tree."""

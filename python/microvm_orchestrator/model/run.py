@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from microvm_orchestrator.model.artifact import Artifact, LeftOut, Patterns, Reference
 from microvm_orchestrator.model.values import Flag, Json, Key, Line, Moment, Name, Text
 
 # The kind of record the steps of a run are stored as.
@@ -83,12 +84,17 @@ class InputFile(_Part):
     path: GuestPath = Field(description="relative to the work tree, or absolute")
     text: Annotated[str, Field(max_length=MAX_FILES_CHARS)] | None = None
     base64: Annotated[str, Field(max_length=MAX_FILES_CHARS)] | None = None
+    artifact: Reference | None = Field(
+        default=None,
+        description="what one of your runs has left behind: its digest, or TASK/NAME of the last "
+        "run of a task, which may be one that comes first",
+    )
     mode: Annotated[int, Field(strict=True, ge=0, le=0o777)] = 0o644
 
     @model_validator(mode="after")
     def _has_one_content(self) -> InputFile:
-        if (self.text is None) == (self.base64 is None):
-            raise ValueError("a file has either `text` or `base64`")
+        if [self.text, self.base64, self.artifact].count(None) != 2:
+            raise ValueError("a file has one of `text`, `base64` and `artifact`")
         return self
 
 
@@ -167,6 +173,11 @@ class RunSpec(_Part):
         default=None, description="the task whose commits it is to merge, laid out beside the base"
     )
     rest: Rest | None = None
+    artifacts: Patterns = Field(
+        default=[],
+        description="what to keep of its files beside commits, as in dist/ or **/*.xml: relative "
+        "to the work tree, or absolute; a folder stands for all it holds",
+    )
     egress: Annotated[list[Line], Field(max_length=256)] = Field(
         default=[], description="hosts its program may reach, as host, host:port or *.domain"
     )
@@ -354,6 +365,10 @@ class RunRecord(_Part):
     usage: Usage = Usage()
     reported: Reported | None = None
     merge: MergeOutcome = MergeOutcome()
+    artifacts: list[Artifact] = []
+    left_out: list[LeftOut] = Field(
+        default=[], description="what was asked for and is not there, and why"
+    )
     decision: Decision | None = Field(default=None, description="where `merge` is review")
     check_machine_id: str | None = Field(
         default=None, description="the machine in which what was merged is checked"

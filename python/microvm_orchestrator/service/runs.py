@@ -17,6 +17,7 @@ from microvm_orchestrator.git import reading
 from microvm_orchestrator.git.names import Oid
 from microvm_orchestrator.lifecycle import output
 from microvm_orchestrator.model.access import Role
+from microvm_orchestrator.model.artifact import Patterns
 from microvm_orchestrator.model.names import DEFAULT_GROUP
 from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.model.run import (
@@ -101,6 +102,11 @@ class StartRun(Request):
     merge: Merge | None = Field(default=None, description="by default as the repo has it")
     rest: Rest | None = Field(
         default=None, description="what becomes of changes without a commit; as the repo has it"
+    )
+    artifacts: Patterns = Field(
+        default=[],
+        description="what to keep of its files beside commits, as in dist/ or **/*.xml: relative "
+        "to the work tree, or absolute; a folder stands for all it holds",
     )
     driver: Literal["claude", "codex", "opencode"] | None = Field(
         default=None, description="which agent; by default as the repo has it, else claude"

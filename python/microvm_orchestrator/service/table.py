@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from microvm_orchestrator.service import (
+    artifacts,
     caches,
     credentials,
     doctor,
@@ -39,6 +40,7 @@ CALLS: tuple[Call, ...] = (
     *repos.CALLS,
     *plans.CALLS,
     *runs.CALLS,
+    *artifacts.CALLS,
     *templates.CALLS,
     *workers.CALLS,
     *machines.CALLS,
