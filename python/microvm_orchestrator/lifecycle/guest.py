@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.git.held import Room
 from microvm_orchestrator.machine.shell import Command
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ _PATCH = f"{WORKSPACE}/.rest.patch"
 # Of a tree with a long history on a slow disk; what hangs longer does not end by itself.
 _GIT_S = 900.0
 _QUICK_S = 30.0
-# What is taken from a guest at most: commits as a bundle, and changes as a patch.
-_BUNDLE_MOST = 2 << 30
+# What is taken from a guest at most: commits as a bundle, and changes as a patch. What would be
+# refused afterwards does not travel.
+_BUNDLE_MOST = Room().bundle_bytes
 _PATCH_MOST = 64 << 20
 _PIECE = 1 << 18
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

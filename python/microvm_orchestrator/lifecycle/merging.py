@@ -18,7 +18,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.git.land import CheckedOut, land
 from microvm_orchestrator.git.merge import Conflict, How, Merged, Policy, merge
 from microvm_orchestrator.git.names import Oid
-from microvm_orchestrator.git.outcomes import Landed, Moved
+from microvm_orchestrator.git.outcomes import Landed, Moved, Reason, Refused
 from microvm_orchestrator.git.replay import Committer, open_workbench
 from microvm_orchestrator.lifecycle import resolving
 from microvm_orchestrator.lifecycle.source import oid_of, task_ref
@@ -33,7 +33,6 @@ from microvm_orchestrator.model.run import (
 if TYPE_CHECKING:
     from microvm_orchestrator.git.conflicts import ConflictFile as Clashing
     from microvm_orchestrator.git.mirror import Mirror
-    from microvm_orchestrator.git.outcomes import Refused
     from microvm_orchestrator.lifecycle.run import Run
     from microvm_orchestrator.lifecycle.source import Source
     from microvm_orchestrator.repos import Repos
@@ -43,6 +42,9 @@ _COMMITTER = Committer("microvm-orchestrator", "microvm-orchestrator@localhost")
 _TRIES = 20
 # Each of these is a machine as well.
 _CHECKED_TRIES = 5
+# A commit or a status of the user's holds the index for a moment; one that was killed, for ever.
+_BUSY_S = 30.0
+_BUSY_AGAIN_S = 0.1
 
 
 # How a commit that is to be a branch's next passes the check of a run.
@@ -129,13 +131,21 @@ class Merging:
         self, run: Run, source: Source, mirror: Mirror, kept: MergeOutcome, wish: _Wish
     ) -> MergeOutcome | None:
         """Move the branch; None when somebody else has moved it meanwhile."""
-        # A branch that has moved is written down as such, whoever ends the run meanwhile.
-        with anyio.CancelScope(shield=True):
-            return await self._move(run, source, mirror, kept, wish)
+        patience = anyio.current_time() + _BUSY_S
+        moved: MergeOutcome | Refused | None = None
+        while True:
+            # A branch that has moved is written down as such, whoever ends the run meanwhile.
+            with anyio.CancelScope(shield=True):
+                moved = await self._move(run, source, mirror, kept, wish)
+            if not isinstance(moved, Refused):
+                return moved
+            if moved.reason is not Reason.BUSY or anyio.current_time() >= patience:
+                return _refused(kept, wish.into, wish.target, moved)
+            await anyio.sleep(_BUSY_AGAIN_S)
 
     async def _move(
         self, run: Run, source: Source, mirror: Mirror, kept: MergeOutcome, wish: _Wish
-    ) -> MergeOutcome | None:
+    ) -> MergeOutcome | Refused | None:
         landed = await land(
             mirror.path,
             Path(source.repo.path),
@@ -154,7 +164,7 @@ class Merging:
             case Moved():
                 return None
             case refused:
-                return _refused(kept, wish.into, wish.target, refused)
+                return refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,13 @@ from microvm_orchestrator.git.names import Oid
 from microvm_orchestrator.git.uncommitted import snapshot
 from microvm_orchestrator.lifecycle import guest
 from microvm_orchestrator.lifecycle.cache import Histories, held_by
-from microvm_orchestrator.model.run import Rest, Result
+from microvm_orchestrator.model.run import MergeOutcome, Rest, Result
 
 if TYPE_CHECKING:
     from microvm_orchestrator.git.mirror import Mirror
     from microvm_orchestrator.lifecycle.run import Run
     from microvm_orchestrator.machine.base import Machine as RunningMachine
+    from microvm_orchestrator.machine.shell import Shell
     from microvm_orchestrator.model.repo import Repo
     from microvm_orchestrator.repos import Repos
 
@@ -86,13 +87,14 @@ class Sources:
             return None
         repo = await self._repos.get(run.record.repo_id or spec.repo, run.by)
         mirror = await self._repos.fresh(repo)
+        if run.record.repo_id is not None and run.record.merge.into is not None:
+            # The user's repository may stand at another branch by now.
+            return Source(repo, mirror, oid_of(run.record.base), run.record.merge.into)
         found = await upstream.look(Path(repo.path))
         branch = spec.base or repo.defaults.branch or found.default_branch
         if branch is None:
             raise errors.RepoRefused(f"repo {repo.alias} has no branch", hint="name a base")
         into = spec.into or branch
-        if run.record.repo_id is not None:
-            return Source(repo, mirror, oid_of(run.record.base), into)
         base = None if found.empty else await mirror.resolve(branch)
         if spec.uncommitted:
             ref = f"refs/snapshots/{_name(run)}"
@@ -102,7 +104,8 @@ class Sources:
         if base is not None:
             ref = f"refs/bases/{_name(run)}"
             await mirror.keep(ref, base, await mirror.find(ref))
-        await run.learn("based", repo_id=repo.repo_id, base=base)
+        merge = MergeOutcome(into=into)
+        await run.learn("based", repo_id=repo.repo_id, base=base, merge=merge)
         return Source(repo, mirror, base, into)
 
     @asynccontextmanager
@@ -143,13 +146,18 @@ class Sources:
         policy = run.spec.rest or source.repo.defaults.rest
         message = f"Left uncommitted by task {run.task.task_id}"
         left = await guest.end_tree(shell, source.base, policy, message)
+        if left.tip is not None:
+            tip = await self._take(run, source, shell, folder)
+            result = await _described(source, tip, result)
+            # What was committed is kept, whatever becomes of the rest.
+            await run.learn("collected", tip=tip, result=result)
         if left.rest == Rest.PATCH:
             path = folder / _PATCH
             await anyio.Path(path).unlink(missing_ok=True)
             await guest.fetch_patch(shell, path)
-        result = result.model_copy(update={"rest": left.rest})
-        if left.tip is None:
-            return result
+        return result.model_copy(update={"rest": left.rest})
+
+    async def _take(self, run: Run, source: Source, shell: Shell, folder: Path) -> Oid:
         path = folder / "incoming.bundle"
         await anyio.Path(path).unlink(missing_ok=True)
         try:
@@ -161,8 +169,7 @@ class Sources:
             )
         finally:
             path.unlink(missing_ok=True)
-        await run.learn("collected", tip=taken.tip)
-        return await _described(source, taken.tip, result)
+        return taken.tip
 
 
 async def _described(source: Source, tip: Oid, result: Result) -> Result:
