@@ -18,11 +18,11 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from git_repos import ENV, Repo
 from landing import Stage, make_stage
 from microvm_orchestrator.git import land
 from microvm_orchestrator.git.names import Oid
 from microvm_orchestrator.git.outcomes import Landed, Moved, Reason, Refused
+from user_at_work import User
 
 PYTHON = Path(__file__).parents[3] / "python"
 # A landing in a process of its own, which says when it begins and what came of it.
@@ -165,82 +165,13 @@ async def test_what_a_killed_one_left_is_cleared_away_without_another_landing(
     assert isinstance(await stage.land(new), Landed)
 
 
-class User(threading.Thread):
-    """Somebody who edits, stages, commits and switches, and knows what they have done."""
-
-    def __init__(self, repo: Repo, seed: int, stop: threading.Event) -> None:
-        super().__init__()
-        self._repo, self._random, self._stop_now = repo, random.Random(seed), stop
-        self.commits: list[str] = []
-        self.edits: dict[str, str] = {}
-        self.failed: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            number = 0
-            while not self._stop_now.is_set():
-                number += 1
-                self._act(number)
-                # A quick one: with no pause at all nobody else would ever find the branch still.
-                self._stop_now.wait(self._random.random() * 0.5)
-            self._git("commit", "--quiet", "--all", "--allow-empty", "-m", "the last")
-            self._git("checkout", "--quiet", "main")
-        except BaseException as error:  # noqa: BLE001 - told by the test
-            self.failed = error
-
-    def _act(self, number: int) -> None:
-        name = f"mine-{self._random.randrange(4)}"
-        match self._random.randrange(5):
-            case 0:
-                name = f"loose-{number}"
-                self._save(name, number)
-            case 1:
-                self._save(name, number)
-                self._git("add", name)
-            case 2:
-                self._save(name, number)
-                self._git("add", name)
-                self._git("commit", "--quiet", "--allow-empty", "-m", f"mine {number}", "--", name)
-                self.commits.append(self._git("rev-parse", "HEAD"))
-            case 3:
-                self._git("status", "--porcelain")
-            case _:
-                branch = self._random.choice(["main", "other"])
-                self._git("commit", "--quiet", "--all", "--allow-empty", "-m", f"all {number}")
-                self.commits.append(self._git("rev-parse", "HEAD"))
-                self._git("checkout", "--quiet", branch)
-
-    def _save(self, name: str, number: int) -> None:
-        text = f"{number} of mine\n"
-        (self._repo.path / name).write_text(text)
-        if name.startswith("loose"):
-            self.edits[name] = text
-
-    def _git(self, *words: str) -> str:
-        """Run git as somebody does who tries again when another git is in the way."""
-        said = ""
-        for _ in range(400):
-            done = subprocess.run(
-                ["git", *words], cwd=self._repo.path, env=ENV, check=False, capture_output=True
-            )
-            if done.returncode == 0:
-                return done.stdout.decode().strip()
-            said = done.stderr.decode(errors="replace")
-            if not any(sign in said for sign in (".lock", "cannot lock ref", "unable to write")):
-                raise AssertionError((words, said))
-            time.sleep(0.005)
-        raise AssertionError((words, said))
-
-
 @pytest.mark.parametrize("seed", range(2))
 async def test_a_user_who_works_on_beside_many_landings_loses_nothing(
     tmp_path: Path, seed: int, whole: bool
 ) -> None:
     stage = make_stage(tmp_path)
-    stage.user.git("branch", "other")
-    stage.user.write({f"mine-{n}": "0\n" for n in range(4)})
-    stage.old = stage.user.commit({}, "mine to edit")
-    stage.user.git("branch", "--force", "other")
+    User.prepare(stage.user)
+    stage.old = stage.user.oid()
     stop = threading.Event()
     user = User(stage.user, seed, stop)
     user.start()
@@ -266,12 +197,8 @@ async def test_a_user_who_works_on_beside_many_landings_loses_nothing(
         stop.set()
         await anyio.to_thread.run_sync(user.join)
     assert user.failed is None, user.failed
-    reachable = set(stage.user.git("rev-list", "--all").split())
-    assert set(landed) <= reachable
-    assert set(user.commits) <= reachable
-    for name, text in user.edits.items():
-        committed = stage.user.git("log", "--all", "--format=%H", "--", name)
-        assert committed or (stage.user.path / name).read_text() == text
+    assert set(landed) <= set(stage.user.git("rev-list", "--all").split())
+    assert user.lost() == []
     # No commit of the user's has undone what landed before it.
     listing = set(stage.user.git("ls-tree", "--name-only", "main").splitlines())
     assert {f"task-{turn}" for turn in range(len(landed))} <= listing
