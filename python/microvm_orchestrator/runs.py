@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.lifecycle import budget
 from microvm_orchestrator.lifecycle.live import Ground, live, put_away
 from microvm_orchestrator.lifecycle.output import texts
 from microvm_orchestrator.lifecycle.run import Run
@@ -24,6 +25,7 @@ from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import (
     IN_A_MACHINE,
     RUN,
+    Budget,
     MergeState,
     Result,
     RunRecord,
@@ -111,6 +113,22 @@ class Runs:
         """The run of a task that is under way here."""
         return self._live.get(task_id)
 
+    async def resume(self, task_id: str, changes: Budget) -> None:
+        """Let a run that is paused go on; limits that are left out stay as they are.
+
+        Raises: StateForbids; InvalidInput for a limit that is reached already.
+        """
+        run = self._live.get(task_id)
+        if run is None:
+            raise errors.StateForbids(f"no run of task {task_id} is under way on this host")
+        given = changes.model_dump(exclude_none=True)
+        await budget.resume(run, run.record.budget.model_copy(update=given))
+
+    @property
+    def _busy(self) -> int:
+        """How many take a place: one that is paused has its machine, and takes nothing else."""
+        return sum(run.record.paused is None for run in self._live.values())
+
     # Claims
 
     async def _claim(self, tasks: TaskGroup) -> None:
@@ -122,7 +140,7 @@ class Runs:
                     await self._claim_what_fits(tasks)
 
     async def _claim_what_fits(self, tasks: TaskGroup) -> None:
-        while (room := self._count - len(self._live)) > 0:
+        while (room := self._count - self._busy) > 0:
             offer = Offer(WORKER, frozenset({IN_A_MACHINE}), count=room, lease_s=_LEASE_S)
             claimed = await self._store.claim(offer, _HOST)
             if not claimed.tasks:
@@ -140,6 +158,7 @@ class Runs:
             run_id=f"{task.task_id}.{task.attempt}",
             task_id=task.task_id,
             owner=task.owner,
+            budget=spec.budget,
             started_at=moment(await self._store.now()),
         )
         run = Run(task, spec, ref, record, 0, self._store)

@@ -45,7 +45,8 @@ LEAST = {
         task_claim task_heartbeat task_complete task_fail task_release task_extend worker_register
         worker_heartbeat""",
     Role.OPERATOR: """
-        task_submit graph_submit task_cancel task_retry task_update task_delete group_cancel
+        task_submit graph_submit task_cancel task_retry task_resume task_update task_delete
+        group_cancel
         group_retry group_prioritize template_save template_delete template_run worker_drain
         worker_remove webhook_create webhook_get webhook_list webhook_update webhook_delete
         webhook_test delivery_list delivery_retry token_create token_list token_revoke
@@ -160,6 +161,16 @@ class Ledger:
         self.found.add(call)
         return answer
 
+    def refused(self, call: str, target: str, code: str, **arguments: Any) -> None:
+        """Make a call that is refused, which is written down as well."""
+        words = json.dumps(arguments).encode()
+        assert doors.rest(self.world.place, self.world.tokens["admin"], call, words).code == code
+        lines = self.world.every("audit_list", action=call)
+        [line] = [line for line in lines if line["seq"] > self.newest]
+        assert (line["target"], line["outcome"]) == (target, code)
+        self.newest = max(self.newest, line["seq"])
+        self.found.add(call)
+
 
 def test_every_change_is_in_the_audit_log_with_who_what_and_to_which_end(world: World) -> None:
     ledger = Ledger(world, world.every("audit_list")[0]["seq"])
@@ -191,7 +202,8 @@ def _work(ledger: Ledger) -> None:
 def _plan(ledger: Ledger) -> None:
     act, group = ledger.act, {"group": "audited"}
     act("graph_submit", tasks=[{"key": "one"}], **group)
-    act("run_start", argv=["true"], depends_on=["one"], **group)
+    waiting = act("run_start", argv=["true"], depends_on=["one"], **group)["task_id"]
+    ledger.refused("task_resume", waiting, "state-forbids", task_id=waiting)
     act("plan_submit", documents=[{"name": "TODO.md", "text": "- two"}], **group)
     act("group_prioritize", "group audited", priority="high", **group)
     act("group_cancel", "group audited", **group)

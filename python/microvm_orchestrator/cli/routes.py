@@ -40,6 +40,7 @@ ROUTES: dict[str, Route] = {
         "task_runs": "GET /v1/tasks/{task_id}/runs",
         "task_cancel": "POST /v1/tasks/{task_id}/cancel",
         "task_retry": "POST /v1/tasks/{task_id}/retry",
+        "task_resume": "POST /v1/tasks/{task_id}/resume",
         "task_update": "PATCH /v1/tasks/{task_id}",
         "task_delete": "DELETE /v1/tasks/{task_id}",
         "task_extend": "POST /v1/tasks/{task_id}/extend",

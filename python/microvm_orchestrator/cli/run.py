@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.cli import execs, output, run_result, values
+from microvm_orchestrator.cli import budget, execs, output, run_result, values
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.machine_exec import Words
 from microvm_orchestrator.cli.options import (
@@ -124,13 +124,10 @@ def start(
             "--answer-schema", metavar="JSON|@FILE|-", help="JSON Schema of the answer it gives."
         ),
     ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option("--tokens", metavar="N", help="How many tokens of model APIs it may use."),
-    ] = None,
-    cost_usd: Annotated[
-        float | None, typer.Option("--cost-usd", metavar="USD", help="What it may cost.")
-    ] = None,
+    wall_s: budget.WallS = None,
+    cpu_s: budget.CpuS = None,
+    tokens: budget.Tokens = None,
+    cost_usd: budget.CostUsd = None,
     egress: Annotated[
         list[str] | None,
         typer.Option(
@@ -206,6 +203,8 @@ def start(
         "max_turns": max_turns,
         "mcp_servers": values.json_value(mcp_servers, "--mcp-servers"),
         "answer_schema": values.json_value(answer_schema, "--answer-schema"),
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
         "tokens": tokens,
         "cost_usd": cost_usd,
         "egress": egress,

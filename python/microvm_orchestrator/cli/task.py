@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from microvm_orchestrator import places
-from microvm_orchestrator.cli import failure, output, spec, values, watch, work
+from microvm_orchestrator.cli import budget, failure, output, spec, values, watch, work
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.journal import event_line
 from microvm_orchestrator.cli.options import (
@@ -28,6 +28,7 @@ from microvm_orchestrator.cli.options import (
 
 app = typer.Typer(help="Tasks: submit, look at, wait for and change them; claim and end them.")
 app.add_typer(work.app)
+app.add_typer(budget.app)
 
 BRIEF = ("task_id", "key", "group", "state", "priority", "worker", "progress", "title")
 RUN = ("attempt", "worker", "state", "started_at", "finished_at", "error")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import traceback
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +46,11 @@ _ACCEPT_PAUSE_S = 0.1
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _log = log.get(__name__)
 
+OnSpent = Callable[[Spent], Awaitable[None]]
 
-async def _untold(exhausted: Exhausted) -> None:
-    del exhausted
+
+async def _untold(told: object) -> None:
+    del told
 
 
 @dataclass(slots=True)
@@ -62,10 +64,14 @@ class Egress:
     _proxy: Proxy
     _reports: Reports
     _on_exchange: OnExchange
+    _on_spent: OnSpent
     _patience: Patience
     # Exchanges that were not told one by one.
     unlisted: int = 0
     _told: int = 0
+    # What the owner was last told is spent; one is told at a time.
+    _noted: Spent | None = None
+    _noting: anyio.Lock = field(default_factory=anyio.Lock)
     # The connections there are, and what is set when each is over.
     _serving: dict[anyio.CancelScope, anyio.Event] = field(
         default_factory=dict[anyio.CancelScope, anyio.Event]
@@ -88,6 +94,11 @@ class Egress:
         """From now on this is the limit; with a higher one requests pass again."""
         self._account.budget = budget
         self._models.raised()
+
+    async def shut(self) -> None:
+        """Let no request to a model out until `set_budget`, and wait for those that are."""
+        self._models.shut()
+        await self._models.quiet()
 
     async def serve(self, stream: ByteStream) -> None:
         """Serve one connection of the guest until either side ends it."""
@@ -169,6 +180,7 @@ class Egress:
         await connection.answer(refusal.status, text, "text/plain; charset=utf-8", last=last)
 
     async def _tell(self, connection: Connection, draft: Draft) -> None:
+        await self._note()
         if self._told >= TOLD_MOST:
             self.unlisted += 1
             return
@@ -182,6 +194,19 @@ class Egress:
         if patience.cancelled_caught:
             self.unlisted += 1
 
+    async def _note(self) -> None:
+        with anyio.move_on_after(_TELL_S, shield=True):
+            async with self._noting:
+                spent = self.spent
+                if spent == self._noted:
+                    return
+                try:
+                    await self._on_spent(spent)
+                except errors.OrchestratorError as error:
+                    _log.warning("egress_not_told", code=error.code, reason=error.message)
+                else:
+                    self._noted = spent
+
 
 @asynccontextmanager
 async def open_egress(
@@ -194,6 +219,8 @@ async def open_egress(
     spent: Spent | None = None,
     prices: Prices | None = None,
     on_exhausted: OnExhausted = _untold,
+    on_spent: OnSpent = _untold,
+    holds: bool = False,
     on_report: OnReport | None = None,
     resolver: Resolver = look_up,
     upstream: Upstream | None = None,
@@ -203,9 +230,10 @@ async def open_egress(
 
     With a `folder`, which nobody else may enter, it listens there on a socket called `egress`.
     `on_exchange` is told of each request once it is over, `on_exhausted` once when one is refused
-    because the budget is used up, and again after another budget was set. `spent` is what was spent
-    before, in an earlier endpoint of the same run. Without `upstream` it opens connections of its
-    own; a daemon shares one among its runs.
+    because the budget is used up, and again after another budget was set; `holds` lets such
+    requests wait for another budget instead. `spent` is what was spent before, in an earlier
+    endpoint of the same run, and `on_spent` is told what is spent by now whenever that changes.
+    Without `upstream` it opens connections of its own; a daemon shares one among its runs.
 
     Raises: NotFound when the policy names a credential that is not there; InvalidInput when the
     folder cannot hold the socket.
@@ -219,10 +247,11 @@ async def open_egress(
         egress = Egress(
             None if folder is None else folder / SOCKET,
             account,
-            Models(policy, credentials, account, upstream, on_exhausted),
+            Models(policy, credentials, account, upstream, on_exhausted, holds=holds),
             Proxy(policy, resolver, upstream),
             Reports(on_report),
             on_exchange,
+            on_spent,
             patience or Patience(),
         )
         group = await life.enter_async_context(anyio.create_task_group())

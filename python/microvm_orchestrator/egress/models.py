@@ -49,7 +49,10 @@ class Models:
         account: Account,
         upstream: Upstream,
         on_exhausted: OnExhausted,
+        *,
+        holds: bool = False,
     ) -> None:
+        """With `holds` a request beyond the budget waits for a higher one; else it is refused."""
         self._policy = policy
         self._credentials = credentials
         self._account = account
@@ -58,10 +61,30 @@ class Models:
         self._places = anyio.Semaphore(AT_ONCE_MOST)
         # Whether the owner knows that the budget is used up.
         self._told = False
+        self._holds = holds
+        # Nothing goes out now, whatever is left of the budget.
+        self._shut = False
+        # Requests that went out and are not over.
+        self._out = 0
+        self._changed = anyio.Event()
 
     def raised(self) -> None:
-        """The budget is another: that it is used up is told anew."""
-        self._told = False
+        """The budget is another: what waits may go, and that it is used up is told anew."""
+        self._told = self._shut = False
+        self._wake()
+
+    def shut(self) -> None:
+        """From now on requests wait, until the budget is another."""
+        self._shut = True
+
+    async def quiet(self) -> None:
+        """Wait until every request that went out has its answer."""
+        while self._out:
+            await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
 
     async def serve(self, connection: Connection, head: Head, draft: Draft) -> None:
         """Answer a request. Raises: as `forward`."""
@@ -82,10 +105,7 @@ class Models:
     async def _serve(
         self, connection: Connection, head: Head, draft: Draft, provider: Provider
     ) -> None:
-        exhausted = self._account.exhausted()
-        if exhausted is not None:
-            await self._tell(exhausted)
-            raise Refusal(402, f"budget_exhausted: {exhausted}")
+        await self._admit()
         credential = self._credential(provider)
         self._account.begin()
         metered = head.method == "POST" and head.path.endswith(_METERED)
@@ -97,10 +117,26 @@ class Models:
             BODY_MOST,
             provider.host,
         )
+        self._out += 1
         try:
             await forward(connection, head, out, self._upstream, tap)
         finally:
             tap.settle()
+            self._out -= 1
+            self._wake()
+
+    async def _admit(self) -> None:
+        """Return when a request may go out. Raises: Refusal."""
+        while True:
+            changed = self._changed
+            exhausted = self._account.exhausted()
+            if exhausted is None and not self._shut:
+                return
+            if exhausted is not None:
+                await self._tell(exhausted)
+                if not self._holds:
+                    raise Refusal(402, f"budget_exhausted: {exhausted}")
+            await changed.wait()
 
     def _credential(self, provider: Provider) -> Credential:
         try:

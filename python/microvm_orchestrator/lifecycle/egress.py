@@ -13,15 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
+from pydantic import TypeAdapter, ValidationError
 
-from microvm_orchestrator import config, errors
-from microvm_orchestrator.egress.budget import Budget
+from microvm_orchestrator import config, errors, log
+from microvm_orchestrator.egress.budget import Budget as Limits
+from microvm_orchestrator.egress.budget import Spent
 from microvm_orchestrator.egress.endpoint import Egress, open_egress
 from microvm_orchestrator.egress.policy import Policy
 from microvm_orchestrator.egress.prices import Prices
+from microvm_orchestrator.images.files import write_whole
 from microvm_orchestrator.lifecycle.program import PORT
 from microvm_orchestrator.machine.shell import Tcp
-from microvm_orchestrator.model.run import Usage
+from microvm_orchestrator.model.run import Budget, Usage
 from microvm_orchestrator.model.values import rfc3339
 
 if TYPE_CHECKING:
@@ -29,15 +33,20 @@ if TYPE_CHECKING:
 
     from microvm_orchestrator.egress.credentials import Credentials
     from microvm_orchestrator.egress.exchange import Exchange
+    from microvm_orchestrator.egress.models import OnExhausted
     from microvm_orchestrator.lifecycle.run import Run
     from microvm_orchestrator.machine.base import Machine as RunningMachine
 
 # The file in a run's folder with a line for each request; how many there are is bounded.
 REACHED = "reached.jsonl"
+# The file there with what was spent on models, for the next daemon.
+SPENT = "spent.json"
 # Between two tries on a connection into the guest that broke.
 _AGAIN_S = 0.2
 # The guest listens within that, or its program does without.
 _LISTENS_S = 15.0
+_SPENT = TypeAdapter(Spent)
+_log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,10 @@ class WayOut:
             requests=spent.requests,
         )
 
+    def allow(self, budget: Budget) -> None:
+        """From now on this is the budget; requests that wait for a higher one go out."""
+        self.egress.set_budget(_limits(budget))
+
 
 class WaysOut:
     """Who may reach what, for all runs."""
@@ -66,27 +79,41 @@ class WaysOut:
 
     @asynccontextmanager
     async def of(
-        self, run: Run, machine: RunningMachine, hosts: Sequence[str], folder: Path
+        self,
+        run: Run,
+        machine: RunningMachine,
+        hosts: Sequence[str],
+        folder: Path,
+        on_exhausted: OnExhausted,
     ) -> AsyncGenerator[WayOut]:
-        """Keep the way of a run open, over any number of connections into its guest."""
+        """Keep the way of a run open, over any number of connections into its guest.
+
+        A request to a model that goes beyond the budget is told, and waits for a higher one.
+        """
         reached = anyio.Path(folder / REACHED)
         policy = Policy.of(self._settings, hosts)
         if run.spec.kind != "agent":
             # Keys are for agents: what a script asks a model is asked by nobody.
             policy = replace(policy, providers=())
-        budget = Budget(tokens=run.spec.budget.tokens, cost_usd=run.spec.budget.cost_usd)
 
         async def on_exchange(exchange: Exchange) -> None:
             told = asdict(exchange) | {"at": rfc3339(exchange.at)}
             async with await reached.open("a", encoding="utf-8") as file:
                 await file.write(json.dumps(told) + "\n")
 
+        async def on_spent(spent: Spent) -> None:
+            await anyio.to_thread.run_sync(_write_spent, folder / SPENT, spent)
+
         async with (
             open_egress(
                 policy,
                 self._credentials,
                 on_exchange,
-                budget=budget,
+                budget=_limits(run.record.budget),
+                spent=await anyio.to_thread.run_sync(_read_spent, folder / SPENT),
+                on_spent=on_spent,
+                on_exhausted=on_exhausted,
+                holds=True,
                 prices=Prices(self._settings.prices),
             ) as egress,
             anyio.create_task_group() as tasks,
@@ -107,3 +134,26 @@ async def _keep(machine: RunningMachine, egress: Egress, listening: anyio.Event)
                 listening.set()
                 await machine.hung_up()
         await anyio.sleep(_AGAIN_S)
+
+
+def _limits(budget: Budget) -> Limits:
+    return Limits(tokens=budget.tokens, cost_usd=budget.cost_usd)
+
+
+def _write_spent(path: Path, spent: Spent) -> None:
+    """Raises: StoreReadOnly."""
+    try:
+        write_whole(path, _SPENT.dump_json(spent))
+    except OSError as error:
+        raise errors.StoreReadOnly(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _read_spent(path: Path) -> Spent | None:
+    try:
+        return _SPENT.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        # Only where the host itself went down in the middle of it.
+        _log.error("spent_unreadable", path=str(path))
+        return None

@@ -24,6 +24,7 @@ from microvm_orchestrator import errors, log
 from microvm_orchestrator.agents.devshell import choose_devshell
 from microvm_orchestrator.execs.execs import Wish as ExecWish
 from microvm_orchestrator.lifecycle import bring, collect, guest, landing, resolving
+from microvm_orchestrator.lifecycle.budget import Allowance, let_go, measured, stand
 from microvm_orchestrator.lifecycle.callbacks import taking_callbacks
 from microvm_orchestrator.lifecycle.output import OutputFile
 from microvm_orchestrator.lifecycle.program import Listener, Program, program_of
@@ -35,6 +36,7 @@ from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.repo import RepoDefaults
 from microvm_orchestrator.model.run import Result, Step
+from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
     from microvm_orchestrator.artifacts import Artifacts
@@ -140,7 +142,7 @@ async def _find(run: Run, ground: Ground) -> RunningMachine | None:
         found = await ground.machines.get(machine_id, run.by)
     except errors.NotFound:
         found = None
-    if found is not None and found.state is MachineState.RUNNING:
+    if found is not None and found.state in {MachineState.RUNNING, MachineState.PAUSED}:
         return ground.machines.live(found)
     await _put_away(run, ground)
     if run.before(Step.PERFORMING):
@@ -193,10 +195,11 @@ async def _perform(
     run: Run, ground: Ground, source: Source | None, machine: RunningMachine
 ) -> None:
     """Run the program to its end; one that was begun is never begun again."""
+    await stand(run, ground.machines, machine)
     devshell = source is not None and await _has_devshell(run, source, machine)
     program = _program(run, ground, source, devshell=devshell)
     if run.before(Step.PERFORMING):
-        await run.enter(Step.PERFORMING, exec_id=new_id("x"))
+        await run.enter(Step.PERFORMING, exec_id=new_id("x"), began_at=moment(time.time()))
     wish = ExecWish(
         command=program.command,
         digest=hashlib.sha256(run.record.run_id.encode()).hexdigest(),
@@ -207,22 +210,25 @@ async def _perform(
     )
     listener = Listener(program.reader)
     hosts = [*_defaults(source).egress, *run.spec.egress]
+    allowance = Allowance(run, ground.machines, machine)
+    ways_out = ground.ways_out.of(run, machine, hosts, ground.of(run), allowance.on_exhausted)
     async with (
         unless_silent(machine, run.spec.silence_s) as silence,
         taking_callbacks(run, machine, ground.of(run), silence) as told_there,
-        ground.ways_out.of(run, machine, hosts, ground.of(run)) as way_out,
+        ways_out as way_out,
     ):
         command = replace(wish.command, env={**wish.command.env, **told_there})
         wish = replace(wish, command=command)
         job = await ground.execs.start(machine_id_of(run), wish, run.by)
-        await _follow(run, ground, job, listener)
-        spent = way_out.usage()
+        await job.started.wait()
+        async with allowance.kept(way_out):
+            await _follow(run, ground, job, listener)
+        usage = await measured(run, machine, way_out.usage())
     if job.failure is not None:
         raise job.failure
     told = job.exec
     if told.exit_code is None and told.signal is None:
         raise errors.MachineLost(f"what became of its program is not known: {told.reason}")
-    usage = spent.model_copy(update=await _measured(run, machine))
     result = listener.finish(told.exit_code, told.signal, timed_out=told.timed_out)
     await run.enter(Step.COLLECTING, result=result, usage=usage)
 
@@ -244,15 +250,6 @@ async def _follow(run: Run, ground: Ground, job: Job, listener: Listener) -> Non
     await job.ended.wait()
 
 
-async def _measured(run: Run, machine: RunningMachine) -> dict[str, float]:
-    """Tell what the host measured; a machine that has just ended tells nothing any more."""
-    measured = {"wall_s": round(time.time() - run.record.started_at.timestamp(), 3)}
-    with suppress(errors.OrchestratorError):
-        usage = await machine.usage()
-        measured |= {"cpu_s": usage.cpu_s, "memory_peak_mib": usage.peak_mib}
-    return measured
-
-
 async def _collect(
     run: Run, ground: Ground, source: Source | None, machine: RunningMachine
 ) -> Result:
@@ -271,6 +268,7 @@ async def _salvage(
     """Keep what was committed until now, if the guest still gives it, and end the machine."""
     if not run.before(Step.PERFORMING) and run.before(Step.REVIEWING):
         with anyio.move_on_after(_SALVAGE_S, shield=True), suppress(errors.OrchestratorError):
+            await let_go(run, ground.machines, machine)
             result = await _collect(run, ground, source, machine)
             result = result.model_copy(update={"success": False, "error": run.why or result.error})
             await run.learn("salvaged", result=result)

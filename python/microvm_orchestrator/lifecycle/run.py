@@ -6,15 +6,17 @@ on where the last one was. Above are the steps; below, the store.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
+from pydantic import JsonValue
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
-from microvm_orchestrator.model.run import RUN, RunRecord, RunSpec, Step
+from microvm_orchestrator.model.run import RUN, Budget, RunRecord, RunSpec, Step
 from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.store.base import Tell
 
@@ -40,6 +42,11 @@ class Run:
     why: str = ""
     # What is told with the next sign of life.
     said: str = ""
+    # The budget that somebody gives it while it is paused.
+    raised: Budget | None = None
+    # Set, and replaced, when its record or what is wanted of it has changed.
+    news: anyio.Event = field(default_factory=anyio.Event)
+    _writing: anyio.Lock = field(default_factory=anyio.Lock)
 
     @property
     def by(self) -> Actor:
@@ -57,13 +64,27 @@ class Run:
         """
         await self.learn(f"{step}", step=step, **known)
 
-    async def learn(self, what: str, **known: object) -> None:
-        """Write down what has become known."""
+    async def learn(
+        self, what: str, told: Mapping[str, JsonValue] | None = None, /, **known: object
+    ) -> None:
+        """Write down what has become known; what is `told` is in the event only."""
+        async with self._writing:
+            await self._learn(what, told or {}, known)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let whoever waits for this run look again."""
+        self.news.set()
+        self.news = anyio.Event()
+
+    async def _learn(
+        self, what: str, told: Mapping[str, JsonValue], known: Mapping[str, object]
+    ) -> None:
         record = self.record.model_copy(update=known)
         if record.step is Step.OVER and record.ended_at is None:
             ended_at = moment(await self.store.now())
-            record = record.model_copy(update={"ended_at": ended_at})
-        body = {"task_id": record.task_id, "step": record.step}
+            record = record.model_copy(update={"ended_at": ended_at, "paused": None})
+        body: dict[str, JsonValue] = {"task_id": record.task_id, "step": record.step, **told}
         tell = Tell(what, body, audited=False)
         saved = await self.store.save(
             Record(RUN, record.run_id, record.model_dump(mode="json")),

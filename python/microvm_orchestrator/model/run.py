@@ -113,11 +113,38 @@ class AgentSpec(_Part):
     answer_schema: Json = Field(default=None, description="JSON Schema of the answer it is to give")
 
 
-class Budget(_Part):
-    """What a run may take of model APIs. At the limit no further request passes."""
+Tokens = Annotated[int, Field(strict=True, ge=1)]
+Dollars = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, gt=0, le=2_592_000)]
 
-    tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
-    cost_usd: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
+
+class Measure(StrEnum):
+    """What a run has a limit of."""
+
+    WALL_S = "wall_s"
+    CPU_S = "cpu_s"
+    TOKENS = "tokens"
+    COST_USD = "cost_usd"
+
+
+class Budget(_Part):
+    """What a run may take. At a limit it is paused with all it has, and can be let go on."""
+
+    wall_s: Seconds | None = Field(
+        default=None, description="from the start of its program, without pauses"
+    )
+    cpu_s: Seconds | None = Field(
+        default=None, description="what its machine takes of this host's processors"
+    )
+    tokens: Tokens | None = Field(
+        default=None, description="of model APIs, those read from caches too"
+    )
+    cost_usd: Dollars | None = Field(default=None, description="of model APIs, at list prices")
+
+    def of(self, measure: Measure) -> float | None:
+        """The limit of one thing; None is no limit."""
+        limit: float | None = getattr(self, measure)
+        return limit
 
 
 class Callbacks(_Part):
@@ -307,7 +334,7 @@ class ChangedFile(_Part):
 class Usage(_Part):
     """What a run used; the host measured it."""
 
-    wall_s: float = 0.0
+    wall_s: float = Field(default=0.0, description="of its program, without pauses")
     cpu_s: float | None = None
     memory_peak_mib: float | None = None
     tokens_in: int = 0
@@ -349,6 +376,15 @@ class Result(_Part):
     rest: Literal["none", "patch", "commit", "drop"] = "none"
 
 
+class Pause(_Part):
+    """Why a run stands still."""
+
+    measure: Measure = Field(description="which limit was reached")
+    used: float
+    limit: float
+    at: Moment
+
+
 class RunRecord(_Part):
     """A run as it is stored, from the first step to the last."""
 
@@ -362,6 +398,9 @@ class RunRecord(_Part):
     base: str | None = Field(default=None, description="the commit it started from")
     tip: str | None = Field(default=None, description="its last commit")
     result: Result | None = None
+    budget: Budget = Field(default=Budget(), description="as it is by now")
+    paused: Pause | None = Field(default=None, description="null unless it stands still")
+    paused_s: float = Field(default=0.0, description="how long it stood still before")
     usage: Usage = Usage()
     reported: Reported | None = None
     merge: MergeOutcome = MergeOutcome()
@@ -374,4 +413,5 @@ class RunRecord(_Part):
         default=None, description="the machine in which what was merged is checked"
     )
     started_at: Moment
+    began_at: Moment | None = Field(default=None, description="when its program was started")
     ended_at: Moment | None = None

@@ -28,12 +28,15 @@ from microvm_orchestrator.model.run import (
     Branch,
     Budget,
     Devshell,
+    Dollars,
     InputFile,
     Merge,
     Rest,
     RunRecord,
     RunSpec,
+    Seconds,
     Step,
+    Tokens,
     Variable,
 )
 from microvm_orchestrator.model.task import Dependencies, GroupedSpec, Task
@@ -118,11 +121,18 @@ class StartRun(Request):
         default={}, description="further MCP servers, as in the agent's own configuration"
     )
     answer_schema: Json = Field(default=None, description="JSON Schema of the answer it is to give")
-    tokens: Annotated[int, Field(strict=True, ge=1)] | None = Field(
-        default=None, description="how many tokens of model APIs it may use"
+    wall_s: Seconds | None = Field(
+        default=None, description="how long its program may run before it is paused"
     )
-    cost_usd: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="what it may cost at list prices"
+    cpu_s: Seconds | None = Field(
+        default=None,
+        description="how much of this host's processors its machine may take before it is paused",
+    )
+    tokens: Tokens | None = Field(
+        default=None, description="how many tokens of model APIs it may use before it is paused"
+    )
+    cost_usd: Dollars | None = Field(
+        default=None, description="what it may cost at list prices before it is paused"
     )
     egress: Annotated[list[Line], Field(max_length=256)] = Field(
         default=[], description="hosts its program may reach, as host, host:port or *.domain"
@@ -154,7 +164,7 @@ class StartRun(Request):
             raise errors.InvalidInput("a run has one of `prompt`, `script` and `argv`")
         plain = RunSpec.model_fields.keys() & StartRun.model_fields.keys()
         agent = AgentSpec(**{name: getattr(self, name) for name in AgentSpec.model_fields})
-        budget = Budget(tokens=self.tokens, cost_usd=self.cost_usd)
+        budget = Budget(**{name: getattr(self, name) for name in Budget.model_fields})
         fields = {name: getattr(self, name) for name in plain}
         return parse(RunSpec, {**fields, "kind": kinds[0], "agent": agent, "budget": budget})
 

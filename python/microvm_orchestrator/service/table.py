@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from microvm_orchestrator.service import (
     artifacts,
+    budgets,
     caches,
     credentials,
     doctor,
@@ -40,6 +41,7 @@ CALLS: tuple[Call, ...] = (
     *repos.CALLS,
     *plans.CALLS,
     *runs.CALLS,
+    *budgets.CALLS,
     *artifacts.CALLS,
     *templates.CALLS,
     *workers.CALLS,
