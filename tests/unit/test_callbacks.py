@@ -59,6 +59,7 @@ class Guest:
     ) -> httpx2.Response:
         """Make one request over a connection of its own, as it comes through the channel."""
         ours, theirs = socket.socketpair()
+        answer = bytearray()
         head = (
             f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
             f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
@@ -69,7 +70,6 @@ class Guest:
                 anyio.create_task_group() as group,
             ):
                 group.start_soon(self.desk.serve, await SocketStream.from_socket(theirs))
-                answer = bytearray()
 
                 async def hear() -> None:
                     async for data in stream:

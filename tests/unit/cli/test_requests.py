@@ -293,12 +293,14 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "webhook_create": (
         [
             *("https://ci.example/hook", "--kind", "task.done", "--group", "g", "--no-active"),
-            *("--description", "d", "--secret-file", "@secret", "--idempotency-key", "k"),
+            *("--shape", "job", "--description", "d", "--secret-file", "@secret"),
+            *("--idempotency-key", "k"),
         ],
         {
             "url": "https://ci.example/hook",
             "kinds": ["task.done"],
             "groups": ["g"],
+            "shape": "job",
             "active": False,
             "description": "d",
             "secret": "0123456789abcdef",
