@@ -137,11 +137,12 @@ def test_a_task_is_deleted_with_its_run_but_not_with_commits_that_nobody_merged(
 ) -> None:
     repo = git_repos.sample(tmp_path / "kept")
     alias = registered(stage, repo)
-    task_id = started(stage, repo=alias, script=EDIT, merge="manual")
+    task_id = started(stage, repo=alias, script=EDIT, merge="manual", artifacts=["README"])
     run = ended(stage, task_id)
     assert stage.refusal("task_delete", task_id=task_id) == "state-forbids"
     said = stage.cli("task", "delete", task_id).stderr.decode()
-    assert f"1 commit at refs/tasks/{task_id} of repo {alias_of(stage, repo)}" in said
+    assert f"1 commit at refs/tasks/{task_id} of repo {alias_of(stage, repo)}; " in said
+    assert "artifact" in said
     assert "drop_unmerged" in said
     folder = stage.daemon.state_dir / "runs" / run["run_id"]
     assert folder.exists()

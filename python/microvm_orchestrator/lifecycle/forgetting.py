@@ -113,6 +113,15 @@ class Forgetting:
                 found.append(Unmerged(repo, ref, commits))
         return found
 
+    async def artifacts(self, task_ids: Collection[str]) -> int:
+        """Count what the runs of tasks have left behind."""
+        stored = [
+            record
+            for task_id in task_ids
+            for record in await every_record(self._store, RUN, SYSTEM, f"{task_id}.")
+        ]
+        return sum(len(RunRecord.model_validate(record.body).artifacts) for record in stored)
+
     # What goes
 
     @contextmanager

@@ -506,11 +506,13 @@ async def task_delete(service: Service, caller: Caller, request: TaskDelete) -> 
     rehearsed = DeleteTask(request.cascade, rehearsed=True)
     doomed = (await service.store.amend(request.address, rehearsed, by)).task_ids
     if not request.drop_unmerged and (unmerged := await forgetting.unmerged(doomed)):
-        told = "; ".join(str(each) for each in unmerged[:_UNMERGED_TOLD])
-        more = len(unmerged) - _UNMERGED_TOLD
+        told = [str(each) for each in unmerged[:_UNMERGED_TOLD]]
+        if (more := len(unmerged) - _UNMERGED_TOLD) > 0:
+            told.append(f"that of {more} more tasks")
+        if count := await forgetting.artifacts(doomed):
+            told.append("1 artifact" if count == 1 else f"{count} artifacts")
         raise errors.StateForbids(
-            f"task {doomed[0]} has what was not merged: {told}"
-            + (f"; and {more} more" if more > 0 else ""),
+            f"with task {doomed[0]} there would be lost: {'; '.join(told)}",
             hint="merge it, or say `drop_unmerged` to lose it",
         )
     with forgetting.losing(doomed if request.drop_unmerged else ()):
