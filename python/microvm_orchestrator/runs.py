@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.lifecycle import budget
+from microvm_orchestrator.lifecycle import budget, review
 from microvm_orchestrator.lifecycle.live import Ground, live, put_away
 from microvm_orchestrator.lifecycle.output import texts
 from microvm_orchestrator.lifecycle.run import Run
@@ -65,6 +65,13 @@ _RENEW_EVERY_S = 20.0
 # What is known of an end is worth writing down even while the daemon stops.
 _LAST_WORD_S = 5.0
 _MERGED = frozenset({MergeState.NONE, MergeState.MERGED})
+# Why a task failed whose program did not.
+_CODES = {
+    MergeState.CONFLICT: "merge-conflict",
+    MergeState.CHECK_FAILED: "check-failed",
+    MergeState.REJECTED: "merge-rejected",
+    MergeState.FAILED: "merge-failed",
+}
 # Of each channel, what a callback carries: whoever wants all of it reads it here.
 _MESSAGE_MOST = 1 << 18
 # The store says no more now; soon it may.
@@ -88,6 +95,8 @@ class Runs:
         self._ground = ground
         self._count = count
         self._live: dict[str, Run] = {}
+        # Held from looking what was decided until it is written down.
+        self._deciding = anyio.Lock()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -126,8 +135,25 @@ class Runs:
 
     @property
     def _busy(self) -> int:
-        """How many take a place: one that is paused has its machine, and takes nothing else."""
-        return sum(run.record.paused is None for run in self._live.values())
+        """How many take a place: one that is paused has its machine, and takes nothing else.
+
+        One that somebody is to look at has not even that.
+        """
+        return sum(
+            run.record.paused is None and run.record.step is not Step.REVIEWING
+            for run in self._live.values()
+        )
+
+    async def decide(self, task_id: str, *, approved: bool, by: str, message: str) -> None:
+        """Say what becomes of the commits of a run that waits to be reviewed.
+
+        Raises: StateForbids.
+        """
+        run = self._live.get(task_id)
+        if run is None:
+            raise errors.StateForbids(f"no run of task {task_id} is under way on this host")
+        async with self._deciding:
+            await review.decide(run, approved=approved, by=by, message=message)
 
     # Claims
 
@@ -240,11 +266,14 @@ class Runs:
         result = run.record.result or Result(success=False, error=why[:1000])
         if result.error is None and why:
             result = result.model_copy(update={"success": False, "error": why[:1000]})
+        merge = run.record.merge
+        if merge.state is MergeState.PENDING:
+            merge = merge.model_copy(update={"state": MergeState.NONE, "reason": why[:1000]})
         with (
             anyio.move_on_after(_LAST_WORD_S, shield=True),
             contextlib.suppress(errors.Unavailable),
         ):
-            await run.enter(Step.OVER, result=result)
+            await run.enter(Step.OVER, result=result, merge=merge)
 
     async def _settle(self, run: Run, outcome: Outcome) -> None:
         while True:
@@ -290,9 +319,10 @@ class Runs:
         return Run(task, task.run, ref, record, version, self._store) if renewed.held else None
 
     async def _abandon(self, record: RunRecord, version: int) -> None:
-        with contextlib.suppress(errors.OrchestratorError):
-            if record.machine_id is not None:
-                await put_away(self._ground.machines, record.machine_id)
+        for machine_id in (record.machine_id, record.check_machine_id):
+            if machine_id is not None:
+                with contextlib.suppress(errors.OrchestratorError):
+                    await put_away(self._ground.machines, machine_id)
         kept = await self._store.query(RecordById(RUN, record.run_id), SYSTEM)
         if kept is not None and kept.version == version:
             result = Result(success=False, error="its task was ended while no daemon ran")
@@ -319,6 +349,6 @@ def outcome_of(record: RunRecord) -> Outcome:
         return Failed(TaskError(code="run-failed", message=message, detail=told))
     if record.merge.state in _MERGED:
         return Done(told)
-    code = "merge-conflict" if record.merge.state is MergeState.CONFLICT else "merge-refused"
+    code = _CODES.get(record.merge.state, "merge-refused")
     reason = record.merge.reason or f"its commits were not merged: {record.merge.state}"
     return Failed(TaskError(code=code, message=reason, detail=told), retryable=False)
