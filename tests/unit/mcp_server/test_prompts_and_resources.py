@@ -61,6 +61,7 @@ async def test_the_prompts_name_their_arguments(front: McpFrontEnd) -> None:
         "work_as_worker": {"worker": True, "capabilities": False, "group": False},
         "review_failures": {"group": True},
         "task-analyzer": {"text": True, "name": False, "repo": False, "group": False},
+        "conflict-resolver": {"task_id": True, "how": False},
     }
 
 
@@ -71,6 +72,7 @@ async def test_every_tool_a_text_names_exists(front: McpFrontEnd) -> None:
             await prompted(peer, "work_as_worker", worker="w"),
             await prompted(peer, "review_failures", group="g"),
             await prompted(peer, "task-analyzer", text="- x"),
+            await prompted(peer, "conflict-resolver", task_id="t"),
             re.sub(r"\b([a-z]+_[a-z]+)\b", r"`\1`", INSTRUCTIONS),
         ]
 
