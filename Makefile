@@ -26,7 +26,9 @@ peers: setup .venv-peers/.ready ## fetch what other people made that `make bench
 .venv-peers/.ready: python/peers.lock tests/bench/setup
 	@tests/bench/setup
 
-demo: setup ## boot a machine, branch it and show what each step took; then a small task graph
+demo: setup ## three tasks in machines, merged; then a machine and its branches; then a task graph
+	@$(PY) tests/demo_runs.py
+	@echo
 	@$(PY) tests/demo_machines.py
 	@echo
 	@$(PY) tests/demo_graph.py
