@@ -18,6 +18,7 @@ SETTINGS: dict[str, Any] = {
     "driver": "codex",
     "model": "m",
     "merge": "squash",
+    "check": "make test",
     "checkout": "leave",
     "devshell": "never",
     "rest": "commit",
@@ -204,6 +205,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             *("/srv/site", "--alias", "site", "--branch", "main", "--image", "node"),
             *("--memory-mib", "512", "--vcpus", "2", "--disk-mib", "64", "--timeout-s", "60"),
             *("--driver", "codex", "--model", "m", "--merge", "squash", "--checkout", "leave"),
+            *("--check", "make test"),
             *(
                 "--devshell",
                 "never",
@@ -223,6 +225,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             *("--image", "node", "--memory-mib", "512", "--vcpus", "2", "--disk-mib", "64"),
             *("--timeout-s", "60", "--driver", "codex", "--model", "m", "--merge", "squash"),
             *("--checkout", "leave", "--devshell", "never", "--rest", "commit"),
+            *("--check", "make test"),
             *("--egress", "a.org", "--egress", "*.b.org", "--unset", "image", "--unset", "vcpus"),
         ],
         {

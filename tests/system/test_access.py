@@ -54,7 +54,8 @@ LEAST = {
         machine_run machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
-        forward_add forward_remove network_create network_remove plan_submit run_start""",
+        forward_add forward_remove network_create network_remove plan_submit run_start
+        run_approve run_reject merge_resolve""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove
         repo_add repo_update repo_remove""",
@@ -203,7 +204,8 @@ def _plan(ledger: Ledger) -> None:
     act, group = ledger.act, {"group": "audited"}
     act("graph_submit", tasks=[{"key": "one"}], **group)
     waiting = act("run_start", argv=["true"], depends_on=["one"], **group)["task_id"]
-    ledger.refused("task_resume", waiting, "state-forbids", task_id=waiting)
+    for call in ("task_resume", "run_approve", "run_reject", "merge_resolve"):
+        ledger.refused(call, waiting, "state-forbids", task_id=waiting)
     act("plan_submit", documents=[{"name": "TODO.md", "text": "- two"}], **group)
     act("group_prioritize", "group audited", priority="high", **group)
     act("group_cancel", "group audited", **group)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from microvm_orchestrator.cli import output
+from microvm_orchestrator.cli import output, values
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.options import Cursor, Limit, complete_repo
 
@@ -59,11 +59,20 @@ _Model = Annotated[
     typer.Option("--model", metavar="NAME", help="The agent's model, as the agent names it."),
 ]
 _Merge = Annotated[
-    Literal["auto", "squash", "branch", "manual"] | None,
+    Literal["auto", "squash", "branch", "review", "manual"] | None,
     typer.Option(
         "--merge",
-        help="What becomes of commits: merged, merged as one, only a branch tasks/ID, or only kept "
-        "as refs/tasks/ID; else auto.",
+        help="What becomes of commits: merged, merged as one, only a branch tasks/ID, merged once "
+        "`run approve` says so, or only kept as refs/tasks/ID; else auto.",
+    ),
+]
+_Check = Annotated[
+    str | None,
+    typer.Option(
+        "--check",
+        metavar="TEXT|@FILE|-",
+        help="A shell text that what was merged must pass in a machine of its own, before the "
+        "branch moves; else nothing is checked.",
     ),
 ]
 _Checkout = Annotated[
@@ -126,6 +135,7 @@ def add(
     driver: _Driver = None,
     model: _Model = None,
     merge: _Merge = None,
+    check: _Check = None,
     checkout: _Checkout = None,
     devshell: _Devshell = None,
     rest: _Rest = None,
@@ -147,6 +157,7 @@ def add(
         "driver": driver,
         "model": model,
         "merge": merge,
+        "check": values.text(check),
         "checkout": checkout,
         "devshell": devshell,
         "rest": rest,
@@ -179,6 +190,7 @@ def update(
     driver: _Driver = None,
     model: _Model = None,
     merge: _Merge = None,
+    check: _Check = None,
     checkout: _Checkout = None,
     devshell: _Devshell = None,
     rest: _Rest = None,
@@ -207,6 +219,7 @@ def update(
         "driver": driver,
         "model": model,
         "merge": merge,
+        "check": values.text(check),
         "checkout": checkout,
         "devshell": devshell,
         "rest": rest,

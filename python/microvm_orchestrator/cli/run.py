@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.cli import budget, execs, output, run_result, values
+from microvm_orchestrator.cli import budget, execs, output, review, run_result, values
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.machine_exec import Words
 from microvm_orchestrator.cli.options import (
@@ -24,6 +24,7 @@ from microvm_orchestrator.cli.options import (
 from microvm_orchestrator.cli.spec import DependsOn, Key, Priority
 
 app = typer.Typer(help="Runs: agents, scripts and commands in machines, and their commits.")
+app.add_typer(review.app)
 
 # What is no file of here.
 _ARTIFACT = "artifact:"
@@ -83,8 +84,16 @@ def start(
         ),
     ] = None,
     merge: Annotated[
-        Literal["auto", "squash", "branch", "manual"] | None,
+        Literal["auto", "squash", "branch", "review", "manual"] | None,
         typer.Option("--merge", help="What becomes of its commits; by default as the repo has it."),
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check",
+            metavar="TEXT|@FILE|-",
+            help="A shell text that what was merged must pass, before the branch moves.",
+        ),
     ] = None,
     rest: Annotated[
         Literal["patch", "commit", "drop"] | None,
@@ -195,6 +204,7 @@ def start(
         "into": into,
         "uncommitted": uncommitted,
         "merge": merge,
+        "check": values.text(check),
         "rest": rest,
         "artifacts": artifacts,
         "driver": driver,

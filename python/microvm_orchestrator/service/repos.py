@@ -30,7 +30,7 @@ from microvm_orchestrator.model.repo import (
     Vcpus,
 )
 from microvm_orchestrator.model.run import Branch, Devshell, Merge, Rest
-from microvm_orchestrator.model.values import Flag, Line, Name
+from microvm_orchestrator.model.values import Flag, Line, Name, Text
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
@@ -49,6 +49,7 @@ Setting = Literal[
     "driver",
     "model",
     "merge",
+    "check",
     "checkout",
     "devshell",
     "rest",
@@ -72,8 +73,13 @@ class RepoSettings(Request):
     merge: Merge | None = Field(
         default=None,
         description="what becomes of commits. auto: fast-forward, else rebase, else a conflict "
-        "that is kept; squash: all as one; branch: only tasks/<task_id>; manual: kept as "
-        "refs/tasks/<task_id>. Else auto",
+        "that is kept; squash: all as one; branch: only tasks/<task_id>; review: as auto, once "
+        "run_approve says so; manual: kept as refs/tasks/<task_id>. Else auto",
+    )
+    check: Text | None = Field(
+        default=None,
+        description="a shell text that what was merged must pass in a machine of its own, before "
+        "the branch moves; else nothing is checked",
     )
     checkout: Checkout | None = Field(
         default=None,

@@ -102,7 +102,15 @@ class StartRun(Request):
     uncommitted: Flag = Field(
         default=False, description="start from what is uncommitted in the user's work tree as well"
     )
-    merge: Merge | None = Field(default=None, description="by default as the repo has it")
+    merge: Merge | None = Field(
+        default=None,
+        description="as the repo has it, else auto; with review it waits for run_approve",
+    )
+    check: Text | None = Field(
+        default=None,
+        description="a shell text that what was merged must pass in a machine of its own, before "
+        "the branch moves; as the repo has it, and empty for none",
+    )
     rest: Rest | None = Field(
         default=None, description="what becomes of changes without a commit; as the repo has it"
     )
@@ -306,7 +314,7 @@ async def _has_ended(service: Service, record: RunRecord) -> bool:
         return True
     stored = await service.store.query(RecordById(RUN, record.run_id), SYSTEM)
     step = Step.OVER if stored is None else RunRecord.model_validate(stored.body).step
-    return step in {Step.COLLECTING, Step.MERGING, Step.OVER}
+    return step in {Step.COLLECTING, Step.REVIEWING, Step.MERGING, Step.OVER}
 
 
 @declare("run_diff", "GET /v1/runs/{task_id}/diff", role=Role.VIEWER, effect=Effect.READ)
