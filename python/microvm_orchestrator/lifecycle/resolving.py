@@ -250,7 +250,9 @@ def _conflicts(merge: MergeOutcome) -> str:
     lines = [f"- {file.path[:_PATH_CHARS]} ({file.kind})" for file in files]
     if left := len(merge.conflicts) - len(files):
         lines.append(f"- and {left} more")
-    hunks = "\n".join(f"{file.path[:_PATH_CHARS]}:\n{hunk}" for file in files for hunk in file.hunks)
+    hunks = "\n".join(
+        f"{file.path[:_PATH_CHARS]}:\n{hunk}" for file in files for hunk in file.hunks
+    )
     if len(hunks) > _HUNKS_CHARS:
         hunks = f"{hunks[:_HUNKS_CHARS]}\n(and more)"
     return (
