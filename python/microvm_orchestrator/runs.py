@@ -17,8 +17,9 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.lifecycle import budget, review
-from microvm_orchestrator.lifecycle.live import Ground, live, put_away
+from microvm_orchestrator.lifecycle.live import Ground, live
 from microvm_orchestrator.lifecycle.output import texts
+from microvm_orchestrator.lifecycle.place import put_away
 from microvm_orchestrator.lifecycle.run import Run
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.records import SYSTEM, Actor

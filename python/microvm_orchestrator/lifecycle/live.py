@@ -20,21 +20,17 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from microvm_orchestrator import errors, log
+from microvm_orchestrator import errors
 from microvm_orchestrator.agents.devshell import choose_devshell
 from microvm_orchestrator.execs.execs import Wish as ExecWish
-from microvm_orchestrator.lifecycle import bring, collect, guest, landing, resolving
+from microvm_orchestrator.lifecycle import bring, collect, guest, landing, place, resolving
 from microvm_orchestrator.lifecycle.budget import Allowance, let_go, measured, stand
 from microvm_orchestrator.lifecycle.callbacks import taking_callbacks
 from microvm_orchestrator.lifecycle.output import OutputFile
 from microvm_orchestrator.lifecycle.program import Listener, Program, program_of
 from microvm_orchestrator.lifecycle.silence import unless_silent
-from microvm_orchestrator.machine.base import Accel
-from microvm_orchestrator.machines import Wish as MachineWish
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.model.names import new_id
-from microvm_orchestrator.model.records import SYSTEM
-from microvm_orchestrator.model.repo import RepoDefaults
 from microvm_orchestrator.model.run import Result, Step
 from microvm_orchestrator.model.values import moment
 
@@ -49,11 +45,8 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.base import Machine as RunningMachine
     from microvm_orchestrator.machines import Machines
 
-_log = log.get(__name__)
-
-# For a run that is cut short: to fetch what it had committed, and to be rid of its machine.
+# For a run that is cut short: to fetch what it had committed.
 _SALVAGE_S = 60.0
-_AWAY_S = 30.0
 # What is kept of a command's output in the daemon's memory; its file has the rest.
 _TAIL = 1 << 16
 
@@ -152,20 +145,9 @@ async def _find(run: Run, ground: Ground) -> RunningMachine | None:
 
 
 async def _start(run: Run, ground: Ground, source: Source | None) -> RunningMachine:
-    spec = run.spec
-    usual = _defaults(source)
     machine_id = new_id("m")
     await run.enter(Step.STARTING, machine_id=machine_id)
-    async with ground.sources.history(source) as history:
-        wish = MachineWish(
-            image=await ground.image(spec.image or usual.image),
-            memory_mib=spec.memory_mib or usual.memory_mib or ground.usual.memory_mib,
-            vcpus=spec.vcpus or usual.vcpus or 1,
-            accel=Accel.AUTO,
-            disk_mib=spec.disk_mib or usual.disk_mib,
-            history=history,
-        )
-        await ground.machines.define(wish, run.by, machine_id=machine_id)
+    await place.define(run, ground, source, machine_id)
     try:
         machine = await ground.machines.start(machine_id, run.by)
     except errors.OrchestratorError:
@@ -209,7 +191,7 @@ async def _perform(
         stdin=program.invocation.stdin,
     )
     listener = Listener(program.reader)
-    hosts = [*_defaults(source).egress, *run.spec.egress]
+    hosts = [*place.usual_of(source).egress, *run.spec.egress]
     allowance = Allowance(run, ground.machines, machine)
     ways_out = ground.ways_out.of(run, machine, hosts, ground.of(run), allowance.on_exhausted)
     async with (
@@ -279,19 +261,7 @@ async def _put_away(run: Run, ground: Ground) -> None:
     """End the machine of a run, and leave nothing of it."""
     if run.record.machine_id is not None:
         await collect.keep_console(run, ground.artifacts, ground.machines)
-        await put_away(ground.machines, run.record.machine_id)
-
-
-async def put_away(machines: Machines, machine_id: str) -> None:
-    with anyio.move_on_after(_AWAY_S, shield=True):
-        with suppress(errors.NotFound, errors.StateForbids):
-            await machines.kill(machine_id, SYSTEM)
-        try:
-            await machines.delete(machine_id, SYSTEM)
-        except errors.NotFound:
-            pass
-        except errors.OrchestratorError as error:
-            _log.error("run_machine_left", machine=machine_id, reason=error.message)
+        await place.put_away(ground.machines, run.record.machine_id)
 
 
 def machine_id_of(run: Run) -> str:
@@ -301,14 +271,9 @@ def machine_id_of(run: Run) -> str:
     return run.record.machine_id
 
 
-def _defaults(source: Source | None) -> RepoDefaults:
-    return RepoDefaults() if source is None else source.repo.defaults
-
-
 def _program(run: Run, ground: Ground, source: Source | None, *, devshell: bool) -> Program:
-    usual = _defaults(source)
-    timeout_s = run.spec.timeout_s or usual.timeout_s or ground.usual.timeout_s
-    return program_of(run, usual, timeout_s=timeout_s, devshell=devshell)
+    timeout_s = place.timeout_of(run, ground, source)
+    return program_of(run, place.usual_of(source), timeout_s=timeout_s, devshell=devshell)
 
 
 async def _has_devshell(run: Run, source: Source, machine: RunningMachine) -> bool:
