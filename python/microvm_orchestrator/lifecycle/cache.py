@@ -132,9 +132,12 @@ class Histories:
             commit = await history.first_parent(mirror, base)
             if commit is None or not await history.is_published(mirror, commit):
                 return None
+        path = mirror.path / _FOLDER / f"{commit}{_SUFFIX}"
+        if await anyio.Path(path).exists():
+            # What is uncommitted is large itself; it is sent.
+            return _Disk(commit, path, (await anyio.Path(path).stat()).st_size)
         if await history.size(mirror, commit) < self._least_bytes:
             return None  # it is other branches that are large
-        path = mirror.path / _FOLDER / f"{commit}{_SUFFIX}"
         fresh = Path(
             await anyio.to_thread.run_sync(
                 partial(mkdtemp, prefix=f"{PREFIX}history-", dir=mirror.path)

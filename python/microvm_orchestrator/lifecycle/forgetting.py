@@ -97,11 +97,13 @@ class Forgetting:
 
     async def unmerged(self, task_ids: Collection[str]) -> list[Unmerged]:
         """List the commits of tasks that are in our mirrors alone."""
-        refs = {_task_ref(task_id) for task_id in task_ids}
         found: list[Unmerged] = []
-        for repo in await self._repos.visible(SYSTEM):
+        runs = [run for task_id in task_ids for run in await self._runs(task_id)]
+        refs = {_task_ref(run.task_id) for run in runs}
+        repo_ids = {run.repo_id for run in runs if run.repo_id is not None}
+        for repo in await self._repos.visible(SYSTEM) if repo_ids else ():
             mirror = self._repos.mirror(repo)
-            if not await _is_dir(mirror.path) or not refs & set(await mirror.refs("refs/tasks/")):
+            if repo.repo_id not in repo_ids or not await _is_dir(mirror.path):
                 continue
             # The user may have merged some by hand; where nothing can be read, nothing was.
             with contextlib.suppress(errors.OrchestratorError):
@@ -115,12 +117,12 @@ class Forgetting:
 
     async def artifacts(self, task_ids: Collection[str]) -> int:
         """Count what the runs of tasks have left behind."""
-        stored = [
-            record
-            for task_id in task_ids
-            for record in await every_record(self._store, RUN, SYSTEM, f"{task_id}.")
-        ]
-        return sum(len(RunRecord.model_validate(record.body).artifacts) for record in stored)
+        runs = [run for task_id in task_ids for run in await self._runs(task_id)]
+        return sum(len(run.artifacts) for run in runs)
+
+    async def _runs(self, task_id: str) -> list[RunRecord]:
+        stored = await every_record(self._store, RUN, SYSTEM, f"{task_id}.")
+        return [RunRecord.model_validate(record.body) for record in stored]
 
     # What goes
 
@@ -145,8 +147,7 @@ class Forgetting:
         if self._under_way(task_id):
             return
         async with self._turn:
-            stored = await every_record(self._store, RUN, SYSTEM, f"{task_id}.")
-            runs = [RunRecord.model_validate(record.body) for record in stored]
+            runs = await self._runs(task_id)
             await self._release(task_id, runs)
             for run in runs:
                 await self._forget_files(run.run_id)

@@ -28,7 +28,8 @@ from microvm_orchestrator.store.questions import RecordById
 from microvm_orchestrator.store.sqlite import SqliteStore
 from storing import ALICE, submit, task
 
-PATIENCE_S = 30
+# Longer than it takes on a busy machine.
+PATIENCE_S = 120
 GONE = "t_01k00000000000000000000000"
 
 
