@@ -75,6 +75,10 @@ def test_a_task_that_is_cancelled_leaves_no_machine_and_keeps_what_was_committed
     run = stage.ask("run_get", task_id=task_id)["run"]
     assert stage.ask("machine_list")["items"] == []
     assert run["tip"] is not None
+    assert [each["name"] for each in run["artifacts"]] == ["console.log"]
+    assert run["usage"]["wall_s"] > 0
+    assert run["usage"]["cpu_s"] > 0
+    assert run["usage"]["memory_peak_mib"] > 0
     assert repo.refs() == before
     kept = stage.ask("repo_get", repo=alias_of(stage, repo))
     assert [each["ref"] for each in kept["unmerged"]] == [f"refs/tasks/{task_id}"]

@@ -56,14 +56,7 @@ class WayOut:
     egress: Egress
 
     def usage(self) -> Usage:
-        spent = self.egress.spent
-        return Usage(
-            tokens_in=spent.tokens.input,
-            tokens_out=spent.tokens.output,
-            tokens_cached=spent.tokens.cache_read + spent.tokens.cache_write,
-            cost_usd=spent.cost_usd + spent.unpriced_usd,
-            requests=spent.requests,
-        )
+        return _usage(self.egress.spent)
 
     def allow(self, budget: Budget) -> None:
         """From now on this is the budget; requests that wait for a higher one go out."""
@@ -134,6 +127,21 @@ async def _keep(machine: RunningMachine, egress: Egress, listening: anyio.Event)
                 listening.set()
                 await machine.hung_up()
         await anyio.sleep(_AGAIN_S)
+
+
+def spent_in(folder: Path) -> Usage:
+    """Tell what the run of a folder has spent on models, though its way out is shut. It blocks."""
+    return _usage(_read_spent(folder / SPENT) or Spent())
+
+
+def _usage(spent: Spent) -> Usage:
+    return Usage(
+        tokens_in=spent.tokens.input,
+        tokens_out=spent.tokens.output,
+        tokens_cached=spent.tokens.cache_read + spent.tokens.cache_write,
+        cost_usd=spent.cost_usd + spent.unpriced_usd,
+        requests=spent.requests,
+    )
 
 
 def _limits(budget: Budget) -> Limits:

@@ -26,6 +26,7 @@ from microvm_orchestrator.execs.execs import Wish as ExecWish
 from microvm_orchestrator.lifecycle import bring, collect, guest, landing, place, resolving
 from microvm_orchestrator.lifecycle.budget import Allowance, let_go, measured, stand
 from microvm_orchestrator.lifecycle.callbacks import taking_callbacks
+from microvm_orchestrator.lifecycle.egress import spent_in
 from microvm_orchestrator.lifecycle.output import OutputFile
 from microvm_orchestrator.lifecycle.program import Listener, Program, program_of
 from microvm_orchestrator.lifecycle.silence import unless_silent
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 # For a run that is cut short: to fetch what it had committed.
 _SALVAGE_S = 60.0
+_MEASURE_S = 10.0
 # What is kept of a command's output in the daemon's memory; its file has the rest.
 _TAIL = 1 << 16
 
@@ -140,6 +142,7 @@ async def _find(run: Run, ground: Ground) -> RunningMachine | None:
     await _put_away(run, ground)
     if run.before(Step.PERFORMING):
         return None
+    await _note_used(run, ground, None)
     state = "gone" if found is None else f"{found.state}: {found.reason}"
     raise errors.MachineLost(f"the machine in which its program ran is {state}")
 
@@ -248,6 +251,7 @@ async def _salvage(
     run: Run, ground: Ground, source: Source | None, machine: RunningMachine
 ) -> None:
     """Keep what was committed until now, if the guest still gives it, and end the machine."""
+    await _note_used(run, ground, machine)
     if not run.before(Step.PERFORMING) and run.before(Step.REVIEWING):
         with anyio.move_on_after(_SALVAGE_S, shield=True), suppress(errors.OrchestratorError):
             await let_go(run, ground.machines, machine)
@@ -255,6 +259,19 @@ async def _salvage(
             result = result.model_copy(update={"success": False, "error": run.why or result.error})
             await run.learn("salvaged", result=result)
     await _put_away(run, ground)
+
+
+async def _note_used(run: Run, ground: Ground, machine: RunningMachine | None) -> None:
+    """Write down what a run has used whose program is cut short, as far as it is known."""
+    if run.record.step is not Step.PERFORMING:
+        return
+    with anyio.move_on_after(_MEASURE_S, shield=True), suppress(errors.OrchestratorError):
+        before = run.record.usage.model_dump(include={"wall_s", "cpu_s", "memory_peak_mib"})
+        spent = await anyio.to_thread.run_sync(spent_in, ground.of(run))
+        usage = spent.model_copy(update=before)
+        if machine is not None:
+            usage = await measured(run, machine, usage)
+        await run.learn("used", usage=usage)
 
 
 async def _put_away(run: Run, ground: Ground) -> None:
