@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import hosted
-from system.living import Stage, furnish, living, staged
+from system.living import MEMORY_MIB, Stage, furnish, living, staged
 from system.running import HOLD, alias_of, ended, let_go, output, registered, started, until
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def test_two_sides_that_do_not_fit_are_brought_together_in_a_machine_checked_and
         "grep -q '^>>>>>>> task/' src/a.txt\n"
         "printf 'one\\nours\\ntheirs\\nthree\\n' >src/a.txt\n"
     )
-    done = stage.cli("run", "resolve", first, "--script", f"set -e\n{words}", "--json")
+    memory = ("--memory-mib", str(MEMORY_MIB))
+    done = stage.cli("run", "resolve", first, "--script", f"set -e\n{words}", *memory)
     assert done.returncode == 0, done.stderr
     [second] = [
         run["task_id"]

@@ -246,11 +246,16 @@ def _conflict(kept: MergeOutcome, into: str, before: Oid | None, found: Conflict
 
 def _clashing(file: Clashing) -> ConflictFile:
     hunks = [
-        f"<<<<<<< the branch, line {hunk.line}\n{hunk.ours}||||||| before\n{hunk.base}=======\n"
-        f"{hunk.theirs}>>>>>>> the task\n"
+        f"<<<<<<< the branch, line {hunk.line}\n{_lines(hunk.ours)}||||||| before\n"
+        f"{_lines(hunk.base)}=======\n{_lines(hunk.theirs)}>>>>>>> the task\n"
         for hunk in file.hunks
     ]
     return ConflictFile(path=file.path, kind=f"{file.kind}", hunks=hunks)
+
+
+def _lines(text: str) -> str:
+    """End the last line as well."""
+    return f"{text}\n" if text and not text.endswith("\n") else text
 
 
 def _refused(kept: MergeOutcome, into: str, before: Oid | None, refused: Refused) -> MergeOutcome:

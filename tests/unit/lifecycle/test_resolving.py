@@ -168,6 +168,8 @@ async def test_an_agent_is_told_files_hunks_the_check_and_what_the_caller_adds(s
     for words in ("- a (content)", "ours", "theirs", "make test", "`main`", "Keep the new names"):
         assert words in told
     assert resolving.branch_of(first.task.task_id) in told
+    hunk = ["the branch, line 2", "ours", "||||||| before", "2", "=======", "theirs"]
+    assert "\n".join([f"<<<<<<< {hunk[0]}", *hunk[1:], ">>>>>>> the task"]) in told
 
 
 async def test_what_an_agent_is_told_is_bounded_whatever_the_files_are(site: Site) -> None:
