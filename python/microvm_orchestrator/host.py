@@ -181,7 +181,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         yield Host(
             operations=operations,
             images=images,
-            image_cache=state_dir / places.IMAGE_CACHE,
+            # apt writes down where its index lies: a way there by a link may not last as long.
+            image_cache=(state_dir / places.IMAGE_CACHE).resolve(),
             machines=machines,
             snapshots=snapshots,
             execs=execs,
