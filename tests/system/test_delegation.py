@@ -124,6 +124,7 @@ echo "complaint" >&2
         unheardOf="is dropped",
     )
     told = result(client, job)
+    assert told["status"] == "success", told
     assert told["output"].splitlines() == [
         "brought",
         "CALLBACK_URL=http://127.0.0.1:8765",
@@ -154,7 +155,7 @@ def test_case_22_a_script_job_that_exits_with_3_has_failed_and_keeps_what_it_com
     job = submitted(client, "a task", agent={"command": "echo half; echo why >&2; exit 3"})
     assert client.refusal("get_job_result", job_id=job).startswith("Job not complete. Status: ")
     told = result(client, job)
-    assert (told["status"], told["exit_code"]) == ("failed", 3)
+    assert (told["status"], told["exit_code"]) == ("failed", 3), told
     assert (told["output"], told["error"]) == ("half\n", "why\n")
 
 
@@ -168,8 +169,10 @@ def test_case_23_the_text_of_a_task_reaches_its_agent_byte_for_byte(client: Stdi
         "print(hashlib.sha256(task.encode()).hexdigest())"
     )
     custom = submitted(client, odd, "custom", agent={"command": f'python3 -c "{reader}"'})
-    assert result(client, script)["output"].split()[0] == wanted
-    assert result(client, custom)["output"].split() == [wanted]
+    for job in (script, custom):
+        told = result(client, job)
+        assert told["status"] == "success", told
+        assert told["output"].split()[0] == wanted
 
 
 def test_case_24_a_job_of_which_nothing_is_heard_for_so_long_is_lost_and_its_machine_destroyed(
@@ -182,6 +185,8 @@ def test_case_24_a_job_of_which_nothing_is_heard_for_so_long_is_lost_and_its_mac
         until(client, job, "running")
         [machine_id] = machines(stage)
         machine = stage.ask("machine_get", machine=machine_id)
+        # As the variables say that the client was started with.
+        assert (machine["memory_mib"], machine["vcpus"]) == (MEMORY_MIB, 1)
         pid = hosted.processes(stage.daemon.state_dir)[machine["runtime_id"] or machine_id]
         os.kill(pid, signal.SIGSTOP)
         told = result(client, job)

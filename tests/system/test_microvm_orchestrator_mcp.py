@@ -109,7 +109,8 @@ def test_what_that_programs_readme_shows_works_from_the_task_to_the_merge(place:
         "commits": 1,
         "conflicts": [],
     }
-    assert (event["task_id"], event["event"], event["exit_code"]) == (task_id, "completed", 0)
+    seen = (event["task_id"], event["event"], event["exit_code"])
+    assert seen == (task_id, "completed", 0), event
     assert event["result"] | result == event["result"]
     assert event["merge_result"] == merged
     info = client.call("get_task_info", task_id=task_id)
@@ -152,7 +153,7 @@ def test_tasks_at_once_have_slots_of_their_own_and_what_conflicts_is_kept_whatev
         again = [other.call("wait_next_event") for _ in tasks]
     assert {end["task_id"] for end in ends} == set(tasks)
     assert again == ends
-    assert [end["event"] for end in ends] == ["completed", "completed"]
+    assert [end["event"] for end in ends] == ["completed", "completed"], ends
     assert ends[0]["merge_result"]["merged"] is True
     lost = ends[1]["task_id"]
     ref = f"refs/tasks/{lost}"

@@ -207,8 +207,9 @@ class Desk:
         news = self._news
         if news is None or news == self._run.record.reported:
             return
-        # Whoever gives up meanwhile shall not leave it unknown whether that was written.
-        with anyio.CancelScope(shield=True), suppress(errors.Unavailable):
+        # Whoever gives up meanwhile shall not leave it unknown whether that was written. It is not
+        # worth a run: where another daemon has taken that over, its next step finds out.
+        with anyio.CancelScope(shield=True), suppress(errors.OrchestratorError):
             await self._run.learn("reported", reported=news)
 
 

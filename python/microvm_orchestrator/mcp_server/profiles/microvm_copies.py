@@ -77,8 +77,11 @@ class Copies:
         self._group = group
         # One writer at a time, so that what was taken away stays away.
         self._writing = anyio.Lock()
-        # Of a log, how far it is copied.
+        # Of a log, how far it is copied; and what the other files say.
         self._copied: dict[str, int] = {}
+        self._written: dict[str, dict[str, bytes]] = {}
+        # Where those lie that are looked after: it is decided once.
+        self._folders: dict[str, _Folder] = {}
         # Those to look after, and those that are done with.
         self._open: set[str] = set()
         self._settled: set[str] = set()
@@ -164,7 +167,8 @@ class Copies:
     def _settle(self, task_id: str) -> None:
         self._settled.add(task_id)
         self._open.discard(task_id)
-        self._copied.pop(task_id, None)
+        for known in (self._copied, self._written, self._folders):
+            known.pop(task_id, None)
 
     async def _every(self) -> list[Task]:
         found: list[Task] = []
@@ -191,6 +195,15 @@ class Copies:
 
     async def _folder(self, task: Task, repo: Repo | None) -> _Folder:
         """Find where the copies of a task are, or will be."""
+        known = self._folders.get(task.task_id)
+        if known is not None:
+            return known
+        found = await self._find_folder(task, repo)
+        if task.task_id in self._open:
+            self._folders[task.task_id] = found
+        return found
+
+    async def _find_folder(self, task: Task, repo: Repo | None) -> _Folder:
         state = self._service.settings.state_dir
         here = _Folder(state, (IN_STATE, task.task_id), _plainly)
         if repo is None or await anyio.Path(here.path).is_dir():
@@ -227,11 +240,13 @@ class Copies:
             begin = self._copied.get(task.task_id)
             said, end = await anyio.to_thread.run_sync(_said, source, begin or 0)
             piece = _Log(said, fresh=begin is None)
+            if not (said or piece.fresh) and files == self._written.get(task.task_id, {}):
+                break
             await _act(folder, partial(_lay_out, folder.root, folder.names, files, piece))
             self._copied[task.task_id] = end
+            self._written[task.task_id] = files
             if not said:
                 break
-            files = {}
         if settled:
             self._settle(task.task_id)
 

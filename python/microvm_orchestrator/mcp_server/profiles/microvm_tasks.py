@@ -19,6 +19,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.egress.credentials import Kind as Key
 from microvm_orchestrator.mcp_server.callers import Peer, caller_of
 from microvm_orchestrator.mcp_server.profiles import microvm_words as words
+from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.run import Kind
 from microvm_orchestrator.model.task import FINISHED, Task, TaskState
 from microvm_orchestrator.model.values import MAX_TEXT, rfc3339
@@ -191,6 +192,10 @@ class MicrovmTasks:
 
     async def cleanup_task(self, ctx: Context, asked: Cleanup) -> Shown:
         caller = caller_of(ctx)
+        if not caller.principal.role.reaches(Role.OPERATOR):
+            raise errors.Denied(
+                f"{caller.principal.name} is a {caller.principal.role}, and cleans up nothing"
+            )
         info = await self._info(caller, asked.task_id)
         task, run = info.task, info.run
         if asked.delete_ref and task.state in FINISHED and words.is_unmerged(run):
