@@ -83,7 +83,7 @@ def check_nothing_is_lost(stage: Stage, mine: dict[str, str]) -> None:
         assert (stage.user.path / name).read_text() == content
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2))])
 async def test_a_landing_that_is_killed_at_any_moment_is_finished_or_taken_back(
     tmp_path: Path, seed: int, whole: bool
 ) -> None:
@@ -165,7 +165,7 @@ async def test_what_a_killed_one_left_is_cleared_away_without_another_landing(
     assert isinstance(await stage.land(new), Landed)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 async def test_a_user_who_works_on_beside_many_landings_loses_nothing(
     tmp_path: Path, seed: int, whole: bool
 ) -> None:
