@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Longer than anything takes on a busy machine without KVM.
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 
 
 @dataclass
