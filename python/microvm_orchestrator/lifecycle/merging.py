@@ -84,7 +84,9 @@ class Merging:
         async with self._repos.merging(source.repo):
             outcome = await self._merged(run, source, tip, policy, kept, check)
         if run.spec.resolves is not None and outcome.state is MergeState.MERGED:
-            await resolving.settle(run, source, tip, outcome)
+            # What is true of the branch is told of the other runs too.
+            with anyio.CancelScope(shield=True):
+                await resolving.settle(run, source, tip, outcome)
         return outcome
 
     async def _merged(
