@@ -33,7 +33,11 @@ async def test_a_request_beyond_the_budget_waits_and_goes_out_with_a_higher_one(
         told.append(limit)
         reached.set()
 
-    given: dict[str, Any] = {"budget": Budget(tokens=1000), "holds": True, "on_exhausted": on_exhausted}
+    given: dict[str, Any] = {
+        "budget": Budget(tokens=1000),
+        "holds": True,
+        "on_exhausted": on_exhausted,
+    }
     with anyio.fail_after(PATIENCE_S):
         async with (
             open_model_api([say("Hi.")]) as api,
