@@ -25,7 +25,7 @@ git commit -q -m 'Add what was made'
 """
 LOOK = """\
 cat .git/objects/info/alternates 2>/dev/null || echo none
-git fsck --full --strict >&2
+git rev-list --objects --all >/dev/null
 git log --all --format=%H | wc -l
 touch /opt/history/mine 2>/dev/null || echo 'not mine'
 git count-objects -v | grep in-pack
@@ -56,7 +56,7 @@ def test_a_large_history_is_read_from_a_disk_that_later_runs_share(
 ) -> None:
     repo = Repo.make(tmp_path / "large")
     for seed in range(2):
-        repo.commit({"large": random.Random(seed).randbytes(10 * MIB)})
+        repo.commit({"large": random.Random(seed).randbytes(9 * MIB)})
     first = repo.commit({"large": "small by now\n"})
     alias = registered(stage, repo)
     task_id = started(stage, repo=alias, script=LOOK + EDIT)
@@ -65,7 +65,7 @@ def test_a_large_history_is_read_from_a_disk_that_later_runs_share(
     said = output(stage, task_id).split("\n")
     assert said[:4] == ["/opt/history/objects", "3", "not mine", "in-pack: 0"]
     [disk] = disks(stage)
-    assert (disk.stem, disk.stat().st_size > 20 * MIB) == (first, True)
+    assert (disk.stem, disk.stat().st_size > 18 * MIB) == (first, True)
     made = disk.stat().st_ino
     # What came since is sent, and the disk is the same.
     repo.commit({"more": "of the user\n"})
