@@ -2,7 +2,7 @@
 
 Names are looked up on the host, every address a name has is judged, and connections are made to an
 address that was judged: a name that means something else a moment later leads nowhere new. Above
-stands the policy; below, nothing but the system's resolver.
+stand the policy and the webhooks; below, nothing but the system's resolver.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+import anyio
 import anyio.to_thread
 
 from microvm_orchestrator import errors
@@ -39,11 +40,13 @@ _SPECIAL_V4 = (
 )
 
 
-async def look_up(host: str, port: int) -> list[Address]:
+async def look_up(
+    host: str, port: int, limiter: anyio.CapacityLimiter | None = None
+) -> list[Address]:
     """Ask the system's resolver, in a thread that is not waited for. Raises: OSError."""
     ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True)
+        found = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=limiter)
     except UnicodeError as error:
         raise OSError(f"{host} is no host name") from error
     return list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0])) for entry in found))
