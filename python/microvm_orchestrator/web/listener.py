@@ -221,9 +221,7 @@ class Listener:
                         if isinstance(wish, StreamWish):
                             await self._serve_frames(stream, raw, principal, wish.call)
                         else:
-                            await self._serve_stream(
-                                stream, principal, wish.profile, wish.settings
-                            )
+                            await self._serve_stream(stream, principal, wish.profile, wish.settings)
                     group.cancel_scope.cancel()
             finally:
                 self._streaming.discard(connection)
