@@ -12,6 +12,7 @@ import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from microvm_orchestrator.egress.reports import PATH as REPORT_PATH
 from microvm_orchestrator.egress.reports import OnReport, Reports
 from microvm_orchestrator.egress.upstream import Upstream, open_upstream
 from microvm_orchestrator.splice import GONE
+from microvm_orchestrator.together import beside
 
 SOCKET = "egress"
 # A guest's channel carries 128 streams, for commands and files too.
@@ -254,14 +256,12 @@ async def open_egress(
             on_spent,
             patience or Patience(),
         )
-        group = await life.enter_async_context(anyio.create_task_group())
-        if listening is not None:
-            group.start_soon(_accept, listening, egress.serve)
+        accept = [] if listening is None else [partial(_accept, listening, egress.serve)]
+        await life.enter_async_context(beside(*accept))
         try:
             yield egress
         finally:
             await egress.close()
-            group.cancel_scope.cancel()
 
 
 async def _accept(

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.model.run import Budget, Measure, Pause, Step, Usage
 from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from microvm_orchestrator.egress.budget import Exhausted

@@ -27,11 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.egress.http import Connection, Head, Patience, Refusal
-from microvm_orchestrator.machine.channel.together import beside
-from microvm_orchestrator.machine.shell import Tcp
+from microvm_orchestrator.lifecycle.port import held_open
 from microvm_orchestrator.model.run import Callbacks, Reported
 from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.splice import GONE
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,10 +54,6 @@ _RATE = 20.0
 _BURST = 100.0
 # What comes faster than this is written down as one.
 _WRITE_EVERY_S = 0.5
-# Between two tries on a connection into the guest that broke.
-_AGAIN_S = 0.2
-# The guest listens within that, or its program does without.
-_LISTENS_S = 15.0
 _PROBLEMS_TOLD = 8
 _log = log.get(__name__)
 
@@ -224,20 +220,7 @@ async def taking_callbacks(
         return
     token = await anyio.to_thread.run_sync(_token, folder / TOKEN)
     desk = Desk(run, spec, token, silence)
-    listening = anyio.Event()
-
-    async def listen() -> None:
-        while True:
-            with suppress(errors.OrchestratorError):
-                shell = await machine.reached()
-                async with shell.reverse(Tcp(spec.port), desk.serve):
-                    listening.set()
-                    await machine.hung_up()
-            await anyio.sleep(_AGAIN_S)
-
-    async with beside(listen, desk.write_down):
-        with anyio.move_on_after(_LISTENS_S):
-            await listening.wait()
+    async with beside(desk.write_down), held_open(machine, spec.port, desk.serve):
         yield {
             "JOB_ID": spec.job_id,
             "CALLBACK_URL": f"http://127.0.0.1:{spec.port}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,8 @@ from microvm_orchestrator.egress.endpoint import Egress, open_egress
 from microvm_orchestrator.egress.policy import Policy
 from microvm_orchestrator.egress.prices import Prices
 from microvm_orchestrator.images.files import write_whole
+from microvm_orchestrator.lifecycle.port import held_open
 from microvm_orchestrator.lifecycle.program import PORT
-from microvm_orchestrator.machine.shell import Tcp
 from microvm_orchestrator.model.run import Budget, Usage
 from microvm_orchestrator.model.values import rfc3339
 
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 REACHED = "reached.jsonl"
 # The file there with what was spent on models, for the next daemon.
 SPENT = "spent.json"
-# Between two tries on a connection into the guest that broke.
-_AGAIN_S = 0.2
-# The guest listens within that, or its program does without.
-_LISTENS_S = 15.0
 _SPENT = TypeAdapter(Spent)
 _log = log.get(__name__)
 
@@ -109,24 +105,9 @@ class WaysOut:
                 holds=True,
                 prices=Prices(self._settings.prices),
             ) as egress,
-            anyio.create_task_group() as tasks,
+            held_open(machine, PORT, egress.serve),
         ):
-            listening = anyio.Event()
-            tasks.start_soon(_keep, machine, egress, listening)
-            with anyio.move_on_after(_LISTENS_S):
-                await listening.wait()
             yield WayOut(egress)
-            tasks.cancel_scope.cancel()
-
-
-async def _keep(machine: RunningMachine, egress: Egress, listening: anyio.Event) -> None:
-    while True:
-        with suppress(errors.OrchestratorError):
-            shell = await machine.reached()
-            async with shell.reverse(Tcp(PORT), egress.serve):
-                listening.set()
-                await machine.hung_up()
-        await anyio.sleep(_AGAIN_S)
 
 
 def spent_in(folder: Path) -> Usage:

@@ -57,9 +57,9 @@ async def define(run: Run, ground: Ground, source: Source | None, machine_id: st
 async def put_away(machines: Machines, machine_id: str) -> None:
     """End a machine, and leave nothing of it; one that is gone is gone."""
     with anyio.move_on_after(_AWAY_S, shield=True):
-        with suppress(errors.NotFound, errors.StateForbids):
-            await machines.kill(machine_id, SYSTEM)
         try:
+            with suppress(errors.NotFound, errors.StateForbids):
+                await machines.kill(machine_id, SYSTEM)
             await machines.delete(machine_id, SYSTEM)
         except errors.NotFound:
             pass
