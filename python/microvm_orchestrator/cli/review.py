@@ -19,7 +19,7 @@ _Message = Annotated[
 ]
 
 
-@command(app, "approve", example="run diff build\nrun approve build -m 'Looks good'")
+@command(app, "approve", example="run approve build -m 'Looks good'")
 def approve(
     here: Session, task_id: TaskId, group: KeyGroup = None, message: _Message = None
 ) -> None:
