@@ -7,8 +7,8 @@ port. Above is the program's step; below, the egress room and the shell into the
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -87,8 +87,9 @@ class WaysOut:
 
         async def on_exchange(exchange: Exchange) -> None:
             told = asdict(exchange) | {"at": rfc3339(exchange.at)}
-            async with await reached.open("a", encoding="utf-8") as file:
-                await file.write(json.dumps(told) + "\n")
+            with _on_disk(reached):
+                async with await reached.open("a", encoding="utf-8") as file:
+                    await file.write(json.dumps(told) + "\n")
 
         async def on_spent(spent: Spent) -> None:
             await anyio.to_thread.run_sync(_write_spent, folder / SPENT, spent)
@@ -131,8 +132,15 @@ def _limits(budget: Budget) -> Limits:
 
 def _write_spent(path: Path, spent: Spent) -> None:
     """Raises: StoreReadOnly."""
-    try:
+    with _on_disk(path):
         write_whole(path, _SPENT.dump_json(spent))
+
+
+@contextmanager
+def _on_disk(path: Path | anyio.Path) -> Generator[None]:
+    """Raises: StoreReadOnly for a disk that takes nothing more."""
+    try:
+        yield
     except OSError as error:
         raise errors.StoreReadOnly(f"{path} cannot be written: {error.strerror}") from error
 
