@@ -166,7 +166,7 @@ _PLANTS = f"""\
 set -eu
 mkdir -p hooks .githooks
 for name in {" ".join(HOOKS)}; do
-    printf '#!/bin/sh\\ntouch %s\\n' "$WITNESS" >.husky/$name
+    printf '#!/bin/sh\\ntouch %s || :\\n' "$WITNESS" >.husky/$name
     chmod 755 .husky/$name
     cp .husky/$name hooks/$name
     cp .husky/$name .githooks/$name
