@@ -214,7 +214,8 @@ def test_what_a_dead_daemon_left_behind_is_in_nobodys_way(tmp_path: Path) -> Non
         assert [task["title"] for task in asker.get("/v1/tasks")["items"]] == ["kept"]
         asker.hang_up()
         assert daemon.end() == 0
-        assert {file.name for file in daemon.state_dir.iterdir()} == {"lock", "repos", "store.db"}
+        left = {file.name for file in daemon.state_dir.iterdir()}
+        assert left == {"artifacts", "lock", "repos", "runs", "store.db"}
         assert not daemon.socket.exists()
 
 
