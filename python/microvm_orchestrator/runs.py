@@ -160,11 +160,17 @@ class Runs:
 
     async def _claim(self, tasks: TaskGroup) -> None:
         cursor = await self._store.cursor()
+        looked = ""
         async with self._store.hints() as changes:
             async for _ in changes:
                 with contextlib.suppress(errors.Unavailable):
                     cursor = await self._hear(cursor)
-                    await self._claim_what_fits(tasks)
+                    # To ask for work writes that we asked, which is a change, but nothing that
+                    # the journal tells: without this a host would never rest.
+                    end = await self._store.cursor()
+                    if end != looked:
+                        await self._claim_what_fits(tasks)
+                        looked = end
 
     async def _claim_what_fits(self, tasks: TaskGroup) -> None:
         while (room := self._count - self._busy) > 0:
