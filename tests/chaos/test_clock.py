@@ -61,13 +61,7 @@ def _forward_across_a_restart(daemon: Daemon, wall: Wall) -> None:
 
 
 @pytest.mark.parametrize(
-    "jump",
-    [
-        pytest.param(_back, marks=pytest.mark.long),
-        _back_across_a_restart,
-        _forward,
-        pytest.param(_forward_across_a_restart, marks=pytest.mark.long),
-    ],
+    "jump", [_back, _back_across_a_restart, _forward, _forward_across_a_restart]
 )
 def test_a_jump_of_an_hour_neither_ends_nor_prolongs_a_lease(
     tmp_path: Path, wall: Wall, jump: Any

@@ -25,7 +25,6 @@ from daemon import Daemon, running_daemon
 from machines import CACHE, LONG_S, built_image
 from microvm_orchestrator import errors, places
 from microvm_orchestrator.cli.client import Client
-from microvm_orchestrator.machine.pool import TEMPLATE
 
 PROGRAM = str(Path(sys.executable).with_name(places.NAME))
 ALIVE = {"running", "paused"}
@@ -149,17 +148,16 @@ def staged(state: Path, **settings: dict[str, Any]) -> Generator[Stage]:
 
 
 @contextmanager
-def living(state: Path, **settings: dict[str, Any]) -> Generator[Stage]:
+def living(state: Path) -> Generator[Stage]:
     """Run a daemon with machines until the block ends, and see that nothing is left of them."""
     furnish(state)
     try:
-        with staged(state, **settings) as stage:
+        with staged(state) as stage:
             yield stage
             stage.clear()
             known = [item["machine_id"] for item in stage.ask("slot_list")["items"]]
             assert known == [], "somebody holds a slot"
-        # What those that stand ready are made of is kept for the next daemon.
-        assert [each for each in hosted.left(state) if TEMPLATE not in each] == []
+        assert hosted.left(state) == []
     finally:
         for pid in hosted.processes(state).values():
             os.kill(pid, signal.SIGKILL)

@@ -40,18 +40,11 @@ def status_of(told: dict[str, Any]) -> int:
 
 
 def write(channel: str, text: str, encoded: str | None) -> None:
-    """Pass on what a command said: its bytes as they were, and to a terminal what it can show.
-
-    Whoever wants a terminal to obey what runs in a machine gives that a terminal of its own.
-    """
+    """Pass on what a command said: its bytes as they were."""
     stream = sys.stderr if channel == "stderr" else sys.stdout
     stream.flush()
-    if stream.isatty():
-        stream.write(output.said(text))
-        stream.flush()
-    else:
-        stream.buffer.write(octets_at(text, encoded))
-        stream.buffer.flush()
+    stream.buffer.write(octets_at(text, encoded))
+    stream.buffer.flush()
 
 
 def show(told: dict[str, Any]) -> None:

@@ -42,19 +42,15 @@ if TYPE_CHECKING:
 
 
 async def serve_stream(
-    server: McpFrontEnd,
-    stream: ByteStream,
-    principal: Principal,
-    profile: str,
-    settings: Mapping[str, str] | None = None,
+    server: McpFrontEnd, stream: ByteStream, principal: Principal, profile: str
 ) -> None:
     """Serve one connection until its client leaves, then cut off what it still waited for.
 
     A message that is no request, or too long for one, is answered with a JSON-RPC error and the
-    connection goes on. The stream is closed at the end. `settings` are for the profile.
+    connection goes on. The stream is closed at the end.
     """
     async with stream:
-        lines = JsonLines(stream, Peer(principal, settings or {}))
+        lines = JsonLines(stream, Peer(principal))
         try:
             chosen = server.server(profile)
         except errors.OrchestratorError as error:

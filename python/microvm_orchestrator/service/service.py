@@ -155,7 +155,7 @@ _NAMING = (
         "name",
         "worker",
     ),
-    *("webhook_id", "token_id", "key", "domain", "repo", "path"),
+    *("webhook_id", "token_id", "key", "domain"),
 )
 
 
