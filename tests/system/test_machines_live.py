@@ -299,13 +299,13 @@ def test_a_branch_of_a_branch_of_a_branch_has_lost_nothing_and_takes_no_more(
     generations = 25 if whole else 4
     machine, sizes, snapshots = box, list[float](), list[str]()
     for number in range(generations):
-        stage.said(machine, f"echo {number} | tee /root/{number} >/dev/shm/{number}; sync")
+        stage.said(machine, f"echo {number} | tee /var/lib/{number} >/dev/shm/{number}; sync")
         [branch] = stage.branch(machine, f"generation-{number}")
         snapshots.append(branch["snapshot_id"])
         sizes.append(stage.ask("snapshot_get", snapshot_id=snapshots[-1])["unique_mib"])
         stage.drop(machine)
         machine = branch["machine_id"]
-    count = f"for n in $(seq 0 {generations - 1}); do cat /root/$n /dev/shm/$n; done"
+    count = f"for n in $(seq 0 {generations - 1}); do cat /var/lib/$n /dev/shm/$n; done"
     expected = "".join(f"{number}\n" * 2 for number in range(generations))
     assert stage.said(machine, count) == expected
     assert stage.said(machine, "hostname") == f"generation-{generations - 1}\n"
