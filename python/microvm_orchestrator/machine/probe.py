@@ -55,7 +55,7 @@ async def probe(state_dir: Path) -> Acceleration:
     if kept is None or kept.boot_id != boot_id():
         kept = _Kept(boot_id=boot_id(), acceleration=await measure())
         # What could not be measured, or written to a full disk, is measured again the next time.
-        if kept.acceleration.tsc_khz is not None or platform.machine() != "x86_64":
+        if kept.acceleration.tsc_khz is not None:
             with contextlib.suppress(OSError):
                 _write(path, kept)
         log.get(__name__).info("acceleration_measured", **kept.acceleration.model_dump())
