@@ -6,7 +6,7 @@ PY := .venv/bin/python
 RUFF := .venv/bin/ruff
 SOURCES := python tests guest
 # Besides the campaigns themselves: whatever `make test` runs only a slice of.
-SLICED = $(shell grep -rl --include='test_*.py' 'whole: bool' tests/system tests/unit | sort)
+SLICED = $(shell grep -rl --include='test_*.py' -e 'whole: bool' -e 'mark\.long' tests/system tests/unit | sort)
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,7 +26,9 @@ peers: setup .venv-peers/.ready ## fetch what other people made that `make bench
 .venv-peers/.ready: python/peers.lock tests/bench/setup
 	@tests/bench/setup
 
-demo: setup ## boot a machine, branch it and show what each step took; then a small task graph
+demo: setup ## three tasks in machines, merged; then a machine and its branches; then a task graph
+	@$(PY) tests/demo_runs.py
+	@echo
 	@$(PY) tests/demo_machines.py
 	@echo
 	@$(PY) tests/demo_graph.py

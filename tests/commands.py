@@ -12,6 +12,9 @@ from microvm_orchestrator.cli.program import application
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+# A plan that is only looked at is shown, whatever its call is named; a merge is part of a run.
+SPOKEN = {"plan_tasks": ("plan", "show"), "merge_resolve": ("run", "resolve")}
+
 # The vendored click of typer has no public name; what we use of it is what click documents.
 Command = Any
 

@@ -1,14 +1,12 @@
 """Machines at work: `make demo` runs this.
 
 Starts a daemon in a temporary directory and asks it over MCP for the embedded guest, a machine, a
-command in it, a snapshot and four branches of it; then shows what each step took. The image and
-what it was made of are kept in `.cache` of the repository, so the next time it is only looked at.
+command in it, a snapshot and four branches of it; then shows what each step took.
 The exit status is 0 only if what was promised was seen.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -16,12 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo_stage import Mcp, daemon
+from demo_stage import LONG_S, Mcp, daemon, end_machines, left_behind, share_images
 
-CACHE = Path(__file__).parents[1] / ".cache"
 BRANCHES = 4
-# A build fetches 60 MB; machines under emulation on a busy host boot in ten seconds.
-LONG_S = 600.0
 
 _NOTE = "written before the branch"
 _WHO = """
@@ -42,12 +37,8 @@ class Bench:
     def operation(self, what: str, tool: str, note: Callable[[Any], str], **given: Any) -> Any:
         """See a long call through, and give its result."""
         began = time.perf_counter()
-        operation = self._mcp.call(tool, **given, wait_s=LONG_S)
-        took = time.perf_counter() - began
-        if operation["state"] != "succeeded":
-            raise RuntimeError(f"{tool}: {operation['state']}: {operation['error']}")
-        result = operation["result"]
-        self._tell(what, took, note(result))
+        result = self._mcp.finish(tool, **given)
+        self._tell(what, time.perf_counter() - began, note(result))
         return result
 
     def script(self, what: str, machine: str, script: str) -> str:
@@ -108,37 +99,11 @@ def show(bench: Bench, mcp: Mcp) -> list[str]:
     return wrong
 
 
-def clean_up(mcp: Mcp) -> None:
-    """End and forget the machines, which would go on without the daemon."""
-    for machine in mcp.call("machine_list")["items"]:
-        if machine["state"] in {"running", "paused"}:
-            mcp.call("machine_kill", machine=machine["machine_id"])
-        mcp.call("machine_delete", machine=machine["machine_id"])
-
-
-def left_behind(state: Path) -> list[str]:
-    """Name the processes that still have a file of this state directory on their command line."""
-    found: list[str] = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            try:
-                words = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue  # it has just ended
-            if os.fsencode(state) in words:
-                found.append(f"{folder.name} {words[:80]!r} was left behind")
-    return found
-
-
 def main() -> int:
-    CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="demo-") as name:
         folder = Path(name)
         state = folder / "state"
-        state.mkdir(mode=0o700)
-        for part, kept in (("images", "images"), ("image-cache", "build")):
-            (CACHE / kept).mkdir(exist_ok=True)
-            (state / part).symlink_to(CACHE / kept)
+        share_images(state)
         print("A machine, from nothing but Debian's packages, and four branches of it.\n")
         with daemon(folder) as (path, process):
             mcp = Mcp(path, LONG_S)
@@ -146,7 +111,7 @@ def main() -> int:
             try:
                 wrong = show(bench, mcp)
             finally:
-                clean_up(mcp)
+                end_machines(mcp)
                 mcp.close()
         wrong += [f"the daemon ended with {process.returncode}"] if process.returncode else []
         wrong += left_behind(state)

@@ -27,7 +27,7 @@ from microvm_orchestrator.web.sockets import open_tcp, open_unix
 from microvm_orchestrator.web.terms import Terms
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Iterable, Mapping
     from pathlib import Path
 
     from anyio.abc import ByteStream
@@ -49,9 +49,12 @@ class Served:
     outcomes: MemoryObjectReceiveStream[tuple[str, str]]
 
 
-async def echo(stream: ByteStream, principal: Principal, profile: str) -> None:
+async def echo(
+    stream: ByteStream, principal: Principal, profile: str, settings: Mapping[str, str]
+) -> None:
     """Say who is there, then everything that comes."""
-    await stream.send(f"{principal.name} {principal.role} {profile}\n".encode())
+    told = "".join(f" {name}={value}" for name, value in settings.items())
+    await stream.send(f"{principal.name} {principal.role} {profile}{told}\n".encode())
     async for data in stream:
         await stream.send(data)
 

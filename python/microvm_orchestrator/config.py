@@ -14,6 +14,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -78,10 +79,20 @@ def _listen(value: str) -> str:
     return value
 
 
+def _base_url(value: str) -> str:
+    found = urlsplit(value)
+    if found.scheme not in {"http", "https"} or not found.hostname or found.query or found.fragment:
+        raise ValueError("must be http://host or https://host, with a path or without")
+    if found.username or found.password:
+        raise ValueError("holds a name or password; credential_set keeps keys")
+    return value.rstrip("/")
+
+
 Directory = Annotated[Path, AfterValidator(_absolute)]
 SocketPath = Annotated[Path, AfterValidator(_absolute), AfterValidator(_socket_path)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Duration = Annotated[float, Field(strict=True, gt=0, le=100 * 366 * DAY_S, allow_inf_nan=False)]
+Dollars = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 # TOML has no null, so the word stands for it.
 MaybeCount = Annotated[Count | None, BeforeValidator(_none)]
 MaybeDuration = Annotated[Duration | None, BeforeValidator(_none)]
@@ -294,6 +305,68 @@ class Networks(Section):
     )
 
 
+class Runs(Section):
+    """What this host does itself, each in a machine."""
+
+    count: Count = Field(
+        default=4,
+        description="How many runs are under way at once; others wait.",
+    )
+    timeout_s: Duration = Field(
+        default=3600.0, description="How long a program may take where its task does not say."
+    )
+
+
+class Artifacts(Section):
+    """What is kept of the files that runs leave behind."""
+
+    max_file_mib: Count = Field(default=256, description="The largest file.")
+    max_run_mib: Count = Field(default=1024, description="The files of one run together.")
+    max_total_mib: Count = Field(
+        default=10_240,
+        description="The files of all runs together; past that, more is left out until tasks are "
+        "deleted.",
+    )
+
+
+class Price(Section):
+    """What a million tokens of a model cost, in US dollars."""
+
+    input: Dollars
+    output: Dollars
+    cache_write: Dollars | None = None
+    cache_read: Dollars | None = None
+
+
+class Egress(Section):
+    """What may leave a machine, beside what a run asks for."""
+
+    anthropic_url: Annotated[str, AfterValidator(_base_url)] = Field(
+        default="https://api.anthropic.com", description="Where requests to Anthropic's API go."
+    )
+    openai_url: Annotated[str, AfterValidator(_base_url)] = Field(
+        default="https://api.openai.com", description="Where requests to OpenAI's API go."
+    )
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        max_length=500,
+        description='Hosts that every run may reach, as in "git.example.com" (on 80 and 443) or '
+        '"*.example.com:8443".',
+    )
+    private_networks: tuple[str, ...] = Field(
+        default=(),
+        max_length=500,
+        description='Inner networks in which allowed hosts may be, as in "10.1.0.0/16"; others '
+        "are refused, whatever name leads there.",
+    )
+    prices: dict[str, Price] = Field(
+        default_factory=dict[str, Price],
+        description="Prices of models, in US dollars for a million tokens, by the beginning of "
+        'their names: `"my-model" = { input = 3.0, output = 15.0 }`, with `cache_write` and '
+        "`cache_read` where those differ from `input`. They go before the daemon's own list.",
+    )
+
+
 class Log(Section):
     """What the daemon says on stderr."""
 
@@ -318,6 +391,9 @@ class Settings(Section):
     webhooks: Webhooks = Field(default=Webhooks(), description=Webhooks.__doc__)
     machines: Machines = Field(default=Machines(), description=Machines.__doc__)
     networks: Networks = Field(default=Networks(), description=Networks.__doc__)
+    runs: Runs = Field(default=Runs(), description=Runs.__doc__)
+    artifacts: Artifacts = Field(default=Artifacts(), description=Artifacts.__doc__)
+    egress: Egress = Field(default=Egress(), description=Egress.__doc__)
     log: Log = Field(default=Log(), description=Log.__doc__)
 
 

@@ -39,7 +39,7 @@ from microvm_orchestrator.web.sockets import inherited, open_tcp, open_unix
 from microvm_orchestrator.web.terms import Terms
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator
+    from collections.abc import AsyncIterator, Callable, Generator, Mapping
     from pathlib import Path
 
     from anyio.abc import ByteStream
@@ -122,7 +122,7 @@ async def _serve(settings: Settings, reread: Callable[[], Settings]) -> None:
         life.callback(background.cancel_scope.cancel)
         background.start_soon(journal.pump)
         background.start_soon(upkeep, store, _keep(settings))
-        background.start_soon(deliver, store, journal, settings)
+        background.start_soon(partial(deliver, store, journal, settings, said=host.runs.said))
         background.start_soon(mcp.run)
         background.start_soon(_be_watched, systemd, store)
 
@@ -220,12 +220,14 @@ class _Mcp:
             self._loaded.set()
             await anyio.sleep_forever()
 
-    async def serve_stream(self, stream: ByteStream, principal: Principal, profile: str) -> None:
+    async def serve_stream(
+        self, stream: ByteStream, principal: Principal, profile: str, settings: Mapping[str, str]
+    ) -> None:
         front_end = await self._get()
         # Not before: two threads that import the same libraries at once can lock each other out.
         from microvm_orchestrator.mcp_server.transport import serve_stream  # noqa: PLC0415  # not before
 
-        await serve_stream(front_end, stream, principal, profile)
+        await serve_stream(front_end, stream, principal, profile, settings)
 
     async def routes(self) -> list[BaseRoute]:
         return (await self._get()).http_routes()

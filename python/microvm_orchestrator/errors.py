@@ -8,6 +8,8 @@
     │   ├── TemplateInvalid
     │   ├── TargetRefused
     │   ├── PackageUnknown
+    │   ├── DevshellMissing
+    │   ├── RepoRefused       a repository is not one that we can work with
     │   └── NotOffered        a machine of this kind, or the way into it, does not do that
     ├── TooLarge              a limit on size or count was passed
     ├── Unauthenticated       we do not know who asks
@@ -36,6 +38,7 @@
         │   ├── MachineUnreachable
         │   ├── HostKeyWrong  somebody else answers in its place
         │   ├── ProtocolBroken
+        │   ├── BundleRefused  the commits a guest sent may not enter
         │   ├── MachineCrashed
         │   ├── MachineLost
         │   └── SnapshotDamaged
@@ -106,6 +109,18 @@ class PackageUnknown(InvalidInput):
     """No configured source has a package of that name, or not all that it depends on."""
 
     code = "package-unknown"
+
+
+class RepoRefused(InvalidInput):
+    """There is no repository there, or not one of a kind that we can work with."""
+
+    code = "repo-refused"
+
+
+class DevshellMissing(InvalidInput):
+    """A development shell is required, and the repository or the image has not what it takes."""
+
+    code = "devshell-missing"
 
 
 class NotOffered(InvalidInput):
@@ -296,6 +311,12 @@ class ProtocolBroken(MachineFailed):
     """A guest said something that its protocol does not allow; nothing it says is believed now."""
 
     code = "protocol-broken"
+
+
+class BundleRefused(MachineFailed):
+    """The commits a guest sent are damaged, too large or unsafe; nothing of them was kept."""
+
+    code = "bundle-refused"
 
 
 class MachineCrashed(MachineFailed):

@@ -9,35 +9,49 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
 
 from microvm_orchestrator import config, errors, places
+from microvm_orchestrator.artifacts import Artifacts, Quotas
 from microvm_orchestrator.caches import Caches
+from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.forwards import Forwards
 from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
+from microvm_orchestrator.lifecycle.cache import Histories, path_of
+from microvm_orchestrator.lifecycle.egress import WaysOut
+from microvm_orchestrator.lifecycle.forgetting import Forgetting
+from microvm_orchestrator.lifecycle.live import Ground, Usual
+from microvm_orchestrator.lifecycle.merging import Merging
+from microvm_orchestrator.lifecycle.source import Sources
 from microvm_orchestrator.machine.base import Boot, Change, Disk, MachineSpec
 from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.machines import Machines
+from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.model.run import RUN
 from microvm_orchestrator.network.base import Networks as Switch
 from microvm_orchestrator.network.base import OnPortEvent, PortEvent
 from microvm_orchestrator.network.kernel import KernelNetworks
 from microvm_orchestrator.network.switch import open_switch
 from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.operations import Operations
+from microvm_orchestrator.repos import Repos
 from microvm_orchestrator.runner import Runner
+from microvm_orchestrator.runs import Runs
 from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Store
+from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.warm import Warm
 
 # Of the host's memory, what machines may have when nothing is said.
@@ -62,6 +76,12 @@ class Host:
     warm: Warm
     caches: Caches
     networks: Networks
+    repos: Repos
+    artifacts: Artifacts
+    runs: Runs
+    forgetting: Forgetting
+    # The keys that are added for guests.
+    credentials: Credentials
     # How guest code can run here.
     find_acceleration: Callable[[], Awaitable[Acceleration]]
 
@@ -70,11 +90,12 @@ class Host:
 async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[Host]:
     """Adopt what runs, and take on machines and long work until the block ends.
 
-    Raises: ConfigInvalid when there is no such user.
+    Raises: ConfigInvalid when there is no such user, or the file of credentials is not safe.
     """
     state_dir = settings.state_dir
     # What an earlier daemon was in the middle of.
     await anyio.to_thread.run_sync(shutil.rmtree, state_dir / places.TRANSFERS, True)  # noqa: FBT003  # run_sync passes positions only
+    credentials = await anyio.to_thread.run_sync(Credentials, state_dir, _handed(os.environ))
     images = ImageStore(state_dir / places.IMAGES)
     slots = Slots(capacity(settings.machines))
 
@@ -113,22 +134,55 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         warm = Warm(hypervisor, settings.machines.warm, usual)
         switch = await life.enter_async_context(_open_switch(settings.networks, on_port_event))
         networks = Networks(store, switch)
-        machines = Machines(store, hypervisor, slots, boot, warm, caches, networks)
+        history_of = partial(path_of, state_dir / places.REPOS)
+        machines = Machines(store, hypervisor, slots, boot, warm, caches, networks, history_of)
         snapshots = Snapshots(store, hypervisor, machines)
         execs = Execs(store, machines)
         forwards = Forwards(store, machines, settings.socket.path)
         seeded = SeededRuns(hypervisor, slots, boot)
         operations = Operations(store)
+        repos = Repos(store, state_dir / places.REPOS)
+        artifacts = Artifacts(
+            state_dir / places.ARTIFACTS, state_dir / places.RUNS, quotas(settings.artifacts)
+        )
+
+        async def image(name: str | None) -> str:
+            found = await anyio.to_thread.run_sync(
+                images.get, name or settings.machines.default_image
+            )
+            return found.digest
+
+        ground = Ground(
+            machines=machines,
+            execs=execs,
+            artifacts=artifacts,
+            sources=Sources(repos, Histories(machines, hypervisor)),
+            merging=Merging(repos),
+            ways_out=WaysOut(settings.egress, credentials),
+            image=image,
+            folder=state_dir / places.RUNS,
+            usual=Usual(settings.machines.default_memory_mib, settings.runs.timeout_s),
+        )
+        runs = Runs(store, ground, settings.runs.count)
         await life.enter_async_context(machines.running())
         await snapshots.reconcile()
         await life.enter_async_context(execs.running())
         await life.enter_async_context(forwards.running())
         await life.enter_async_context(warm.running())
         await life.enter_async_context(operations.running())
+        await repos.reconcile()
+        known = {record.id for record in await every_record(store, RUN, SYSTEM)}
+        await artifacts.reconcile(known)
+        await life.enter_async_context(runs.running())
+        forgetting = Forgetting(
+            store, repos, lambda task_id: runs.find(task_id) is not None, artifacts.forget
+        )
+        await life.enter_async_context(forgetting.running())
         yield Host(
             operations=operations,
             images=images,
-            image_cache=state_dir / places.IMAGE_CACHE,
+            # apt writes down where its index lies: a way there by a link may not last as long.
+            image_cache=(state_dir / places.IMAGE_CACHE).resolve(),
             machines=machines,
             snapshots=snapshots,
             execs=execs,
@@ -138,6 +192,11 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             warm=warm,
             caches=caches,
             networks=networks,
+            repos=repos,
+            artifacts=artifacts,
+            runs=runs,
+            forgetting=forgetting,
+            credentials=credentials,
             find_acceleration=hypervisor.acceleration,
         )
 
@@ -173,6 +232,21 @@ def capacity(settings: config.Machines) -> Capacity:
         memory_mib=settings.memory_mib or int(total_mib * _MEMORY_SHARE),
         vcpus=settings.vcpus or _VCPUS_FOR_EACH * (os.cpu_count() or 1),
     )
+
+
+def quotas(settings: config.Artifacts) -> Quotas:
+    """Tell in bytes how much may be kept of what runs leave behind."""
+    return Quotas(
+        file=settings.max_file_mib << 20,
+        run=settings.max_run_mib << 20,
+        total=settings.max_total_mib << 20,
+    )
+
+
+def _handed(env: Mapping[str, str]) -> Path | None:
+    """Tell where systemd puts what LoadCredential= names."""
+    given = env.get("CREDENTIALS_DIRECTORY")
+    return Path(given) if given else None
 
 
 def _user(name: str | None) -> tuple[int, int] | None:

@@ -75,6 +75,8 @@ class Wish:
     limits: base.Limits = base.NO_LIMITS
     # The domain of which it gets a cache disk.
     cache: str | None = None
+    # The name of a repository's history that it gets to read.
+    history: str | None = None
 
     def made(self, machine: Machine) -> bool:
         """Whether a machine is what this asked for."""
@@ -123,9 +125,10 @@ class Machines:
         warm: Warm | None = None,
         caches: Caches | None = None,
         networks: Networks | None = None,
+        history_of: Callable[[str], Path] | None = None,
     ) -> None:
         """`boot_of` finds what an image boots by its name or digest; it reads files."""
-        self._starting = Starting(hypervisor, slots, boot_of, warm, caches, networks)
+        self._starting = Starting(hypervisor, slots, boot_of, warm, caches, networks, history_of)
         self._networks = networks
         self._store = store
         self._hypervisor = hypervisor
@@ -240,6 +243,7 @@ class Machines:
             max_disk_operations_s=wish.limits.disk_operations,
             max_disk_bytes_s=wish.limits.disk_bytes,
             cache=wish.cache,
+            history=wish.history,
             accel=wish.accel,
             state=MachineState.DEFINED,
             created_at=moment(await self._store.now()),

@@ -27,6 +27,11 @@ STORE_FILE = "store.db"
 LOCK_FILE = "lock"
 IMAGES = "images"
 IMAGE_CACHE = "image-cache"
+# Our mirrors of registered repositories, and what is kept of each run.
+REPOS = "repos"
+RUNS = "runs"
+# What runs have left behind, by what it holds.
+ARTIFACTS = "artifacts"
 # Trees on their way into a machine or out of one.
 TRANSFERS = "transfers"
 CACHES = "caches"

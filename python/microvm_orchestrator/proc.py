@@ -157,12 +157,15 @@ async def spawn(
     stderr: int | IO[bytes] = DEVNULL,
     pass_fds: Collection[int] = (),
     grace_s: float = GRACE_S,
+    user: tuple[int, int] | None = None,
+    umask: int = -1,
 ) -> AsyncGenerator[Process]:
     """Run a program for as long as the block; leaving the block stops what still runs.
 
+    It runs as that user and group, if given, and in no other group; only root may give them.
     Raises: CommandFailed when it cannot be started.
     """
-    process = _start(argv, cwd, env, (stdin, stdout, stderr), pass_fds)
+    process = _start(argv, cwd, env, (stdin, stdout, stderr), pass_fds, user, umask)
     try:
         yield process
     finally:
@@ -178,8 +181,11 @@ def _start(
     env: Mapping[str, str] | None,
     streams: tuple[int | IO[bytes], int | IO[bytes], int | IO[bytes]],
     pass_fds: Collection[int],
+    user: tuple[int, int] | None,
+    umask: int,
 ) -> Process:
     stdin, stdout, stderr = streams
+    uid, gid = user or (None, None)
     try:
         started = subprocess.Popen(
             _words(argv),
@@ -191,6 +197,10 @@ def _start(
             env=env,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
+            user=uid,
+            group=gid,
+            extra_groups=None if user is None else (),
+            umask=umask,
         )
         try:
             return Process(started)
@@ -273,6 +283,8 @@ async def run(
     stdout: int | IO[bytes] = PIPE,
     pass_fds: Collection[int] = (),
     grace_s: float = GRACE_S,
+    user: tuple[int, int] | None = None,
+    umask: int = -1,
 ) -> Finished:
     """Run a program to its end and keep the first `cap` bytes of what it says.
 
@@ -290,6 +302,8 @@ async def run(
         stderr=PIPE,
         pass_fds=pass_fds,
         grace_s=grace_s,
+        user=user,
+        umask=umask,
     ) as process:
         with anyio.move_on_after(timeout_s):
             await _attend(process, given, head, tail)

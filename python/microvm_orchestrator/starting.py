@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -28,6 +29,8 @@ from microvm_orchestrator.warm import Warm
 
 # By its serial a guest knows the disk that is for whatever it likes.
 _SCRATCH = "scratch"
+# And the history of a repository, which lies below /opt by the rest of this name.
+HISTORY_SERIAL = "opt-history"
 _log = log.get(__name__)
 
 
@@ -54,7 +57,9 @@ class Starting:
         warm: Warm | None,
         caches: Caches | None,
         networks: Networks | None,
+        history_of: Callable[[str], Path] | None,
     ) -> None:
+        self._history_of = history_of
         self._hypervisor = hypervisor
         self._slots = slots
         self._boot_of = boot_of
@@ -164,10 +169,13 @@ class Starting:
         return None
 
     async def _spec(self, machine: Machine) -> base.MachineSpec:
+        boot = await anyio.to_thread.run_sync(self._boot_of, machine.image)
+        # A runner brings its own disks and knows of no others; what is in a history is sent then.
+        with_history = not isinstance(boot, Runner)
         return base.MachineSpec(
             machine_id=machine.machine_id,
-            boot=await anyio.to_thread.run_sync(self._boot_of, machine.image),
-            disks=_own_disks(machine.disk_mib),
+            boot=boot,
+            disks=_own_disks(machine.disk_mib) + (self._history(machine) if with_history else ()),
             memory_mib=machine.memory_mib,
             vcpus=machine.vcpus,
             accel=base.Accel(machine.accel),
@@ -178,6 +186,11 @@ class Starting:
                 disk_bytes=machine.max_disk_bytes_s,
             ),
         )
+
+    def _history(self, machine: Machine) -> tuple[base.Disk, ...]:
+        if machine.history is None or self._history_of is None:
+            return ()
+        return (base.Disk(HISTORY_SERIAL, self._history_of(machine.history)),)
 
 
 def _hostname(machine: Machine) -> str:

@@ -1,7 +1,11 @@
-"""Several things at once, with one plain error if one of them fails."""
+"""Several things at once, with one plain error if one of them fails.
+
+Everything above may use it; below are the errors alone.
+"""
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -9,7 +13,9 @@ import anyio
 from microvm_orchestrator import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+
+    from anyio.abc import TaskGroup
 
 T = TypeVar("T")
 
@@ -36,3 +42,23 @@ async def together(jobs: Sequence[Callable[[], Awaitable[T]]], *, at_once: int =
             raise
         raise known.exceptions[0] from None
     return [results[number] for number in range(len(jobs))]
+
+
+@asynccontextmanager
+async def beside(*tasks: Callable[[], Coroutine[None, None, None]]) -> AsyncGenerator[TaskGroup]:
+    """Run tasks until the block is left, then cancel them.
+
+    A task group would wrap an error of the block in a group, and nobody above could catch it by its
+    class.
+    """
+    raised: Exception | None = None
+    async with anyio.create_task_group() as group:
+        for task in tasks:
+            group.start_soon(task)
+        try:
+            yield group
+        except Exception as error:  # noqa: BLE001 # raised again below, out of the group
+            raised = error
+        group.cancel_scope.cancel()
+    if raised is not None:
+        raise raised

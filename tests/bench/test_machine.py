@@ -104,6 +104,7 @@ async def test_a_warm_claim(rig: Rig, whole: bool) -> None:
     assert took
 
 
+@pytest.mark.long
 async def test_sixteen_clones(rig: Rig, whole: bool) -> None:
     count = 16 if whole else 4
     machines: list[QemuMachine] = []

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # After a restart leases get twice their length, and the load's are three seconds.
 QUIET_WITHIN_S = 30
 # What a daemon that has ended leaves in its state directory.
-_LEFT = {"acceleration.json", "lock", "store.db"}
+_LEFT = {"acceleration.json", "artifacts", "lock", "repos", "runs", "store.db"}
 _RUN_AFTER = {"complete": "succeeded", "fail": "failed", "release": "cancelled"}
 
 

@@ -61,7 +61,13 @@ def _forward_across_a_restart(daemon: Daemon, wall: Wall) -> None:
 
 
 @pytest.mark.parametrize(
-    "jump", [_back, _back_across_a_restart, _forward, _forward_across_a_restart]
+    "jump",
+    [
+        pytest.param(_back, marks=pytest.mark.long),
+        _back_across_a_restart,
+        _forward,
+        pytest.param(_forward_across_a_restart, marks=pytest.mark.long),
+    ],
 )
 def test_a_jump_of_an_hour_neither_ends_nor_prolongs_a_lease(
     tmp_path: Path, wall: Wall, jump: Any

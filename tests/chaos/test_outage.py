@@ -30,7 +30,11 @@ _REQUEUED_WITHIN_S = 60
 
 @pytest.mark.parametrize(
     ("fault", "away_s"),
-    [("frozen", 2.5), ("frozen", 4.0), ("killed", 4.0)],
+    [
+        pytest.param("frozen", 2.5, marks=pytest.mark.long),
+        pytest.param("frozen", 4.0, marks=pytest.mark.long),
+        ("killed", 4.0),
+    ],
     ids=["frozen for less than a lease", "frozen for more", "killed and away for more"],
 )
 def test_an_outage_takes_no_healthy_run_away_and_ends_the_dead_ones(

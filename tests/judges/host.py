@@ -25,11 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from anyio.abc import ByteStream
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from microvm_orchestrator.model.access import Principal
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,11 @@ async def host(tmp_path: Path, *, fixtures: bool) -> AsyncGenerator[Host]:
         async def routes() -> list[BaseRoute]:
             return front.http_routes()
 
-        async def stream(stream: ByteStream, principal: Principal, profile: str) -> None:
-            await serve_stream(front, stream, principal, profile)
-
         terms = Terms(settings.access, settings.limits)
         identity = Identity(service, terms)
         app = _WithToken(application(service, identity, terms, Meter(), routes), token["token"])
-        listener = Listener(app, stream, partial(serve_duplex, service, terms), identity, terms)
+        streams = partial(serve_stream, front)
+        listener = Listener(app, streams, partial(serve_duplex, service, terms), identity, terms)
         with open_unix(settings.socket) as local, open_tcp(settings.tcp) as network:
             assert network is not None
             async with front.running(), anyio.create_task_group() as group:

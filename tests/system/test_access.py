@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from daemon import running_daemon
+from git_repos import Repo
 from machines import publish_no_image
 from microvm_orchestrator import places
 from microvm_orchestrator.images.store import ImageStore
@@ -36,14 +37,16 @@ LEAST = {
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
         exec_wait exec_output exec_list slot_list cache_list forward_list
-        network_get network_list
+        network_get network_list plan_tasks repo_get repo_list run_get run_list
+        run_output run_diff artifact_list artifact_get
         image_list image_get pool_list operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """
         task_claim task_heartbeat task_complete task_fail task_release task_extend worker_register
         worker_heartbeat""",
     Role.OPERATOR: """
-        task_submit graph_submit task_cancel task_retry task_update task_delete group_cancel
+        task_submit graph_submit task_cancel task_retry task_resume task_update task_delete
+        group_cancel
         group_retry group_prioritize template_save template_delete template_run worker_drain
         worker_remove webhook_create webhook_get webhook_list webhook_update webhook_delete
         webhook_test delivery_list delivery_retry token_create token_list token_revoke
@@ -51,8 +54,11 @@ LEAST = {
         machine_run machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
-        forward_add forward_remove network_create network_remove""",
-    Role.ADMIN: "audit_list backup_create image_add",
+        forward_add forward_remove network_create network_remove plan_submit run_start
+        run_approve run_reject merge_resolve""",
+    Role.ADMIN: """
+        audit_list backup_create image_add credential_set credential_list credential_remove
+        repo_add repo_update repo_remove""",
 }
 HOLDERS = {
     Role.VIEWER: "viewer",
@@ -141,6 +147,7 @@ class Ledger:
         made_by = (
             "forward_id",
             "network_id",
+            "repo_id",
             "task_id",
             "token_id",
             "webhook_id",
@@ -155,6 +162,16 @@ class Ledger:
         self.found.add(call)
         return answer
 
+    def refused(self, call: str, target: str, code: str, **arguments: Any) -> None:
+        """Make a call that is refused, which is written down as well."""
+        words = json.dumps(arguments).encode()
+        assert doors.rest(self.world.place, self.world.tokens["admin"], call, words).code == code
+        lines = self.world.every("audit_list", action=call)
+        [line] = [line for line in lines if line["seq"] > self.newest]
+        assert (line["target"], line["outcome"]) == (target, code)
+        self.newest = max(self.newest, line["seq"])
+        self.found.add(call)
+
 
 def test_every_change_is_in_the_audit_log_with_who_what_and_to_which_end(world: World) -> None:
     ledger = Ledger(world, world.every("audit_list")[0]["seq"])
@@ -162,6 +179,7 @@ def test_every_change_is_in_the_audit_log_with_who_what_and_to_which_end(world: 
     _plan(ledger)
     _run(ledger)
     _house(ledger)
+    _repos(ledger)
     assert ledger.found == {call.name for call in CALLS if call.audited}
 
 
@@ -185,6 +203,10 @@ def _work(ledger: Ledger) -> None:
 def _plan(ledger: Ledger) -> None:
     act, group = ledger.act, {"group": "audited"}
     act("graph_submit", tasks=[{"key": "one"}], **group)
+    waiting = act("run_start", argv=["true"], depends_on=["one"], **group)["task_id"]
+    for call in ("task_resume", "run_approve", "run_reject", "merge_resolve"):
+        ledger.refused(call, waiting, "state-forbids", task_id=waiting)
+    act("plan_submit", documents=[{"name": "TODO.md", "text": "- two"}], **group)
     act("group_prioritize", "group audited", priority="high", **group)
     act("group_cancel", "group audited", **group)
     act("group_retry", "group audited", **group)
@@ -207,6 +229,9 @@ def _run(ledger: Ledger) -> None:
     act("delivery_retry", letter, delivery_id=letter)
     act("webhook_delete", hook, webhook_id=hook)
     act("backup_create")
+    key = {"name": "spare", "kind": "secret", "value": "not-in-the-log"}
+    act("credential_set", "spare", **key)
+    act("credential_remove", "spare", name="spare")
 
 
 def _house(ledger: Ledger) -> None:
@@ -249,6 +274,14 @@ def _house(ledger: Ledger) -> None:
     # Begun too; what stands for QEMU here cannot do it.
     act("machine_run", image["digest"], deterministic=1, argv=["true"], timeout_s=1.0)
     act("image_remove", image["digest"], image="embedded")
+
+
+def _repos(ledger: Ledger) -> None:
+    act = ledger.act
+    path = str(Repo.make(ledger.world.daemon.state_dir / "site").path)
+    site = act("repo_add", path=path)["repo_id"]
+    act("repo_update", site, repo="site", alias="web")
+    act("repo_remove", site, repo="web")
 
 
 def _cancel(ledger: Ledger) -> None:

@@ -470,6 +470,7 @@ def test_a_shell_completes_commands_and_what_the_daemon_knows(
     daemon: Daemon, tmp_path: Path
 ) -> None:
     answer(daemon, "task", "submit", "--key", "compile-it", "--group", "tab-group")
+    answer(daemon, "network", "create", "tab-lan")
     script = tmp_path / "completion.bash"
     script.write_text(mo(daemon, "completion", "bash").stdout)
     name = places.NAME
@@ -501,6 +502,7 @@ def test_a_shell_completes_commands_and_what_the_daemon_knows(
     assert complete("task", "submit", "--depen") == ["--depends-on"]
     assert complete("task", "list", "--state", "re") == ["ready"]
     assert complete("group", "get", "tab") == ["tab-group"]
+    assert complete("network", "get", "tab") == ["tab-lan"]
     assert complete("task", "get", "--group", "tab-group", "comp") == ["compile-it"]
     nobody = {places.SOCKET_VARIABLE: str(tmp_path / "none")}
     assert complete("group", "get", "tab", env=nobody) == []

@@ -14,6 +14,7 @@ TESTS = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("demo", "last"),
     [
+        ("demo_runs.py", "demo: 3 tasks done and merged"),
         ("demo_graph.py", "demo: 4 tasks done by 2 workers"),
         ("demo_machines.py", "demo: booted in"),
     ],

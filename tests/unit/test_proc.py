@@ -287,3 +287,22 @@ async def test_a_signal_after_the_end_reaches_nobody() -> None:
             assert await process.wait() == 0
         process.signal(signal.SIGKILL)
     assert process.status == 0
+
+
+async def test_a_command_writes_files_with_the_rights_it_is_given(tmp_path: Path) -> None:
+    script = f"import os; os.close(os.open({str(tmp_path / 'made')!r}, os.O_CREAT, 0o777))"
+    await proc.run(python(script), timeout_s=SOON_S, umask=0o027)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as another user")
+async def test_a_command_runs_as_the_user_it_is_given_and_in_no_other_group() -> None:
+    # Not this Python, which may lie where nobody else can read.
+    done = await proc.run(["id"], timeout_s=SOON_S, user=(12345, 54321))
+    assert done.stdout == b"uid=12345 gid=54321 groups=54321\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may act as anybody")
+async def test_to_act_as_another_user_is_refused_to_whoever_is_not_root() -> None:
+    with pytest.raises(errors.CommandFailed):
+        await proc.run(["id"], timeout_s=SOON_S, user=(12345, 54321))

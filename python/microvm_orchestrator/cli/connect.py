@@ -44,6 +44,13 @@ ENOUGH = 4 * CHUNK
 RESTART_S = 60.0
 # Between two attempts to reach a daemon that is not there yet.
 PAUSE_MS = 100
+# What users of a profile set in the environment of the program that it stands for.
+SETTINGS = {
+    "delegation": (
+        *("CALLBACK_PORT", "DEFAULT_VM_TEMPLATE", "DEFAULT_TIMEOUT", "DEFAULT_CPU"),
+        *("DEFAULT_MEMORY", "DEFAULT_DISK", "HEARTBEAT_THRESHOLD_SECONDS"),
+    ),
+}
 # "Connection closed", as the SDKs of MCP number it.
 CLOSED = -32000
 
@@ -95,7 +102,9 @@ def _seconds(text: str | None) -> float:
 
 
 def _preface(profile: str | None, token: str | None) -> bytes:
-    told = {"profile": profile, "token": token}
+    names = SETTINGS.get(profile or "", ())
+    settings = {name: os.environ[name] for name in names if name in os.environ}
+    told = {"profile": profile, "token": token, "settings": settings or None}
     wish = {name: value for name, value in told.items() if value is not None}
     return json.dumps({"connect": wish}).encode() + b"\n" if wish else b""
 

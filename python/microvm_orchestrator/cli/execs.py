@@ -40,11 +40,18 @@ def status_of(told: dict[str, Any]) -> int:
 
 
 def write(channel: str, text: str, encoded: str | None) -> None:
-    """Pass on what a command said: its bytes as they were."""
+    """Pass on what a command said: its bytes as they were, and to a terminal what it can show.
+
+    Whoever wants a terminal to obey what runs in a machine gives that a terminal of its own.
+    """
     stream = sys.stderr if channel == "stderr" else sys.stdout
     stream.flush()
-    stream.buffer.write(octets_at(text, encoded))
-    stream.buffer.flush()
+    if stream.isatty():
+        stream.write(output.said(text))
+        stream.flush()
+    else:
+        stream.buffer.write(octets_at(text, encoded))
+        stream.buffer.flush()
 
 
 def show(told: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ STATUSES: dict[type[errors.OrchestratorError], int] = {
 }
 
 # Escapes, and marks that change the direction of what follows: a title could repaint the screen.
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
 
@@ -66,4 +66,4 @@ def say(text: str) -> None:
 def harmless(text: str) -> str:
     """Return text that a terminal only shows; what would command it is written out."""
     text = text.encode(errors="backslashreplace").decode()
-    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

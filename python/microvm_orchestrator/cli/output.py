@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from microvm_orchestrator.cli.failure import harmless, say
+from microvm_orchestrator.cli.failure import UNPRINTABLE, harmless, say
 from microvm_orchestrator.cli.values import shorthand
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ STYLES = {
     "cancelled": "magenta",
 }
 _NOTHING = "-"
+_COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}m")
 # Numbers of tasks by state, most of which are zero.
 _COUNTS = {"counts", "tasks"}
 
@@ -60,7 +62,9 @@ def console() -> Console:
 
 
 def emit(raw: bytes) -> None:
-    """Write one JSON document, exactly as it came, on a line of its own."""
+    """Write one JSON document on a line of its own: as it came, or the same for a terminal."""
+    if sys.stdout.isatty():
+        raw = UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", raw.decode()).encode()
     sys.stdout.buffer.write(raw.rstrip(b"\n") + b"\n")
     sys.stdout.buffer.flush()
 
@@ -68,6 +72,11 @@ def emit(raw: bytes) -> None:
 def emit_value(value: object) -> None:
     """Write one line of JSON that is a part of an answer, or our own."""
     emit(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def said(text: str) -> str:
+    """Return what a program said as a terminal shows it: in lines, without colours."""
+    return harmless(_COLOUR.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
 
 
 def line(text: str) -> None:

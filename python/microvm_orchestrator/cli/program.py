@@ -11,6 +11,8 @@ import typer
 
 from microvm_orchestrator import places
 from microvm_orchestrator.cli import (
+    allow,
+    artifact,
     audit,
     backup,
     bridge,
@@ -18,6 +20,7 @@ from microvm_orchestrator.cli import (
     completion,
     config,
     copy,
+    credential,
     doctor,
     event,
     execs,
@@ -30,7 +33,9 @@ from microvm_orchestrator.cli import (
     network,
     operation,
     output,
+    plan,
     pool,
+    repo,
     serve,
     slot,
     snapshot,
@@ -41,6 +46,7 @@ from microvm_orchestrator.cli import (
     whoami,
     worker,
 )
+from microvm_orchestrator.cli import run as run_noun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +54,10 @@ if TYPE_CHECKING:
 NOUNS = {
     "task": task.app,
     "graph": graph.app,
+    "plan": plan.app,
+    "repo": repo.app,
+    "run": run_noun.app,
+    "artifact": artifact.app,
     "group": group.app,
     "template": template.app,
     "worker": worker.app,
@@ -66,12 +76,16 @@ NOUNS = {
     "webhook": webhook.app,
     "delivery": webhook.deliveries,
     "token": token.app,
+    "credential": credential.app,
     "audit": audit.app,
     "backup": backup.app,
     "config": config.app,
 }
 # Commands that are one word; the commands of `work` are of the noun task.
-SINGLE = (whoami.app, metrics.app, doctor.app, serve.app, bridge.app, completion.app)
+SINGLE = (
+    *(allow.app, whoami.app, credential.setup, metrics.app, doctor.app),
+    *(serve.app, bridge.app, completion.app),
+)
 
 
 _BEGIN = f"""\b

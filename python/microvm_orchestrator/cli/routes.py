@@ -40,6 +40,7 @@ ROUTES: dict[str, Route] = {
         "task_runs": "GET /v1/tasks/{task_id}/runs",
         "task_cancel": "POST /v1/tasks/{task_id}/cancel",
         "task_retry": "POST /v1/tasks/{task_id}/retry",
+        "task_resume": "POST /v1/tasks/{task_id}/resume",
         "task_update": "PATCH /v1/tasks/{task_id}",
         "task_delete": "DELETE /v1/tasks/{task_id}",
         "task_extend": "POST /v1/tasks/{task_id}/extend",
@@ -55,6 +56,23 @@ ROUTES: dict[str, Route] = {
         "group_cancel": "POST /v1/groups/{group}/cancel",
         "group_retry": "POST /v1/groups/{group}/retry",
         "group_prioritize": "POST /v1/groups/{group}/prioritize",
+        "run_start": "POST /v1/runs",
+        "run_get": "GET /v1/runs/{task_id}",
+        "run_list": "GET /v1/runs",
+        "run_output": "GET /v1/runs/{task_id}/output",
+        "run_diff": "GET /v1/runs/{task_id}/diff",
+        "artifact_list": "GET /v1/runs/{task_id}/artifacts",
+        "artifact_get": "GET /v1/runs/{task_id}/artifacts/content",
+        "run_approve": "POST /v1/runs/{task_id}/approve",
+        "run_reject": "POST /v1/runs/{task_id}/reject",
+        "merge_resolve": "POST /v1/runs/{task_id}/resolve",
+        "repo_add": "POST /v1/repos",
+        "repo_update": "PATCH /v1/repos/{repo}",
+        "repo_get": "GET /v1/repos/{repo}",
+        "repo_list": "GET /v1/repos",
+        "repo_remove": "DELETE /v1/repos/{repo}",
+        "plan_tasks": "POST /v1/plans",
+        "plan_submit": "POST /v1/plans/submit",
         "template_save": "POST /v1/templates",
         "template_get": "GET /v1/templates/{name}",
         "template_list": "GET /v1/templates",
@@ -127,6 +145,9 @@ ROUTES: dict[str, Route] = {
         "token_create": "POST /v1/tokens",
         "token_list": "GET /v1/tokens",
         "token_revoke": "DELETE /v1/tokens/{token_id}",
+        "credential_set": "PUT /v1/credentials/{name}",
+        "credential_list": "GET /v1/credentials",
+        "credential_remove": "DELETE /v1/credentials/{name}",
         "whoami": "GET /v1/whoami",
         "metrics_get": "GET /v1/metrics",
         "doctor_run": "GET /v1/doctor",
@@ -135,7 +156,7 @@ ROUTES: dict[str, Route] = {
 }
 
 # Asked with a body, and yet only a question.
-QUESTIONS = frozenset({"template_preview"})
+QUESTIONS = frozenset({"template_preview", "plan_tasks"})
 
 
 def changes(name: str) -> bool:

@@ -35,6 +35,15 @@ Input = Annotated[
         help="Parameters for whoever claims it, any JSON; of a file, or of standard input.",
     ),
 ]
+Run = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="JSON|@FILE|-",
+        help="What this host is to do in a machine, any JSON that `run` takes; without it, a "
+        "worker claims the task. `run start` writes it from options.",
+    ),
+]
 DependsOn = Annotated[
     list[str] | None,
     typer.Option(
@@ -116,6 +125,7 @@ def fields(
     *,
     description: str | None,
     input: str | None,  # noqa: A002 - the field's name
+    run: str | None,
     depends_on: list[str] | None,
     priority: str | None,
     labels: list[str] | None,
@@ -130,6 +140,7 @@ def fields(
         **plain,
         "description": values.text(description),
         "input": values.json_value(input, "--input"),
+        "run": values.json_value(run, "--run"),
         "depends_on": depends_on and [values.dependency(word) for word in depends_on],
         "priority": values.priority(priority),
         "labels": values.pairs(labels, "--label"),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from microvm_orchestrator import places
-from microvm_orchestrator.cli import failure, output, spec, values, watch, work
+from microvm_orchestrator.cli import budget, failure, output, spec, values, watch, work
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.journal import event_line
 from microvm_orchestrator.cli.options import (
@@ -28,6 +28,7 @@ from microvm_orchestrator.cli.options import (
 
 app = typer.Typer(help="Tasks: submit, look at, wait for and change them; claim and end them.")
 app.add_typer(work.app)
+app.add_typer(budget.app)
 
 BRIEF = ("task_id", "key", "group", "state", "priority", "worker", "progress", "title")
 RUN = ("attempt", "worker", "state", "started_at", "finished_at", "error")
@@ -66,6 +67,7 @@ def submit(
     group: Group = None,
     description: spec.Description = None,
     input: spec.Input = None,  # noqa: A002 - the field's name
+    run: spec.Run = None,
     depends_on: spec.DependsOn = None,
     on_unmet: spec.OnUnmet = None,
     priority: spec.Priority = None,
@@ -91,6 +93,7 @@ def submit(
         group=group,
         description=description,
         input=input,
+        run=run,
         depends_on=depends_on,
         on_unmet=on_unmet,
         priority=priority,
@@ -322,6 +325,7 @@ def update(
     ] = None,
     description: spec.Description = None,
     input: spec.Input = None,  # noqa: A002 - the field's name
+    run: spec.Run = None,
     depends_on: spec.DependsOn = None,
     on_unmet: spec.OnUnmet = None,
     priority: spec.Priority = None,
@@ -359,6 +363,7 @@ def update(
         title=title,
         description=description,
         input=input,
+        run=run,
         depends_on=depends_on,
         on_unmet=on_unmet,
         priority=priority,
@@ -384,10 +389,29 @@ def update(
 
 
 @command(app, "delete", example="task delete scratch --cascade")
-def delete(here: Session, task_id: TaskId, group: KeyGroup = None, cascade: Cascade = None) -> None:
-    """Forget a task that is not running.
+def delete(
+    here: Session,
+    task_id: TaskId,
+    group: KeyGroup = None,
+    cascade: Cascade = None,
+    drop_unmerged: Annotated[
+        bool | None,
+        typer.Option(
+            "--drop-unmerged",
+            help="Even if commits of its run that were not merged are lost.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Forget a task that is not running, with the record, output and artifacts of its runs.
 
-    Refused while other tasks depend on it, unless with --cascade, which forgets these too.
+    Refused while other tasks depend on it, unless with --cascade, which forgets these too; and
+    while commits of a run are not merged, unless with --drop-unmerged, which loses them.
     """
-    given = {"task_id": task_id, "group": group, "cascade": cascade}
+    given = {
+        "task_id": task_id,
+        "group": group,
+        "cascade": cascade,
+        "drop_unmerged": drop_unmerged,
+    }
     here.tell("task_delete", given, show_changed)

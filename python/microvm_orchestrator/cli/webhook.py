@@ -49,6 +49,12 @@ Active = Annotated[
         show_default=False,
     ),
 ]
+Shape = Annotated[
+    Literal["event", "job"] | None,
+    typer.Option(
+        "--shape", help="What is sent: the event, or how the job stands, for receivers of jobs."
+    ),
+]
 Description = Annotated[
     str | None, typer.Option("--description", metavar="TEXT", help="What it is for.")
 ]
@@ -68,6 +74,7 @@ def create(
     secret: SecretFile = None,
     kinds: Kinds = None,
     groups: Groups = None,
+    shape: Shape = None,
     active: Active = None,
     description: Description = None,
     idempotency_key: IdempotencyKey = None,
@@ -82,6 +89,7 @@ def create(
         "secret": values.secret(secret),
         "kinds": kinds,
         "groups": groups,
+        "shape": shape,
         "active": active,
         "description": description,
         "idempotency_key": idempotency_key,
@@ -112,6 +120,7 @@ def update(
     secret: SecretFile = None,
     kinds: Kinds = None,
     groups: Groups = None,
+    shape: Shape = None,
     active: Active = None,
     description: Description = None,
 ) -> None:
@@ -122,6 +131,7 @@ def update(
         "secret": values.secret(secret),
         "kinds": kinds,
         "groups": groups,
+        "shape": shape,
         "active": active,
         "description": description,
     }

@@ -9,6 +9,7 @@ import anyio
 import anyio.to_thread
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.deliveries.jobs import Said, silent
 from microvm_orchestrator.deliveries.outbox import PACE, SENDER, Means, Outbox
 from microvm_orchestrator.deliveries.post import Poster
 from microvm_orchestrator.model.webhook import (
@@ -40,8 +41,10 @@ _RESTART_S = 5.0
 _log = log.get(__name__)
 
 
-async def deliver(store: Store, journal: Journal, settings: Settings, pace: Retry = PACE) -> None:
-    """Send every active webhook its events, until cancelled."""
+async def deliver(
+    store: Store, journal: Journal, settings: Settings, pace: Retry = PACE, said: Said = silent
+) -> None:
+    """Send every active webhook its events, until cancelled; `said` knows what runs have said."""
     poster = await anyio.to_thread.run_sync(Poster, settings.webhooks)
     means = Means(
         store=store,
@@ -50,6 +53,7 @@ async def deliver(store: Store, journal: Journal, settings: Settings, pace: Retr
         max_attempts=settings.webhooks.max_attempts,
         keep_s=settings.store.events.max_age_s,
         pace=pace,
+        said=said,
     )
     async with anyio.create_task_group() as group:
         await _Desk(means, group).run()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.deliveries.jobs import Said, payload_of, silent
 from microvm_orchestrator.deliveries.post import Message, Poster
 from microvm_orchestrator.model import token
 from microvm_orchestrator.model.access import Role
@@ -32,6 +33,7 @@ from microvm_orchestrator.model.webhook import (
     KeptDelivery,
     KeptWebhook,
     Posted,
+    Shape,
     delivery_id,
     delivery_prefix,
 )
@@ -73,6 +75,7 @@ class Means:
     max_attempts: int
     keep_s: float | None
     pace: Retry = PACE
+    said: Said = silent
 
 
 @dataclass(slots=True)
@@ -234,7 +237,13 @@ class Outbox:
 
     async def _attempt(self, key: str) -> None:
         kept = self._waiting[key]
-        message = Message(key, self.webhook_id, kept.event.kind, kept.event.model_dump(mode="json"))
+        event = kept.event
+        payload = None
+        if self.hook.shape is Shape.JOB:
+            reader, said = self.hook.reader, self.means.said
+            payload = await payload_of(event, self.means.store, reader, said)
+        told = event.model_dump(mode="json")
+        message = Message(key, self.webhook_id, event.kind, told, payload)
         posted = await self.means.poster.post(
             self.hook.url,
             self.hook.secret,

@@ -23,6 +23,7 @@ from microvm_orchestrator.model.webhook import Posted
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Mapping
 
     from pydantic import JsonValue
 
@@ -43,14 +44,18 @@ class Message:
     webhook_id: str
     kind: str
     event: JsonValue
+    # What is told instead of the event.
+    payload: Mapping[str, JsonValue] | None = None
 
     @property
     def body(self) -> bytes:
-        told = {
+        told: Mapping[str, JsonValue] = {
             "delivery_id": self.delivery_id,
             "webhook_id": self.webhook_id,
             "event": self.event,
         }
+        if self.payload is not None:
+            told = self.payload
         return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from microvm_orchestrator.execs.job import Job

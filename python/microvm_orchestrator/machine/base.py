@@ -21,9 +21,9 @@ from microvm_orchestrator.machine.shell import GuestEvent, GuestUsage, Shell
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.runner import Runner
 
-# From the call until the guest says that it is ready: a cold boot under emulation on a busy host
-# takes ten seconds, one that takes a minute hangs.
-BOOT_TIMEOUT_S = 60.0
+# From the call until the guest says that it is ready: a cold boot under emulation takes
+# three seconds, ten on a busy host, and more than a minute was seen where thirty wanted two cores.
+BOOT_TIMEOUT_S = 120.0
 # From asking the guest to power off until it is ended by force.
 STOP_GRACE_S = 10.0
 

@@ -23,8 +23,8 @@ from microvm_orchestrator.machine.base import (
     Snapshot,
     untold,
 )
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.together import beside
 
 # The names of all templates begin with it.
 TEMPLATE = "template-"

@@ -7,7 +7,8 @@ over HTTP each request has its own, put into the ASGI scope by the listener.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mcp.server.context import ServerRequestContext
@@ -33,22 +34,30 @@ PROGRESS_EVERY_S = 3.0
 _STANDING_STILL = 0.001
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Peer:
     """The other end of a byte stream."""
 
     principal: Principal
+    # What it set for the profile that it chose.
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def principal_of(ctx: Context) -> Principal:
     match ctx.request:
-        case Peer(principal):
+        case Peer(principal=principal):
             return principal
         case HTTPConnection(scope={"state": {"principal": Principal() as principal}}):
             return principal
         case _:
             pass
     raise errors.Unauthenticated("the connection did not say who is asking")
+
+
+def settings_of(ctx: Context) -> Mapping[str, str]:
+    """Give what a client set for its profile when it connected; over HTTP there is no way to."""
+    request: object = ctx.request
+    return request.settings if isinstance(request, Peer) else {}
 
 
 def http_headers(ctx: Context) -> Headers | None:

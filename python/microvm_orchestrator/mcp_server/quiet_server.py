@@ -68,6 +68,9 @@ class QuietServer(Server[Any]):
         self._whole = super().server_info_stamp
         self.add_request_handler("server/discover", RequestParams, self._discover)
 
+    async def keep(self) -> None:
+        """Do what there is to do beside answering, until cancelled."""
+
     @property
     def server_info_stamp(self) -> dict[str, Any]:
         return dict(self._brief)

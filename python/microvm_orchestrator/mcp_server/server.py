@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from mcp.server.caching import CacheHint
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
@@ -67,7 +68,7 @@ class McpFrontEnd:
     ) -> None:
         """`security` adds the SDK's own check of Host and Origin; a unix socket needs none."""
         self.tasks = TasksExtension(service.store)
-        self._servers = {NATIVE: native_server(service, self.tasks)}
+        self._servers: dict[str, QuietServer] = {NATIVE: native_server(service, self.tasks)}
         for name, make in PROFILES.items():
             self._servers[name] = make(service)
         self._sessions = {
@@ -112,10 +113,14 @@ class McpFrontEnd:
         async with self.tasks.running(), AsyncExitStack() as stack:
             for sessions in self._sessions.values():
                 await stack.enter_async_context(sessions.run())
-            yield
+            async with anyio.create_task_group() as group:
+                for server in self._servers.values():
+                    group.start_soon(server.keep)
+                yield
+                group.cancel_scope.cancel()
 
 
-def native_server(service: Service, tasks: TasksExtension) -> Server[Any]:
+def native_server(service: Service, tasks: TasksExtension) -> QuietServer:
     """Offer the whole table of calls."""
     tools = ServiceTools(service, tasks)
     prompts = Prompts()

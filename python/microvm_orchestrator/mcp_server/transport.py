@@ -42,15 +42,19 @@ if TYPE_CHECKING:
 
 
 async def serve_stream(
-    server: McpFrontEnd, stream: ByteStream, principal: Principal, profile: str
+    server: McpFrontEnd,
+    stream: ByteStream,
+    principal: Principal,
+    profile: str,
+    settings: Mapping[str, str] | None = None,
 ) -> None:
     """Serve one connection until its client leaves, then cut off what it still waited for.
 
     A message that is no request, or too long for one, is answered with a JSON-RPC error and the
-    connection goes on. The stream is closed at the end.
+    connection goes on. The stream is closed at the end. `settings` are for the profile.
     """
     async with stream:
-        lines = JsonLines(stream, Peer(principal))
+        lines = JsonLines(stream, Peer(principal, settings or {}))
         try:
             chosen = server.server(profile)
         except errors.OrchestratorError as error:

@@ -63,6 +63,10 @@ class Machine(_Told):
     cache_volume: str | None = Field(
         default=None, description="the cache disk that it has, or had when it ran"
     )
+    history: str | None = Field(
+        default=None,
+        description="the history of a repository that it has to read, as mirror/commit",
+    )
     runtime_id: str | None = Field(
         default=None,
         description="what its processes and files on the host are named by, where that is another "

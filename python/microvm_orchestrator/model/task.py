@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from microvm_orchestrator.model.names import DEFAULT_GROUP
+from microvm_orchestrator.model.run import Kind, RunSpec
 from microvm_orchestrator.model.values import (
     MAX_DEPENDENCIES,
     Capability,
@@ -191,6 +192,10 @@ class TaskSpec(_Part):
         default=3, description="how many silent workers are forgiven before the task fails"
     )
     not_before: Moment | None = None
+    run: RunSpec | None = Field(
+        default=None,
+        description="what this host is to do in a machine; without it, a worker claims the task",
+    )
 
 
 class GroupedSpec(TaskSpec):
@@ -231,6 +236,7 @@ class TaskBrief(BaseModel):
     key: str | None
     group: str
     title: str
+    kind: Kind
     state: TaskState
     reason: str | None = Field(description="why it is in this state, where that needs saying")
     priority: int
@@ -251,6 +257,7 @@ class Task(TaskBrief):
 
     description: str
     input: Json
+    run: RunSpec | None
     depends_on: list[Gate | Edge]
     waiting_for: list[str] = Field(description="ids of the tasks it still waits for, at most 100")
     on_unmet: Unmet

@@ -18,6 +18,19 @@ CURSOR = "delivery-cursor"
 RETRY = "delivery-retry"
 
 
+class Shape(StrEnum):
+    """What a receiver is sent."""
+
+    # The event as it is in the journal.
+    EVENT = "event"
+    # How the job that an event tells of stands, as the profile `delegation` has it.
+    JOB = "job"
+
+
+# What is worth a callback to whoever waits for a job.
+JOB_KINDS = ("task.claimed", "task.progress", "task.done", "task.failed", "task.cancelled")
+
+
 class KeptWebhook(BaseModel):
     """A webhook. What its receiver sees is limited to what its owner could see when making it."""
 
@@ -27,6 +40,7 @@ class KeptWebhook(BaseModel):
     secret: str
     kinds: tuple[str, ...]
     groups: tuple[str, ...]
+    shape: Shape = Shape.EVENT
     active: bool
     description: str
     owner: str

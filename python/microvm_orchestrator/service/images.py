@@ -199,11 +199,18 @@ async def _told(report: Report) -> AsyncGenerator[Progress]:
         async for stage, done, total in receive:
             await report(_fraction(stage, done, total), _line(stage, done, total))
 
+    # A task group would wrap it, and whoever asked would be told of a bug.
+    failed: errors.OrchestratorError | None = None
     with receive:
         async with anyio.create_task_group() as group:
             group.start_soon(pass_on)
             with send:
-                yield tell
+                try:
+                    yield tell
+                except errors.OrchestratorError as error:
+                    failed = error
+    if failed is not None:
+        raise failed
 
 
 def _fraction(stage: Stage, done: int, total: int) -> float:

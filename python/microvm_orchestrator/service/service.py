@@ -155,7 +155,7 @@ _NAMING = (
         "name",
         "worker",
     ),
-    *("webhook_id", "token_id", "key", "domain"),
+    *("webhook_id", "token_id", "key", "domain", "repo", "path"),
 )
 
 

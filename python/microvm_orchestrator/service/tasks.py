@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import anyio
@@ -175,6 +177,9 @@ class TaskDelete(TaskRef):
     """Which task to forget."""
 
     cascade: Flag = Field(default=False, description="also every task that depends on it")
+    drop_unmerged: Flag = Field(
+        default=False, description="even if commits of its run that were not merged are lost"
+    )
 
 
 class LeaseRef(TaskRef):
@@ -272,6 +277,7 @@ async def submit(
     for spec in specs:
         checked_json(spec.input, "input")
         _refuse_foreign_labels(service, caller, spec.labels)
+    await _check_runs(service, caller, action, specs)
     graph = Graph(
         tasks=tuple(
             NewTask(spec, spec.lease_s or service.settings.leases.default_lease_s, template)
@@ -298,6 +304,23 @@ def _refuse_foreign_labels(service: Service, caller: Caller, labels: Labels) -> 
                 f"{caller.principal.name} does not see {key}={labels[key]}, "
                 "so it cannot give this label"
             )
+
+
+async def _check_runs(
+    service: Service, caller: Caller, action: str, specs: Sequence[TaskSpec]
+) -> None:
+    """Look whether who asks may have this host do these, and on these repositories.
+
+    Raises: Denied, NotFound for a repo that they do not see.
+    """
+    runs = [spec.run for spec in specs if spec.run is not None]
+    if runs and not caller.principal.role.reaches(Role.OPERATOR):
+        raise errors.Denied(
+            f"{caller.principal.name} is a {caller.principal.role}, and starts nothing in machines"
+        )
+    by = actor(caller, action)
+    for repo in {run.repo for run in runs if run.repo is not None}:
+        await service.host.repos.get(repo, by)
 
 
 def _idempotency(key: str | None, action: str, content: object) -> Idempotency | None:
@@ -430,6 +453,7 @@ async def task_retry(service: Service, caller: Caller, request: TaskRetry) -> Ch
 _CHANGEABLE = frozenset(TaskSpec.model_fields) - {"key"}
 # What a client made up is not all given back to it.
 _UNKNOWN_TOLD = 8
+_UNMERGED_TOLD = 10
 
 
 @declare("task_update", "PATCH /v1/tasks/{task_id}", role=Role.OPERATOR, idempotent=True)
@@ -448,6 +472,8 @@ async def task_update(service: Service, caller: Caller, request: TaskUpdate) -> 
     checked_json(spec.input, "input")
     if "labels" in request.changes:
         _refuse_foreign_labels(service, caller, spec.labels)
+    if "run" in request.changes:
+        await _check_runs(service, caller, "task_update", [spec])
     change = UpdateTask(
         spec=grouped(spec, task.group),
         fields=frozenset(request.changes),
@@ -469,14 +495,30 @@ def _as_spec(task: Task) -> dict[str, object]:
 
 @declare("task_delete", "DELETE /v1/tasks/{task_id}", role=Role.OPERATOR, effect=Effect.DESTROY)
 async def task_delete(service: Service, caller: Caller, request: TaskDelete) -> Changed:
-    """Forget a task that is not running.
+    """Forget a task that is not running, with the record, output and artifacts of its runs.
 
-    Refused while other tasks depend on it, unless with cascade, which forgets these too.
+    Refused while other tasks depend on it, unless with cascade, which forgets these too; and while
+    commits of a run are not merged, unless with drop_unmerged, which loses them.
     The events of the task stay in the journal.
     """
-    amended = await service.store.amend(
-        request.address, DeleteTask(request.cascade), actor(caller, "task_delete")
-    )
+    by = actor(caller, "task_delete")
+    forgetting = service.host.forgetting
+    rehearsed = DeleteTask(request.cascade, rehearsed=True)
+    doomed = (await service.store.amend(request.address, rehearsed, by)).task_ids
+    if not request.drop_unmerged and (unmerged := await forgetting.unmerged(doomed)):
+        told = [str(each) for each in unmerged[:_UNMERGED_TOLD]]
+        if (more := len(unmerged) - _UNMERGED_TOLD) > 0:
+            told.append(f"that of {more} more tasks")
+        if count := await forgetting.artifacts(doomed):
+            told.append("1 artifact" if count == 1 else f"{count} artifacts")
+        raise errors.StateForbids(
+            f"with task {doomed[0]} there would be lost: {'; '.join(told)}",
+            hint="merge it, or say `drop_unmerged` to lose it",
+        )
+    with forgetting.losing(doomed if request.drop_unmerged else ()):
+        amended = await service.store.amend(request.address, DeleteTask(request.cascade), by)
+    with contextlib.suppress(errors.Unavailable):  # then it goes in the background
+        await forgetting.forget(amended.task_ids)
     return Changed(task_ids=list(amended.task_ids))
 
 
@@ -492,6 +534,7 @@ async def task_extend(service: Service, caller: Caller, request: TaskExtend) -> 
     for spec in specs:
         checked_json(spec.input, "input")
         _refuse_foreign_labels(service, caller, spec.labels)
+    await _check_runs(service, caller, "task_extend", specs)
     ref = request.ref(caller)
     # The same tasks under another one, or after it instead of within it, are another request.
     content = [request.task_id, request.group, request.children, request.successors]

@@ -21,12 +21,14 @@ from microvm_orchestrator.model.values import Flag, Line, Moment, Name, moment, 
 from microvm_orchestrator.model.webhook import (
     CURSOR,
     DELIVERY,
+    JOB_KINDS,
     RETRY,
     WEBHOOK,
     DeliveryState,
     KeptCursor,
     KeptDelivery,
     KeptWebhook,
+    Shape,
     delivery_prefix,
 )
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
@@ -54,6 +56,7 @@ Groups = Annotated[list[Name], Field(max_length=100)]
 _URL = "http or https; deliveries go to the address that this name has then"
 _KINDS = "kinds of event, as in `task.done` or `task.*`; none: all"
 _GROUPS = "only events of tasks in these groups; none: all"
+_SHAPE = "event: as in the journal; job: how the job stands, as the profile `delegation` tells it"
 _ACTIVE = "an inactive webhook goes on where it stopped when it is made active again"
 
 
@@ -66,6 +69,7 @@ class CreateWebhook(Request):
     )
     kinds: Kinds = Field(default=[], description=_KINDS)
     groups: Groups = Field(default=[], description=_GROUPS)
+    shape: Shape = Field(default=Shape.EVENT, description=_SHAPE)
     active: Flag = Field(default=True, description=_ACTIVE)
     description: Line = ""
     idempotency_key: IdempotencyKey | None = Field(
@@ -87,6 +91,7 @@ class UpdateWebhook(NamedWebhook):
     secret: Secret | None = Field(default=None, description="what deliveries are signed with")
     kinds: Kinds | None = Field(default=None, description=_KINDS)
     groups: Groups | None = Field(default=None, description=_GROUPS)
+    shape: Shape | None = Field(default=None, description=_SHAPE)
     active: Flag | None = Field(default=None, description=_ACTIVE)
     description: Line | None = None
 
@@ -111,6 +116,7 @@ class WebhookInfo(Answer):
     url: str
     kinds: list[str]
     groups: list[str]
+    shape: Shape
     active: bool
     description: str
     owner: str
@@ -189,8 +195,9 @@ async def webhook_create(
     kept = KeptWebhook(
         url=request.url,
         secret=request.secret or secrets.token_urlsafe(32),
-        kinds=tuple(request.kinds),
+        kinds=_kinds(request.shape, request.kinds),
         groups=tuple(request.groups),
+        shape=request.shape,
         active=request.active,
         description=request.description,
         owner=by.name,
@@ -239,7 +246,9 @@ async def webhook_update(service: Service, caller: Caller, request: UpdateWebhoo
     if request.url is not None:
         await _refuse_private(service, request.url)
     changes = request.model_dump(exclude={"webhook_id"}, exclude_none=True)
-    changed = KeptWebhook.model_validate(record.body | changes).model_dump(mode="json")
+    kept = KeptWebhook.model_validate(record.body | changes)
+    kept = kept.model_copy(update={"kinds": _kinds(kept.shape, list(kept.kinds))})
+    changed = kept.model_dump(mode="json")
     if changed != record.body:
         record = await service.store.save(
             Record(WEBHOOK, record.id, changed), by, expect=record.version
@@ -340,6 +349,15 @@ async def delivery_retry(service: Service, caller: Caller, request: NamedDeliver
     return _delivery(record, anew)
 
 
+def _kinds(shape: Shape, given: list[str]) -> tuple[str, ...]:
+    """Raises: InvalidInput for events that tell of no job."""
+    if shape is Shape.EVENT:
+        return tuple(given)
+    if wrong := [kind for kind in given if not kind.startswith("task.")]:
+        raise errors.InvalidInput(f"with the shape job, {wrong[0]} is no kind to be told of")
+    return tuple(given) or JOB_KINDS
+
+
 def _kept(record: Record) -> KeptWebhook:
     return KeptWebhook.model_validate(record.body)
 
@@ -376,6 +394,7 @@ async def _info(service: Service, record: Record, by: Actor) -> WebhookInfo:
         url=kept.url,
         kinds=list(kept.kinds),
         groups=list(kept.groups),
+        shape=kept.shape,
         active=kept.active,
         description=kept.description,
         owner=kept.owner,

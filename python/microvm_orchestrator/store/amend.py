@@ -23,6 +23,7 @@ from microvm_orchestrator.store.base import (
     SetPriority,
     UpdateTask,
 )
+from microvm_orchestrator.store.read import read_run, run_told
 from microvm_orchestrator.store.rows import Tx, compact
 from microvm_orchestrator.store.settle import ripple
 from microvm_orchestrator.store.submit import (
@@ -58,6 +59,8 @@ def amend(tx: Tx, which: Address | InGroup, change: Change) -> Amended:
             changed = [_update(tx, _single(tx, which), change)]
         case DeleteTask():
             changed = _delete(tx, _single(tx, which), change)
+            if change.rehearsed:
+                return Amended(tuple(changed))
     tx.audit(target)
     return Amended(tuple(changed))
 
@@ -253,6 +256,7 @@ def _update(tx: Tx, row: TaskRow, change: UpdateTask) -> str:
         new = new._replace(gates_left=left, reason=None)
         body["depends_on"] = gates_told(gates)
     body |= {name: getattr(spec, name) for name in _BODY_FIELDS}
+    body["run"] = run_told(spec)
     tx.run("UPDATE task_body SET spec = ? WHERE seq = ?", compact(body), row.seq)
     if "labels" in change.fields:
         tx.run("DELETE FROM label WHERE task = ?", row.seq)
@@ -273,6 +277,7 @@ def _changed_spec(row: TaskRow, body: Mapping[str, Any], change: UpdateTask) -> 
     """What the task asks for now: the fields that are named anew, the others as they were."""
     policy = read_policy(row.policy)
     before: dict[str, Any] = {name: body[name] for name in _BODY_FIELDS} | {
+        "run": read_run(body),
         "priority": row.priority,
         "lease_s": row.lease_s,
         "timeout_s": row.timeout_s,
@@ -319,7 +324,7 @@ def _delete(tx: Tx, row: TaskRow, change: DeleteTask) -> list[str]:
             raise errors.StateForbids(
                 f"cannot delete task {task.id}: it is running", hint="cancel it first"
             )
-    for task in reversed(doomed):
+    for task in () if change.rehearsed else reversed(doomed):
         tx.event("task.deleted", task)
         drop_task(tx, task.seq)
     return [task.id for task in doomed]

@@ -234,6 +234,8 @@ class UpdateTask:
 class DeleteTask:
     # Also what depends on it, directly or not.
     cascade: bool = False
+    # Nothing changes, and what would go is told.
+    rehearsed: bool = False
 
 
 Change = CancelTasks | RetryTasks | SetPriority | UpdateTask | DeleteTask

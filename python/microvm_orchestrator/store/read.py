@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import JsonValue, TypeAdapter
 
+from microvm_orchestrator.model.run import Kind, RunSpec
 from microvm_orchestrator.model.task import (
     Edge,
     Gate,
@@ -19,6 +21,7 @@ from microvm_orchestrator.model.task import (
     TaskBrief,
     TaskError,
     TaskProgress,
+    TaskSpec,
     TaskState,
     Unmet,
 )
@@ -72,6 +75,7 @@ def whole_task(connection: sqlite3.Connection, classes: Classes, row: TaskRow) -
         **_brief_fields(row, spec, classes.get(connection, row.class_id).owner, progress),
         description=spec["description"],
         input=spec["input"],
+        run=read_run(spec),
         depends_on=_GATES.validate_python(spec["depends_on"]) if spec["depends_on"] else [],
         waiting_for=waiting,
         on_unmet=Unmet(row.on_unmet),
@@ -91,6 +95,16 @@ def whole_task(connection: sqlite3.Connection, classes: Classes, row: TaskRow) -
     )
 
 
+def run_told(spec: TaskSpec) -> JsonValue:
+    return None if spec.run is None else spec.run.model_dump(mode="json", exclude_defaults=True)
+
+
+def read_run(spec: Mapping[str, Any]) -> RunSpec | None:
+    """What was stored of a run; tasks that are older than runs have none."""
+    told = spec.get("run")
+    return None if told is None else RunSpec.model_validate(told)
+
+
 def brief_task(
     connection: sqlite3.Connection, classes: Classes, row: TaskRow, spec: str, progress: str | None
 ) -> TaskBrief:
@@ -106,6 +120,7 @@ def _brief_fields(
         "key": None if row.key == row.id else row.key,
         "group": row.grp,
         "title": spec["title"],
+        "kind": Kind.MANUAL if not spec.get("run") else Kind(spec["run"]["kind"]),
         "state": TaskState(row.state),
         "reason": row.reason,
         "priority": row.priority,

@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.names import DEFAULT_GROUP, is_task_id
 from microvm_orchestrator.model.records import Actor
+from microvm_orchestrator.model.run import IN_A_MACHINE
 from microvm_orchestrator.model.task import RunState, TaskState, Unmet
 from microvm_orchestrator.model.transition import Step, TaskRow, Verb, transition
 from microvm_orchestrator.store.base import Address
@@ -61,7 +62,10 @@ class TaskClass:
     labels: dict[str, str]
 
     def fits(self, capabilities: frozenset[str], roles: frozenset[str]) -> bool:
-        return self.capabilities <= capabilities and (self.role is None or self.role in roles)
+        # Who runs tasks in machines takes no others: these are for workers.
+        alike = (IN_A_MACHINE in self.capabilities) == (IN_A_MACHINE in capabilities)
+        able = self.capabilities <= capabilities
+        return alike and able and (self.role is None or self.role in roles)
 
 
 class Classes:

@@ -12,6 +12,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.names import is_task_id, new_id
+from microvm_orchestrator.model.run import IN_A_MACHINE
 from microvm_orchestrator.model.task import (
     FINISHED,
     Dependency,
@@ -33,6 +34,7 @@ from microvm_orchestrator.store.base import (
     SubmittedTask,
 )
 from microvm_orchestrator.store.lease import held
+from microvm_orchestrator.store.read import run_told
 from microvm_orchestrator.store.rows import Tx, compact
 from microvm_orchestrator.store.settle import ripple
 
@@ -260,8 +262,9 @@ def due(spec: TaskSpec, now: float) -> float | None:
 
 def class_of(tx: Tx, spec: TaskSpec, owner: str, visibility: frozenset[str]) -> int:
     seen_by = {key: value for key, value in spec.labels.items() if key in visibility}
+    needed = spec.capabilities if spec.run is None else [*spec.capabilities, IN_A_MACHINE]
     return tx.classes.intern(
-        tx.connection, owner=owner, capabilities=spec.capabilities, role=spec.role, labels=seen_by
+        tx.connection, owner=owner, capabilities=needed, role=spec.role, labels=seen_by
     )
 
 
@@ -323,6 +326,7 @@ def spec_text(spec: GroupedSpec, gates: Sequence[PlannedGate], template: str | N
             "role": spec.role,
             "depends_on": gates_told(gates),
             "template": template,
+            "run": run_told(spec),
         }
     )
 

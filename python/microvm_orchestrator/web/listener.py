@@ -28,7 +28,7 @@ from microvm_orchestrator.web.identity import PEER
 from microvm_orchestrator.web.preface import StreamWish, read_preface
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anyio.abc import ByteStream, TaskGroup
     from starlette.types import ASGIApp
@@ -53,7 +53,9 @@ _REFUSED = -32600
 class Streams(Protocol):
     """Serves one connection of JSON-RPC lines until it ends."""
 
-    async def __call__(self, stream: ByteStream, principal: Principal, profile: str) -> None: ...
+    async def __call__(
+        self, stream: ByteStream, principal: Principal, profile: str, settings: Mapping[str, str]
+    ) -> None: ...
 
 
 class Frames(Protocol):
@@ -219,7 +221,7 @@ class Listener:
                         if isinstance(wish, StreamWish):
                             await self._serve_frames(stream, raw, principal, wish.call)
                         else:
-                            await self._serve_stream(stream, principal, wish.profile)
+                            await self._serve_stream(stream, principal, wish.profile, wish.settings)
                     group.cancel_scope.cancel()
             finally:
                 self._streaming.discard(connection)

@@ -1,13 +1,14 @@
 """The optional first line of a stream: who comes, and what for.
 
-`{"connect": {"profile": "...", "token": "..."}}` begins JSON messages, both fields optional;
+`{"connect": {"profile": "...", "token": "...", "settings": {...}}}` begins JSON messages, all
+fields optional, and the settings are the profile's to understand;
 `{"stream": {"call": "...", "token": "..."}}` begins frames. Written exactly so at its start: a
 JSON-RPC message never begins like that. Above sits the listener.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from anyio import DelimiterNotFound, EndOfStream, IncompleteRead
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -24,6 +25,9 @@ _BEGINNINGS = (_BEGINNING, _STREAM)
 # A token and a name fit many times over.
 _MAX_BYTES = 8192
 
+_Name = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
+_Value = Annotated[str, Field(max_length=200)]
+
 
 class Wish(BaseModel):
     """What a connection asks for before its first message."""
@@ -32,6 +36,7 @@ class Wish(BaseModel):
 
     profile: str = Field(default="", max_length=80)
     token: SecretStr | None = None
+    settings: dict[_Name, _Value] = Field(default={}, max_length=32)
 
 
 class StreamWish(BaseModel):

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from commands import leaves, tree
+from commands import SPOKEN, leaves, tree
 from microvm_orchestrator import places
 from microvm_orchestrator.cli import connect, task, token, webhook
 from microvm_orchestrator.cli.routes import QUESTIONS, ROUTES, Route
 from microvm_orchestrator.model.access import Role
+from microvm_orchestrator.model.run import Kind
 from microvm_orchestrator.model.task import OnExpiry, TaskState, Unmet
 from microvm_orchestrator.model.webhook import DeliveryState
 from microvm_orchestrator.service.calls import Effect
@@ -22,6 +23,8 @@ CONNECTION = {"json", "socket", "address", "token_file"}
 # Fields that are read from the file a command takes, and options that make one field together.
 FROM_FILE = {
     "graph_submit": {"tasks"},
+    "plan_tasks": {"documents", "tasks"},
+    "plan_submit": {"documents", "tasks"},
     "template_save": {"description", "parameters", "tasks", "group_prefix"},
     # What comes on standard input.
     "machine_exec": {"stdin", "stdin_base64"},
@@ -41,7 +44,7 @@ CHANGES = {"task_update"}
 
 def command_of(call: str) -> Any:
     noun, _, verb = call.partition("_")
-    found = LEAVES.get((noun, verb)) or LEAVES.get((noun,))
+    found = LEAVES.get(SPOKEN.get(call, (noun, verb))) or LEAVES.get((noun,))
     assert found is not None, f"no command makes the call {call}"
     return found
 
@@ -81,6 +84,7 @@ def test_the_choices_are_those_of_the_model() -> None:
 
     assert choices("task_submit", "on_unmet") == set(Unmet)
     assert choices("task_submit", "on_expiry") == set(OnExpiry)
+    assert choices("plan_submit", "kind") == set(Kind)
     assert choices("token_create", "role") == set(Role)
     assert choices("delivery_list", "state") == set(DeliveryState)
     assert set(task.State) == set(TaskState)

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import os
+import pty
+import tty
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.cli import failure, output
+from microvm_orchestrator.cli import execs, failure, output
 from microvm_orchestrator.cli.journal import event_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
 
 HOSTILE = "a\x1b]0;pwned\x07b\x9b31mc\u202ed\r\x00"
 
@@ -66,6 +73,31 @@ def test_json_is_written_as_it_came(capfdbinary: pytest.CaptureFixture[bytes]) -
     raw = b'{"b":1,  "a":"\\u001b \xc3\xa4"}'
     output.emit(raw)
     assert capfdbinary.readouterr().out == raw + b"\n"
+
+
+@contextmanager
+def a_terminal() -> Generator[Callable[[], str]]:
+    """Let standard output be a terminal, and tell what it was written."""
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    with open(theirs, "w", encoding="utf-8") as file, redirect_stdout(file):  # noqa: PTH123 - a descriptor
+        yield lambda: os.read(ours, 65536).decode()
+    os.close(ours)
+
+
+def test_what_a_program_said_commands_no_terminal_and_is_in_lines() -> None:
+    with a_terminal() as shown:
+        execs.write("stdout", f"10%\r100%\r\n\x1b[1;31mred\x1b[0m {HOSTILE}", None)
+        assert shown() == "10%\n100%\nred a\\x1b]0;pwned\\x07b\\x9b31mc\\x202ed\n\\x00"
+
+
+def test_json_that_a_terminal_is_given_is_the_same_and_commands_it_not() -> None:
+    raw = json.dumps({"title": HOSTILE}, ensure_ascii=False).encode()
+    with a_terminal() as shown:
+        output.emit(raw)
+        told = shown()
+    assert json.loads(told) == {"title": HOSTILE}
+    assert not set(told) & set("\x1b\x07\x9b\u202e\r\x00")
 
 
 def test_a_table_off_a_terminal_is_aligned_and_whole(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
 
+import host_samples
+import run_samples
 from answering import REFUSED, Asked, answering
-from commands import run
+from commands import SPOKEN, run
 from microvm_orchestrator.cli import failure
 from microvm_orchestrator.service.calls import Call
 from microvm_orchestrator.service.service import parse
@@ -23,12 +25,15 @@ DECLARED = {
     "dry": {"type": "boolean"},
     "hosts": {"type": "strings"},
 }
+TODO = {"name": "tasks.md", "text": "- build\n- test\n"}
 TASK: dict[str, Any] = {"task_id": "build", "group": "g"}
 HELD = {**TASK, "token": 3, "worker": "w"}
 HELD_WORDS = ["build", "--group", "g", "--token", "3", "--worker", "w"]
 
 # A command, and what its call has to receive.
 SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    **host_samples.SAMPLES,
+    **run_samples.SAMPLES,
     "task_submit": (
         [
             *("Build it", "--key", "build", "--group", "g", "--description", "say -- so"),
@@ -196,6 +201,30 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["g", "high", "--label", "a=b"],
         {"group": "g", "priority": "high", "labels": {"a": "b"}},
     ),
+    "plan_tasks": (
+        ["@tasks.md", "@notes.md", "--infer-files"],
+        {"documents": [TODO, {"name": "notes.md", "text": ""}], "infer_files": True},
+    ),
+    "plan_submit": (
+        [
+            *("@tasks.md", "--group", "g", "--repo", "site", "--image", "node", "--kind", "agent"),
+            *("--label", "a=b", "--priority", "high", "--capability", "gpu", "--role", "builder"),
+            *("--infer-files", "--idempotency-key", "k"),
+        ],
+        {
+            "documents": [TODO],
+            "group": "g",
+            "repo": "site",
+            "image": "node",
+            "kind": "agent",
+            "labels": {"a": "b"},
+            "priority": "high",
+            "capabilities": ["gpu"],
+            "role": "builder",
+            "infer_files": True,
+            "idempotency_key": "k",
+        },
+    ),
     "template_save": (["@graph.toml", "--name", "n"], {**TREE, "name": "n"}),
     "template_get": (["n", "--version", "2"], {"name": "n", "version": 2}),
     "template_list": ([], {}),
@@ -233,180 +262,6 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "worker_list": (["--limit", "1"], {"limit": 1}),
     "worker_drain": (["w", "--no-draining"], {"worker": "w", "draining": False}),
     "worker_remove": (["w"], {"worker": "w"}),
-    "machine_define": (
-        [
-            *("box", "--image", "node", "--memory-mib", "1024", "--vcpus", "2"),
-            *("--disk-mib", "64", "--accel", "tcg", "--idempotency-key", "k"),
-            *("--cache", "repo", "--network", "lan", "--network", "lab=10.9.0.7"),
-            *("--max-pids", "100", "--max-disk-operations-s", "50"),
-            *("--max-disk-bytes-s", "1048576"),
-        ],
-        {
-            "name": "box",
-            "image": "node",
-            "memory_mib": 1024,
-            "vcpus": 2,
-            "disk_mib": 64,
-            "accel": "tcg",
-            "cache": "repo",
-            "networks": ["lan", "lab=10.9.0.7"],
-            "max_pids": 100,
-            "max_disk_operations_s": 50,
-            "max_disk_bytes_s": 1048576,
-            "idempotency_key": "k",
-        },
-    ),
-    "machine_run": (
-        [
-            *("--deterministic", "7", "--file", "empty=/dev/null", "--stdin", "/dev/null"),
-            *("--image", "node", "--memory-mib", "256", "--timeout-s", "60", "--no-queue"),
-            *("--output-cap", "9", "--wait-s", "0", "--script", "cat empty"),
-        ],
-        {
-            "deterministic": 7,
-            "script": "cat empty",
-            "stdin_base64": "",
-            "files_base64": {"empty": ""},
-            "image": "node",
-            "memory_mib": 256,
-            "timeout_s": 60.0,
-            "queue": False,
-            "output_cap": 9,
-            "wait_s": 0.0,
-        },
-    ),
-    "machine_get": (["box"], {"machine": "box"}),
-    "machine_list": (
-        ["--state", "running", "--state", "paused", "--limit", "2", "--cursor", "c"],
-        {"state": ["running", "paused"], "limit": 2, "cursor": "c"},
-    ),
-    "machine_start": (
-        ["box", "--no-queue", "--wait-s", "0"],
-        {"machine": "box", "queue": False, "wait_s": 0.0},
-    ),
-    "machine_stop": (
-        ["box", "--grace-s", "1.5", "--wait-s", "2"],
-        {"machine": "box", "grace_s": 1.5, "wait_s": 2.0},
-    ),
-    "machine_kill": (["box"], {"machine": "box"}),
-    "machine_pause": (["box"], {"machine": "box"}),
-    "machine_resume": (["box"], {"machine": "box"}),
-    "machine_delete": (["box"], {"machine": "box"}),
-    "machine_usage": (["box"], {"machine": "box"}),
-    "machine_console": (
-        ["box", "--offset", "0", "--limit", "9", "--timeout-s", "1"],
-        {"machine": "box", "offset": 0, "limit": 9, "timeout_s": 1.0},
-    ),
-    "machine_branch": (
-        ["s_1", "--count", "4", "--name", "try", "--wait-s", "0"],
-        {"source": "s_1", "count": 4, "name": "try", "wait_s": 0.0},
-    ),
-    "machine_exec": (
-        [
-            *("box", "--env", "A=b=c", "--cwd", "/src", "--user", "1000:1000"),
-            *("--timeout-s", "9", "--output-cap", "10", "--wait-s", "0", "--exec-id", "build"),
-            *("make", "all", ""),
-        ],
-        {
-            "machine": "box",
-            "argv": ["make", "all", ""],
-            "env": {"A": "b=c"},
-            "cwd": "/src",
-            "user": "1000:1000",
-            "timeout_s": 9.0,
-            "output_cap": 10,
-            "wait_s": 0.0,
-            "exec_id": "build",
-        },
-    ),
-    "exec_wait": (["x_1", "--timeout-s", "3"], {"exec_id": "x_1", "timeout_s": 3.0}),
-    "exec_output": (
-        ["x_1", "--offset", "4", "--limit", "5", "--timeout-s", "1"],
-        {"exec_id": "x_1", "offset": 4, "limit": 5, "timeout_s": 1.0},
-    ),
-    "exec_input": (
-        ["x_1", "--data", "yes", "--end"],
-        {"exec_id": "x_1", "data": "yes", "end": True},
-    ),
-    "exec_signal": (["x_1", "INT"], {"exec_id": "x_1", "signal": "INT"}),
-    "exec_list": (
-        ["--machine", "box", "--state", "lost", "--limit", "2", "--cursor", "c"],
-        {"machine": "box", "state": "lost", "limit": 2, "cursor": "c"},
-    ),
-    "file_put": (
-        ["box", "/a", "--content", "x", "--mode", "0600", "--parents", "--user", "dev"],
-        {
-            "machine": "box",
-            "path": "/a",
-            "content": "x",
-            "mode": "0600",
-            "parents": True,
-            "user": "dev",
-        },
-    ),
-    "file_get": (["box", "/a", "--max-size", "9"], {"machine": "box", "path": "/a", "max_size": 9}),
-    "snapshot_create": (["box", "--wait-s", "0"], {"machine": "box", "wait_s": 0.0}),
-    "snapshot_get": (["s_1"], {"snapshot_id": "s_1"}),
-    "snapshot_list": (
-        ["--machine", "box", "--limit", "2", "--cursor", "c"],
-        {"machine": "box", "limit": 2, "cursor": "c"},
-    ),
-    "snapshot_verify": (["s_1", "--wait-s", "0"], {"snapshot_id": "s_1", "wait_s": 0.0}),
-    "snapshot_delete": (["s_1"], {"snapshot_id": "s_1"}),
-    "image_build": (
-        [
-            *("--name", "x", "--with", "nodejs,npm", "--with", "jq"),
-            *("--claude", "1.2.3", "--wait-s", "0"),
-        ],
-        {"name": "x", "packages": ["nodejs", "npm", "jq"], "claude": "1.2.3", "wait_s": 0.0},
-    ),
-    "image_add": (
-        [
-            *("slot", "/srv/runner", "--ssh-user", "root"),
-            *("--ssh-host-key", "ssh-ed25519 AAAA", "--wait-s", "0"),
-        ],
-        {
-            "name": "slot",
-            "runner": "/srv/runner",
-            "ssh_user": "root",
-            "ssh_host_key": "ssh-ed25519 AAAA",
-            "wait_s": 0.0,
-        },
-    ),
-    "image_list": ([], {}),
-    "image_get": (["x"], {"image": "x"}),
-    "pool_list": ([], {}),
-    "slot_list": ([], {}),
-    "forward_add": (
-        ["box", "80", "--host", "127.0.0.1:81", "--direction", "to_host"],
-        {"machine": "box", "guest": "80", "host": "127.0.0.1:81", "direction": "to_host"},
-    ),
-    "forward_list": (["--machine", "box"], {"machine": "box"}),
-    "forward_remove": (["f_1"], {"forward_id": "f_1"}),
-    "network_create": (
-        ["lan", "--prefix", "10.9.0.0/24", "--prefix", "fd09::/64"],
-        {"name": "lan", "prefixes": ["10.9.0.0/24", "fd09::/64"]},
-    ),
-    "network_get": (["lan"], {"network": "lan"}),
-    "network_list": ([], {}),
-    "network_remove": (["lan"], {"network": "lan"}),
-    "cache_list": (["--domain", "repo"], {"domain": "repo"}),
-    "cache_remove": (["repo@ann", "--number", "2"], {"domain": "repo@ann", "number": 2}),
-    "image_verify": (["x"], {"image": "x"}),
-    "image_remove": (["x"], {"image": "x"}),
-    "operation_get": (["op_1"], {"operation_id": "op_1"}),
-    "operation_wait": (
-        ["op_1", "--timeout-s", "3"],
-        {"operation_id": "op_1", "timeout_s": 3.0},
-    ),
-    "operation_list": (
-        [
-            *("--state", "running", "--kind", "image_build", "--target", "x"),
-            *("--limit", "2", "--cursor", "c"),
-        ],
-        {"state": "running", "kind": "image_build", "target": "x", "limit": 2, "cursor": "c"},
-    ),
-    "operation_cancel": (["op_1"], {"operation_id": "op_1"}),
     "event_wait": (
         [
             *("--after", "now", "--kind", "task.*", "--group", "g", "--subject", "t_1"),
@@ -438,12 +293,14 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "webhook_create": (
         [
             *("https://ci.example/hook", "--kind", "task.done", "--group", "g", "--no-active"),
-            *("--description", "d", "--secret-file", "@secret", "--idempotency-key", "k"),
+            *("--shape", "job", "--description", "d", "--secret-file", "@secret"),
+            *("--idempotency-key", "k"),
         ],
         {
             "url": "https://ci.example/hook",
             "kinds": ["task.done"],
             "groups": ["g"],
+            "shape": "job",
             "active": False,
             "description": "d",
             "secret": "0123456789abcdef",
@@ -478,6 +335,12 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "token_list": ([], {}),
     "token_revoke": (["tok_1"], {"token_id": "tok_1"}),
+    "credential_set": (
+        ["work", "openai-api-key", "--value-file", "@secret"],
+        {"name": "work", "kind": "openai-api-key", "value": "0123456789abcdef"},
+    ),
+    "credential_list": ([], {}),
+    "credential_remove": (["work"], {"name": "work"}),
     "whoami": ([], {}),
     "metrics_get": (["--window-s", "60", "--group", "g"], {"window_s": 60.0, "group": "g"}),
     "doctor_run": ([], {}),
@@ -488,12 +351,14 @@ FILES = {
     "graph.toml": '[[tasks]]\nkey = "a"\n[[tasks]]\nkey = "b"\ndepends_on = ["a"]\n',
     "after.json": '[{"key": "s", "before": ["z"]}]',
     "secret": "0123456789abcdef\n",
+    "tasks.md": TODO["text"],
+    "notes.md": "",
 }
 
 
 def words_of(call: str, folder: Path) -> list[str]:
     noun, _, verb = call.partition("_")
-    first = [noun] if call in ONE_WORD else [noun, verb]
+    first = [noun] if call in ONE_WORD else [*SPOKEN.get(call, (noun, verb))]
     words = [*first, *SAMPLES[call][0]]
     # A file is named as it is where a file is meant, and after @ where JSON may stand too.
     found: list[str] = []
@@ -539,8 +404,11 @@ def test_a_command_asks_for_what_its_words_say(call: str, tmp_path: Path) -> Non
             return 200, {"parameters": DECLARED}
         return REFUSED
 
+    words = words_of(call, tmp_path)
+    # What is behind it is for a program.
+    at = words.index("--") if "--" in words else len(words)
     with answering(tmp_path / "socket", answer) as here:
-        status = run([*words_of(call, tmp_path), "--socket", str(here.socket)])
+        status = run([*words[:at], "--socket", str(here.socket), *words[at:]])
     assert status == failure.INVALID
     declared = BY_NAME[call]
     expected = parse(declared.request, SAMPLES[call][1])

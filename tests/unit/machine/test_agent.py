@@ -21,8 +21,8 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine import wire
 from microvm_orchestrator.machine.channel.link import Link
 from microvm_orchestrator.machine.channel.requests import ask
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import Command, Exit, Shell, Unix
+from microvm_orchestrator.together import beside
 
 SOON_S = 60.0
 # Above what either side needs for a window of each of the few streams here, and much below a flood.

@@ -15,7 +15,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine import wire
 from microvm_orchestrator.machine.channel.link import Link
 from microvm_orchestrator.machine.channel.requests import ask
-from microvm_orchestrator.machine.channel.together import beside
+from microvm_orchestrator.together import beside
 from scripted_guest import ScriptedGuest, scripted
 
 # Only a test that fails waits so long.

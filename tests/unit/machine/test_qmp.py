@@ -17,8 +17,8 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.qemu.qmp import Qmp, Refused, open_qmp
+from microvm_orchestrator.together import beside
 
 SOON_S = 10.0
 GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}

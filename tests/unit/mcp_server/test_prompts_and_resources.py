@@ -42,7 +42,7 @@ async def front(kept: House) -> AsyncGenerator[McpFrontEnd]:
         yield front
 
 
-async def prompted(peer: Peer, name: str, **arguments: str) -> str:
+async def prompted(peer: Peer, name: str, /, **arguments: str) -> str:
     prompt = await peer.ask("prompts/get", name=name, arguments=arguments)
     (message,) = prompt["messages"]
     assert message["role"] == "user"
@@ -60,6 +60,8 @@ async def test_the_prompts_name_their_arguments(front: McpFrontEnd) -> None:
         "plan_graph": {"goal": True, "group": False},
         "work_as_worker": {"worker": True, "capabilities": False, "group": False},
         "review_failures": {"group": True},
+        "task-analyzer": {"text": True, "name": False, "repo": False, "group": False},
+        "conflict-resolver": {"task_id": True, "how": False},
     }
 
 
@@ -69,6 +71,8 @@ async def test_every_tool_a_text_names_exists(front: McpFrontEnd) -> None:
             await prompted(peer, "plan_graph", goal="x"),
             await prompted(peer, "work_as_worker", worker="w"),
             await prompted(peer, "review_failures", group="g"),
+            await prompted(peer, "task-analyzer", text="- x"),
+            await prompted(peer, "conflict-resolver", task_id="t"),
             re.sub(r"\b([a-z]+_[a-z]+)\b", r"`\1`", INSTRUCTIONS),
         ]
 
@@ -109,6 +113,18 @@ async def test_a_prompt_that_cannot_be_made_is_refused(
         refusal = await peer.refused("prompts/get", name=name, arguments=arguments)
 
     assert refusal == {"code": -32602, "message": sentence}
+
+
+async def test_the_plan_that_the_analyzer_is_asked_for_is_one_that_can_be_submitted(
+    front: McpFrontEnd,
+) -> None:
+    text = "- [ ] Add $login\n  after: #1\n"
+    async with connected(front) as peer:
+        asked = await prompted(peer, "task-analyzer", text=text, name="work.md")
+        example = json.loads(asked.partition("```json\n")[2].partition("```")[0])
+        await peer.told("plan_submit", **example)
+
+    assert f"----- work.md\n{text.strip()}\n----- end of work.md" in asked
 
 
 async def test_the_groups_are_listed_and_the_rest_has_templates(front: McpFrontEnd) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,39 @@ async def test_a_hook_gets_the_kinds_and_groups_it_asked_for(tmp_path: Path) -> 
         got = [await there.next(), await there.next()]
         kinds = sorted((event["kind"], event["group"]) for event in (one.event for one in got))
         assert kinds == [("task.cancelled", "mine"), ("task.submitted", "mine")]
+
+
+async def test_a_receiver_of_jobs_is_told_how_they_stand_and_of_nothing_else(
+    tmp_path: Path,
+) -> None:
+    async with post_office(tmp_path) as (home, there):
+        await hook(home, there, shape="job")
+        with pytest.raises(errors.InvalidInput):
+            await hook(home, there, shape="job", kinds=["machine.started"])
+        held = await home.ask("task_submit", title="a job", key="mine")
+        await home.ask("task_claim", worker="w", count=1)
+        claimed = await there.next()
+        await home.ask(
+            "task_heartbeat", task_id="mine", worker="w", token=1, progress={"message": "half"}
+        )
+        half = await there.next()
+        await home.ask("task_cancel", task_id=held["task_id"])
+        end = await there.next()
+
+        assert all(each.signed_with(SECRET) for each in (claimed, half, end))
+        assert json.loads(claimed.body) == {"job_id": "mine", "progress": "provisioning"}
+        assert json.loads(half.body) == {"job_id": "mine", "progress": "half"}
+        told = json.loads(end.body)
+        assert told["duration_seconds"] > 0
+        assert told == {
+            "job_id": "mine",
+            "status": "failed",
+            "exit_code": -1,
+            "output": "",
+            "duration_seconds": told["duration_seconds"],
+            "error": "Cancelled by user",
+        }
+        assert there.silent
 
 
 async def test_a_delivery_is_tried_again_until_it_is_taken(tmp_path: Path) -> None:

@@ -61,13 +61,15 @@ async def test_a_request_that_comes_byte_by_byte_is_served(tmp_path: Path) -> No
             assert await line(lines) == b'{"id": 1}'
 
 
-async def test_a_preface_names_a_profile_and_a_token(tmp_path: Path) -> None:
+async def test_a_preface_names_a_profile_with_its_settings_and_a_token(tmp_path: Path) -> None:
     async with served(tmp_path) as here:
         token = await make_token(here)
-        preface = {"connect": {"profile": "vmcluster", "token": token["token"]}}
+        settings = {"DEFAULT_CPU": "1"}
+        wish = {"profile": "vmcluster", "token": token["token"], "settings": settings}
+        preface = {"connect": wish}
         lines = await say(here, json.dumps(preface, separators=(",", ":")).encode() + b"\nrest\n")
         async with lines:
-            assert await line(lines) == b"ann worker vmcluster"
+            assert await line(lines) == b"ann worker vmcluster DEFAULT_CPU=1"
             assert await line(lines) == b"rest"
 
 
@@ -80,6 +82,7 @@ async def test_a_preface_names_a_profile_and_a_token(tmp_path: Path) -> None:
         (b'{"connect":[]}\n', "invalid-input"),
         (b'{"connect":' + b" " * 20_000, "invalid-input"),
         (b'{"connect":{"profile":"a","profile":"b"}}\n', "invalid-input"),
+        (b'{"connect":{"settings":{"a b":"1"}}}\n', "invalid-input"),
     ],
 )
 async def test_a_bad_preface_is_answered_by_one_line_and_the_end(

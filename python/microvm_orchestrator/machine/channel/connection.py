@@ -20,7 +20,6 @@ from microvm_orchestrator.machine.channel import identity as who
 from microvm_orchestrator.machine.channel.link import Link
 from microvm_orchestrator.machine.channel.requests import ask
 from microvm_orchestrator.machine.channel.stream import printable
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import (
     OUTPUT_CAP,
     SHUTDOWN_GRACE_S,
@@ -39,6 +38,7 @@ from microvm_orchestrator.machine.shell import (
     TreeLimits,
     Unix,
 )
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from collections.abc import (

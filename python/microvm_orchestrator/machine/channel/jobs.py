@@ -15,7 +15,6 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine import wire
 from microvm_orchestrator.machine.channel.requests import ANSWER_S, opened
 from microvm_orchestrator.machine.channel.stream import Data, Over
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import (
     Channel,
     Command,
@@ -26,6 +25,7 @@ from microvm_orchestrator.machine.shell import (
     Process,
     Terminal,
 )
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator

@@ -14,8 +14,8 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine import wire
 from microvm_orchestrator.machine.channel.requests import ANSWER_S, CONNECT_S, opened
 from microvm_orchestrator.machine.channel.stream import Data, End, Item, Over
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import Tcp, Unix
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
-from microvm_orchestrator.machine.channel.together import beside
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from anyio.abc import UNIXSocketStream

@@ -15,7 +15,7 @@ import anyio
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
-from microvm_orchestrator.machine.channel.together import beside
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from anyio.abc import UNIXSocketStream

@@ -20,7 +20,6 @@ import asyncssh
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.channel.files import PutRequest
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import (
     OUTPUT_CAP,
     SHUTDOWN_GRACE_S,
@@ -50,6 +49,7 @@ from microvm_orchestrator.machine.ssh.keys import (
 )
 from microvm_orchestrator.machine.ssh.link import Link, meaning, said
 from microvm_orchestrator.machine.ssh.script import Script
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from collections.abc import (

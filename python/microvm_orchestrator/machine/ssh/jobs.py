@@ -18,12 +18,12 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine.channel.jobs import checked_id, collect
 from microvm_orchestrator.machine.channel.requests import ANSWER_S
 from microvm_orchestrator.machine.channel.stream import Over, printable
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.shell import Channel, Command, Exit, Finished, Job, Output
 from microvm_orchestrator.machine.ssh import script as scripts
 from microvm_orchestrator.machine.ssh.beginning import Beginning
 from microvm_orchestrator.machine.ssh.line import Line
 from microvm_orchestrator.machine.ssh.script import Script
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator

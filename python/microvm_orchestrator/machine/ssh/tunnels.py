@@ -10,7 +10,6 @@ import asyncssh
 from asyncssh.constants import OPEN_RESOURCE_SHORTAGE
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine.channel.together import beside
 from microvm_orchestrator.machine.channel.tunnels import GONE, Tunnel
 from microvm_orchestrator.machine.shell import Tcp, Unix
 from microvm_orchestrator.machine.ssh import script as scripts
@@ -18,6 +17,7 @@ from microvm_orchestrator.machine.ssh.jobs import ask_quietly
 from microvm_orchestrator.machine.ssh.line import WINDOW, Line
 from microvm_orchestrator.machine.ssh.link import OPEN_S, Link
 from microvm_orchestrator.machine.ssh.script import Script
+from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -6,17 +6,20 @@ server; what it cannot say with the service's calls it does not do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from microvm_orchestrator.mcp_server.profiles.delegation import delegation
+from microvm_orchestrator.mcp_server.profiles.microvm import MicrovmServer
 from microvm_orchestrator.mcp_server.profiles.orchestrator_server import orchestrator_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mcp.server.lowlevel import Server
-
+    from microvm_orchestrator.mcp_server.quiet_server import QuietServer
     from microvm_orchestrator.service.service import Service
 
-PROFILES: Mapping[str, Callable[[Service], Server[Any]]] = {
+PROFILES: Mapping[str, Callable[[Service], QuietServer]] = {
+    "delegation": delegation,
+    "microvm-orchestrator-mcp": MicrovmServer,
     "orchestrator-server": orchestrator_server,
 }

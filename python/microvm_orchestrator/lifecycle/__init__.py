@@ -1,0 +1,1 @@
+"""One run from queued to finished. `live.py` is the file to read first."""

@@ -1,0 +1,68 @@
+"""What a run brings along: files as they were given, and artifacts that earlier runs left behind.
+
+An artifact is one of the same owner's, looked up when it is needed: so a task may name what a task
+that it depends on is still to leave behind. Above are the steps of a run; below, the store, the
+artifacts and the shell into the machine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.lifecycle import guest
+from microvm_orchestrator.model.access import Role, Scope
+from microvm_orchestrator.model.artifact import DIGEST
+from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.model.run import RUN, RunRecord
+from microvm_orchestrator.store.questions import OneTask, RecordById
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.artifacts import Artifacts
+    from microvm_orchestrator.lifecycle.run import Run
+    from microvm_orchestrator.machine.shell import Shell
+
+
+async def put_files(run: Run, artifacts: Artifacts, shell: Shell) -> None:
+    """Write the files of a task in its guest; relative ones where its program begins.
+
+    Raises: NotFound for an artifact that the owner of the task does not have.
+    """
+    root = guest.REPO if run.spec.repo else guest.WORKSPACE
+    for file in run.spec.files:
+        path = file.path if file.path.startswith("/") else f"{root}/{file.path}"
+        if file.artifact is None:
+            await guest.put_files(shell, [file.model_copy(update={"path": path})])
+            continue
+        run_id, digest = await find(run, artifacts, file.artifact)
+        async with artifacts.open(run_id, digest) as (size, pieces):
+            await shell.put(path, pieces, size=size, mode=file.mode, parents=True)
+
+
+async def find(run: Run, artifacts: Artifacts, reference: str) -> tuple[str, str]:
+    """Give the run that has what a task asks for, and its digest. Raises: NotFound."""
+    owner = run.record.owner
+    if DIGEST.fullmatch(reference):
+        for run_id in await artifacts.holders(reference):
+            record = await _record(run, run_id)
+            if record is not None and record.owner == owner:
+                return run_id, reference
+        raise errors.NotFound(f"no run of {owner} has the artifact {reference}")
+    # Runs see everything on behalf of the host; this is on behalf of somebody.
+    by = Actor(owner, Role.OPERATOR, "run", run.by.action, Scope(everything=False))
+    name_of_task, _, name = reference.partition("/")
+    task = await run.store.query(OneTask(name_of_task, run.task.group), by)
+    run_id = f"{task.task_id}.{task.attempt}"
+    record = await _record(run, run_id)
+    found = [] if record is None else [each for each in record.artifacts if each.name == name]
+    if not found:
+        raise errors.NotFound(
+            f"the last run of task {name_of_task} has left no artifact {name}",
+            hint="artifact_list shows what it has left",
+        )
+    return run_id, found[0].digest
+
+
+async def _record(run: Run, run_id: str) -> RunRecord | None:
+    stored = await run.store.query(RecordById(RUN, run_id), SYSTEM)
+    return None if stored is None else RunRecord.model_validate(stored.body)

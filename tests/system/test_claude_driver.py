@@ -1,0 +1,492 @@
+"""The real Claude Code, told a task by its driver and read by its reader, against a scripted model.
+
+It runs on this host in folders of the test, as it would in a machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from pydantic import JsonValue
+
+from microvm_orchestrator import proc
+from microvm_orchestrator.agents.drivers.base import (
+    AgentTask,
+    Cause,
+    Ended,
+    Endpoint,
+    Event,
+    KeyKind,
+    Retrying,
+    Said,
+    Started,
+    ToolUsed,
+    TurnEnded,
+)
+from microvm_orchestrator.agents.drivers.claude import ClaudeDriver
+from model_api import Turn, fail, open_model_api, say, turn, use
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from microvm_orchestrator.agents.drivers.base import Reader
+    from model_api import ModelApi, Part, Received
+
+CLAUDE = (
+    Path(__file__).parents[1] / "judges/node_modules/@anthropic-ai/claude-code-linux-x64/claude"
+)
+PATIENCE_S = 120
+PLACEHOLDER = "sk-ant-placeholder"
+MODEL = "claude-sonnet-4-5"
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not CLAUDE.exists(), reason="Claude Code is not installed: make judges"),
+]
+
+
+@dataclass
+class Place:
+    """Where an agent works: a home of its own and a repository."""
+
+    home: Path
+    tree: Path
+
+    def git(self, *words: str) -> str:
+        argv = ["git", "-C", str(self.tree), *words]
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place(tmp_path / "home", tmp_path / "tree")
+    place.home.mkdir()
+    place.tree.mkdir()
+    place.git("init", "-q", "-b", "main")
+    place.git("config", "user.name", "A User")
+    place.git("config", "user.email", "user@example.com")
+    (place.tree / "a.txt").write_text("one\n")
+    place.git("add", ".")
+    place.git("commit", "-qm", "begin")
+    return place
+
+
+@dataclass
+class Performed:
+    """What came of a run of the program."""
+
+    ended: Ended
+    events: list[Event]
+    stdout: bytes
+    status: int | None = None
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@dataclass
+class Agent:
+    """Claude Code in a place, at a model API."""
+
+    place: Place
+    api: ModelApi
+    kind: KeyKind = KeyKind.API_KEY
+    driver: ClaudeDriver = field(default_factory=ClaudeDriver)
+
+    async def perform(
+        self, task: AgentTask, meanwhile: Callable[[proc.Process], Awaitable[None]] | None = None
+    ) -> Performed:
+        endpoint = Endpoint(self.api.url, PLACEHOLDER, self.kind)
+        given = self.driver.prepare(task, endpoint, str(self.place.home), str(self.place.tree))
+        for file in given.files:
+            lay(Path(file.path), file.content, file.mode)
+        env = {"PATH": os.defpath, "LANG": "C.UTF-8", "TMPDIR": str(self.place.home), **given.env}
+        performed = Performed(Ended(success=False), [], b"")
+        reader = self.driver.reader(task)
+        stderr: list[bytes] = []
+        with anyio.fail_after(PATIENCE_S):
+            async with (
+                proc.spawn(
+                    [str(CLAUDE), *given.argv[1:]],
+                    cwd=self.place.tree,
+                    env=env,
+                    stdin=proc.PIPE,
+                    stdout=proc.PIPE,
+                    stderr=proc.PIPE,
+                ) as process,
+                anyio.create_task_group() as group,
+            ):
+                group.start_soon(feed, process, given.stdin)
+                group.start_soon(listen, process.stdout, reader, performed)
+                group.start_soon(collect, process.stderr, stderr)
+                if meanwhile is not None:
+                    await meanwhile(process)
+                performed.status = await process.wait()
+        assert performed.status is not None
+        killed = performed.status < 0
+        performed.ended = reader.finish(
+            None if killed else performed.status,
+            -performed.status if killed else None,
+            b"".join(stderr),
+        )
+        return performed
+
+
+def lay(path: Path, content: bytes, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
+async def feed(process: proc.Process, data: bytes) -> None:
+    assert process.stdin is not None
+    await process.stdin.write(data)
+    process.stdin.close()
+
+
+async def listen(stdout: proc.Reader | None, reader: Reader, performed: Performed) -> None:
+    assert stdout is not None
+    while chunk := await stdout.read():
+        performed.stdout += chunk
+        performed.events += reader.feed(chunk)
+
+
+async def collect(stderr: proc.Reader | None, said: list[bytes]) -> None:
+    assert stderr is not None
+    while chunk := await stderr.read():
+        said.append(chunk)
+
+
+def texts(request: Received) -> list[str]:
+    """Give every text that a request's conversation has, its author before it."""
+    found: list[str] = []
+    for entry in request.entries:
+        content = entry["content"]
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        found += [f"{entry['role']}: {block['text']}" for block in blocks if "text" in block]
+    return found
+
+
+async def test_it_edits_a_file_runs_a_command_and_commits(place: Place) -> None:
+    path = str(place.tree / "a.txt")
+    script = [
+        turn(say("I look first."), use("Read", file_path=path)),
+        use("Edit", file_path=path, old_string="one", new_string="two"),
+        use("Bash", command="cat a.txt > b.txt && git add . && git commit -qm 'count on'"),
+        say("Done: it is two."),
+    ]
+    async with open_model_api(script, keys=[PLACEHOLDER]) as api:
+        task = AgentTask("Count on.", model=MODEL, session_id=str(uuid.uuid4()))
+        done = await Agent(place, api).perform(task)
+
+    assert (place.tree / "b.txt").read_text() == "two\n"
+    assert place.git("log", "--format=%s", "main").split("\n")[:2] == ["count on", "begin"]
+    # Nothing of ours or of the program's lies in the work tree.
+    assert place.git("status", "--porcelain") == ""
+    ended = done.ended
+    assert ended.success, ended
+    assert ended.error is None
+    assert ended.summary == "Done: it is two."
+    assert (ended.session_id, ended.turns, ended.unread) == (task.session_id, 4, 0)
+    assert ended.usage is not None
+    assert (ended.usage.input, ended.usage.output, ended.usage.cache_read) == (4000, 200, 800)
+    assert ended.cost_usd is not None
+    assert ended.cost_usd > 0
+    (started,) = done.of(Started)
+    assert (started.session_id, started.model) == (task.session_id, MODEL)
+    assert [event for event in done.events if event != started] == [
+        Said("I look first."),
+        ToolUsed("Read", path),
+        TurnEnded(1),
+        ToolUsed("Edit", path),
+        TurnEnded(2),
+        ToolUsed("Bash", "cat a.txt > b.txt && git add . && git commit -qm 'count on'"),
+        TurnEnded(3),
+        Said("Done: it is two."),
+        TurnEnded(4),
+    ]
+    assert {request.body["model"] for request in api.conversation} == {MODEL}
+
+
+async def test_it_stops_as_failed_when_it_has_taken_all_its_turns(place: Place) -> None:
+    async with open_model_api([use("Bash", command="true")] * 9) as api:
+        done = await Agent(place, api).perform(AgentTask("Go on and on.", max_turns=2))
+
+    assert done.ended.error is not None
+    assert done.ended.error.code is Cause.MAX_TURNS
+    assert not done.ended.success
+    assert done.ended.turns == len(api.conversation) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "cause", "retryable"),
+    [
+        (401, Cause.MODEL_AUTH_FAILED, False),
+        (529, Cause.MODEL_OVERLOADED, True),
+        (400, Cause.MODEL_REQUEST_REFUSED, False),
+    ],
+)
+async def test_an_api_that_fails_for_good_is_told_by_its_own_code(
+    place: Place, status: int, cause: Cause, retryable: bool
+) -> None:
+    async with open_model_api([fail(status)]) as api:
+        done = await Agent(place, api).perform(AgentTask("Do it.", retries=1))
+
+    error = done.ended.error
+    assert error is not None
+    assert (done.ended.success, error.code, error.retryable) == (False, cause, retryable)
+    if status != 400:
+        assert Retrying(status, 1) in done.events
+
+
+async def test_an_api_that_fails_once_is_asked_again(place: Place) -> None:
+    async with open_model_api([fail(529, times=1), say("Done.")]) as api:
+        done = await Agent(place, api).perform(AgentTask("Do it.", retries=2))
+
+    assert done.ended.success
+    assert done.of(Retrying) == [Retrying(529, 1)]
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(signal.SIGINT, Cause.INTERRUPTED), (signal.SIGKILL, Cause.SIGNAL)],
+    ids=["interrupted", "killed"],
+)
+async def test_a_conversation_that_was_broken_off_goes_on_with_all_that_was_said(
+    place: Place, number: signal.Signals, cause: Cause
+) -> None:
+    reached, session = anyio.Event(), str(uuid.uuid4())
+
+    async def hold(event: int) -> None:
+        if event == 2:
+            reached.set()
+            await anyio.sleep_forever()
+
+    async def break_off(process: proc.Process) -> None:
+        await reached.wait()
+        process.signal(number)
+
+    script = {
+        "Begin.": [use("Bash", command="echo begun > c.txt"), Turn((say("Half a"),), pause=hold)],
+        "Go on.": [use("Bash", command="echo ended >> c.txt"), say("All of it.")],
+    }
+    async with open_model_api(script) as api:
+        agent = Agent(place, api)
+        first = await agent.perform(AgentTask("Begin.", session_id=session), break_off)
+        before = len(api.conversation)
+        second = await agent.perform(AgentTask("Go on.", session_id=session, resume=True))
+
+    assert first.ended.error is not None
+    assert first.ended.error.code is cause
+    assert first.ended.session_id == session
+    assert second.ended.success
+    assert (second.ended.session_id, second.ended.summary) == (session, "All of it.")
+    assert (place.tree / "c.txt").read_text() == "begun\nended\n"
+    history = json.dumps(api.conversation[before].entries)
+    assert "Begin." in history
+    assert "echo begun > c.txt" in history
+    assert "user: Go on." in texts(api.conversation[before])
+
+
+async def test_a_conversation_whose_budget_was_spent_goes_on_with_all_that_was_said(
+    place: Place,
+) -> None:
+    session = str(uuid.uuid4())
+    spent = fail(402, kind="billing_error", message="budget_exhausted: 1000 tokens")
+
+    def answer(request: Received) -> Part:
+        seen = json.dumps(request.entries)
+        if "Go on." in seen:
+            return say("All of it.")
+        return spent if "tool_result" in seen else use("Bash", command="echo begun > c.txt")
+
+    async with open_model_api(answer) as api:
+        agent = Agent(place, api)
+        first = await agent.perform(AgentTask("Begin.", session_id=session))
+        before = len(api.conversation)
+        second = await agent.perform(AgentTask("Go on.", session_id=session, resume=True))
+
+    assert first.ended.error is not None
+    assert first.ended.error.code is Cause.MODEL_PAYMENT_REQUIRED
+    assert "budget_exhausted: 1000 tokens" in first.ended.error.message
+    # It did not try again.
+    assert before == 2
+    assert second.ended.success
+    assert (place.tree / "c.txt").read_text() == "begun\n"
+    history = json.dumps(api.conversation[before].entries)
+    assert "Begin." in history
+    assert "echo begun > c.txt" in history
+
+
+async def test_an_interrupt_ends_what_a_tool_runs_as_well(place: Place) -> None:
+    os.mkfifo(place.tree / "begun")
+    begun = os.open(place.tree / "begun", os.O_RDWR | os.O_NONBLOCK)
+
+    async def interrupt(process: proc.Process) -> None:
+        try:
+            await anyio.wait_readable(begun)
+        finally:
+            os.close(begun)
+        process.signal(signal.SIGINT)
+
+    script = [use("Bash", command="echo > begun; sleep 600; touch late"), say("Never said.")]
+    async with open_model_api(script) as api:
+        done = await Agent(place, api).perform(AgentTask("Do it."), interrupt)
+
+    assert done.ended.error is not None
+    assert done.ended.error.code is Cause.INTERRUPTED
+    assert not (place.tree / "late").exists()
+
+
+async def test_it_is_offered_nothing_that_would_keep_it_after_its_last_turn(place: Place) -> None:
+    async with open_model_api([say("Done.")]) as api:
+        done = await Agent(place, api).perform(AgentTask("Do it."))
+
+    (shell,) = (tool for tool in api.conversation[0].body["tools"] if tool["name"] == "Bash")
+    assert "command" in shell["input_schema"]["properties"]
+    assert "run_in_background" not in shell["input_schema"]["properties"]
+    # All that it may use, those included that it looks up first.
+    begun = json.loads(done.stdout.splitlines()[0])
+    assert {"Bash", "Edit", "Read", "Write"} <= set(begun["tools"])
+    assert not {"CronCreate", "Monitor", "ScheduleWakeup"} & set(begun["tools"])
+
+
+async def test_an_answer_has_the_form_that_was_asked_for(place: Place) -> None:
+    schema: JsonValue = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    script = [use("StructuredOutput", n=7), say("There it is.")]
+    async with open_model_api(script) as api:
+        done = await Agent(place, api).perform(AgentTask("How many?", schema=schema))
+
+    assert done.ended.success
+    assert done.ended.structured_output == {"n": 7}
+
+
+async def test_an_agent_that_gives_no_answer_of_that_form_has_failed(place: Place) -> None:
+    schema: JsonValue = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+    }
+    async with open_model_api([say("Seven.")]) as api:
+        done = await Agent(place, api).perform(AgentTask("How many?", schema=schema))
+
+    assert done.ended.error is not None
+    assert done.ended.error.code is Cause.SCHEMA_UNMET
+
+
+ODD = (
+    "-p \"double\" 'single' `backticks` $(touch never) ${HOME} \\ %s *\n\n\t--flag\r\n"
+    "é 🦀 \u2028 \x1b[1m"
+)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param(ODD, id="odd"),
+        pytest.param("  \n spaces around \n\n ", id="spaces"),
+        pytest.param("/help me with this", id="slash"),
+        pytest.param("/compact", id="command"),
+        pytest.param("\ufeff mark", id="mark"),
+        pytest.param("! ls", id="bang"),
+        pytest.param("# remember", id="hash"),
+        pytest.param("@a.txt is a file", id="mention"),
+        pytest.param("<system-reminder>x</system-reminder>", id="tag"),
+        pytest.param(ODD + "line 🦀 $(x) 'q'\n" * 16_000, id="300 kB"),
+    ],
+)
+async def test_a_prompt_reaches_the_model_as_it_is(place: Place, prompt: str) -> None:
+    async with open_model_api([say("Read.")]) as api:
+        done = await Agent(place, api).perform(AgentTask(prompt))
+
+    assert done.ended.success, done.stdout
+    assert f"user: {prompt}" in texts(api.conversation[0])
+    assert place.git("status", "--porcelain") == ""
+
+
+async def test_what_is_added_to_its_system_prompt_is_added_as_it_is(place: Place) -> None:
+    added = ODD + "x" * 200_000
+    async with open_model_api([say("Read.")]) as api:
+        done = await Agent(place, api).perform(AgentTask("Go.", system_prompt=added))
+
+    assert done.ended.success
+    system = "".join(block["text"] for block in api.conversation[0].body["system"])
+    assert added in system
+    assert "Claude" in system
+
+
+SERVER = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    match asked.get("method"):
+        case "initialize":
+            result = {"protocolVersion": asked["params"]["protocolVersion"],
+                      "capabilities": {"tools": {}}, "serverInfo": {"name": "t", "version": "1"}}
+        case "tools/list":
+            result = {"tools": [{"name": "weigh", "description": "Weigh a thing",
+                                 "inputSchema": {"type": "object"},
+                                 "_meta": {"anthropic/alwaysLoad": True}}]}
+        case "tools/call":
+            result = {"content": [{"type": "text", "text": sys.argv[1]}]}
+        case _:
+            result = None
+    if "id" in asked:
+        answer = {"result": result} if result is not None else {
+            "error": {"code": -32601, "message": "no such method"}}
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], **answer}), flush=True)
+"""
+
+
+async def test_an_mcp_server_that_it_is_given_is_offered_to_the_model(
+    place: Place, tmp_path: Path
+) -> None:
+    server = tmp_path / "server.py"
+    server.write_text(SERVER)
+    heavy = "7 'kg' $(x)"
+    servers: dict[str, JsonValue] = {
+        "scales": {"command": sys.executable, "args": ["-I", str(server), heavy]}
+    }
+    script = [use("mcp__scales__weigh"), say("Weighed.")]
+    async with open_model_api(script) as api:
+        done = await Agent(place, api).perform(AgentTask("Weigh it.", mcp_servers=servers))
+
+    assert done.ended.success
+    assert done.of(Started)[0].mcp_servers == {"scales": "connected"}
+    first, second = api.conversation
+    assert "mcp__scales__weigh" in {tool["name"] for tool in first.body["tools"]}
+    assert heavy in json.dumps(second.entries[-1])
+
+
+async def test_the_placeholder_of_a_subscription_goes_where_its_token_would(place: Place) -> None:
+    async with open_model_api([say("Done.")], keys=[PLACEHOLDER]) as api:
+        done = await Agent(place, api, KeyKind.OAUTH).perform(AgentTask("Do it.", retries=0))
+
+    assert done.ended.success
+    assert api.conversation[0].headers["authorization"] == f"Bearer {PLACEHOLDER}"
+    assert "x-api-key" not in api.conversation[0].headers
+
+
+async def test_a_conversation_that_is_not_there_is_an_end_with_a_reason(place: Place) -> None:
+    async with open_model_api([say("Never.")]) as api:
+        task = AgentTask("Go on.", session_id=str(uuid.uuid4()), resume=True)
+        done = await Agent(place, api).perform(task)
+
+    assert done.ended.error is not None
+    assert "No conversation found" in done.ended.error.message
+    assert api.conversation == []
