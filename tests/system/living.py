@@ -159,7 +159,8 @@ def living(state: Path, **settings: dict[str, Any]) -> Generator[Stage]:
             known = [item["machine_id"] for item in stage.ask("slot_list")["items"]]
             assert known == [], "somebody holds a slot"
         # What those that stand ready are made of is kept for the next daemon.
-        assert [each for each in hosted.left(state) if TEMPLATE not in each] == []
+        left = [each for each in hosted.left(state) if TEMPLATE not in each]
+        assert left == []
     finally:
         for pid in hosted.processes(state).values():
             os.kill(pid, signal.SIGKILL)
