@@ -160,7 +160,7 @@ def living(state: Path, **settings: dict[str, Any]) -> Generator[Stage]:
             assert known == [], "somebody holds a slot"
         # What those that stand ready are made of is kept for the next daemon.
         left = [each for each in hosted.left(state) if TEMPLATE not in each]
-        assert left == []
+        assert left == [], left
     finally:
         for pid in hosted.processes(state).values():
             os.kill(pid, signal.SIGKILL)
