@@ -207,7 +207,7 @@ async def _checked(run: Run, kept: MergeOutcome, commit: Oid, check: Check) -> M
             update = {"state": MergeState.CHECK_FAILED, "reason": reason}
             kept = kept.model_copy(update=update)
         told = {"commit": f"{commit}", "success": known.success}
-        await run.learn("checked", told=told, merge=kept, check_machine_id=None)
+        await run.learn("checked", told, merge=kept, check_machine_id=None)
     return kept
 
 

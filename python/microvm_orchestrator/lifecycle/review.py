@@ -51,7 +51,7 @@ async def decide(run: Run, *, approved: bool, by: str, message: str) -> None:
     at = moment(await run.store.now())
     decision = Decision(approved=approved, by=by, message=message, at=at)
     told = {"by": by, "message": message[:1000]}
-    await run.learn(word, told=told, decision=decision)
+    await run.learn(word, told, decision=decision)
 
 
 def refuse_early(task_id: str, step: Step) -> None:
