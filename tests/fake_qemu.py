@@ -153,9 +153,6 @@ class Qemu:
         self.buffer = b""
 
     def run(self) -> int:
-        if not self.waits:
-            self.guest.boot()
-            self.runs = True
         while True:
             watched: list[int | socket.socket] = [self.monitor or self.listener]
             watched += [fd for fd in (self.guest.handle, self.source) if fd >= 0]
@@ -204,7 +201,10 @@ class Qemu:
         return 0
 
     def do_qmp_capabilities(self) -> None:
-        pass
+        # By now we are in the control group that ends all of us, so what we start is in it too.
+        if not self.waits and not self.guest.pid:
+            self.guest.boot()
+            self.runs = True
 
     def do_query_name(self) -> dict[str, str]:
         return {"name": self.name}
