@@ -19,7 +19,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             *("--driver", "codex", "--model", "m", "--system-prompt", "be brief"),
             *("--max-turns", "9", "--mcp-servers", '{"x": {}}', "--answer-schema", "{}"),
             *("--wall-s", "90", "--cpu-s", "45.5", "--tokens", "1000", "--cost-usd", "0.5"),
-            *("--egress", "a.org"),
+            *("--egress", "a.org", "--credential", "work"),
             *("--file", "lib=artifact:build/dist/lib.a"),
             *("--file", "empty=/dev/null", "--env", "A=1", "--image", "node"),
             *("--memory-mib", "512", "--vcpus", "2", "--disk-mib", "64", "--timeout-s", "60"),
@@ -56,6 +56,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "tokens": 1000,
             "cost_usd": 0.5,
             "egress": ["a.org"],
+            "credentials": ["work"],
             "files": [
                 {"path": "lib", "artifact": "build/dist/lib.a"},
                 {"path": "empty", "base64": ""},
@@ -93,6 +94,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["build", "--group", "g", "--message", "no"],
         {"task_id": "build", "group": "g", "message": "no"},
     ),
+    "run_merge": (["build", "--group", "g"], {"task_id": "build", "group": "g"}),
     "merge_resolve": (
         [
             *("build", "--group", "g", "--prompt", "keep both", "--script", "true"),

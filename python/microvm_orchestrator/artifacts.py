@@ -182,6 +182,16 @@ class Artifacts:
 
         return await anyio.to_thread.run_sync(look)
 
+    async def inherit(self, run_id: str, other: str) -> None:
+        """Give a run all that this host keeps of another one; twice is as once.
+
+        Raises: Unavailable.
+        """
+        source, kept = self._kept(other).parent, self._kept(run_id)
+        with _explained():
+            async with self._lock:
+                await anyio.to_thread.run_sync(_link_all, source, kept.parent)
+
     async def forget(self, run_id: str) -> None:
         """Let go of all that this host keeps of a run: its folder, and what only it has.
 
@@ -314,6 +324,17 @@ async def _read(path: Path) -> AsyncGenerator[bytes]:
     async with await anyio.open_file(path, "rb") as file:
         while piece := await file.read(_PIECE):
             yield piece
+
+
+def _link_all(source: Path, folder: Path) -> None:
+    """Give each file of a folder another name in a second one."""
+    (folder / _KEPT).mkdir(parents=True, exist_ok=True)
+    for path in source.rglob("*"):
+        if path.is_file() and path.parent in {source, source / _KEPT}:
+            with suppress(FileExistsError):
+                os.link(path, folder / path.relative_to(source))
+    _force(folder / _KEPT)
+    _force(folder)
 
 
 def _sum(folder: Path) -> int:

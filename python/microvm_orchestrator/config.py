@@ -30,6 +30,7 @@ from pydantic import (
 from microvm_orchestrator import places
 from microvm_orchestrator.errors import ConfigInvalid
 from microvm_orchestrator.model.access import Role
+from microvm_orchestrator.model.values import Name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -338,6 +339,16 @@ class Price(Section):
     cache_read: Dollars | None = None
 
 
+class SecretUse(Section):
+    """Where a secret is sent, and how."""
+
+    url: Annotated[str, AfterValidator(_base_url)]
+    header: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,99}$")] = "Authorization"
+    prefix: Annotated[str, Field(max_length=100, pattern=r"^[\x20-\x7e]*$")] = "Bearer "
+    # With one, it is the password of HTTP Basic.
+    user: Annotated[str, Field(max_length=200, pattern=r"^[\x21-\x39\x3b-\x7e]+$")] | None = None
+
+
 class Egress(Section):
     """What may leave a machine, beside what a run asks for."""
 
@@ -364,6 +375,13 @@ class Egress(Section):
         description="Prices of models, in US dollars for a million tokens, by the beginning of "
         'their names: `"my-model" = { input = 3.0, output = 15.0 }`, with `cache_write` and '
         "`cache_read` where those differ from `input`. They go before the daemon's own list.",
+    )
+    secrets: dict[Name, SecretUse] = Field(
+        default_factory=dict[str, SecretUse],
+        description="Where credentials of the kind `secret` are sent, by their names: "
+        '`github = { url = "https://api.github.com" }`, with `header` (Authorization), `prefix` '
+        '("Bearer ") or a `user` of HTTP Basic. A run whose task names one asks '
+        "http://127.0.0.1:8484/with/NAME/, and the daemon adds it.",
     )
 
 

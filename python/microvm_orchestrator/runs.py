@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.lifecycle import budget, review
+from microvm_orchestrator.lifecycle import anew, budget, review
 from microvm_orchestrator.lifecycle.live import Ground, live
 from microvm_orchestrator.lifecycle.output import texts
 from microvm_orchestrator.lifecycle.place import put_away
@@ -48,6 +48,7 @@ from microvm_orchestrator.store.base import (
 )
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import OneTask, RecordById
+from microvm_orchestrator.store.runs import run_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,10 +139,10 @@ class Runs:
     def _busy(self) -> int:
         """How many take a place: one that is paused has its machine, and takes nothing else.
 
-        One that somebody is to look at has not even that.
+        One that somebody is to look at has not even that, nor has one that is over.
         """
         return sum(
-            run.record.paused is None and run.record.step is not Step.REVIEWING
+            run.record.paused is None and run.record.step not in {Step.REVIEWING, Step.OVER}
             for run in self._live.values()
         )
 
@@ -187,13 +188,17 @@ class Runs:
         if spec is None:
             await self._store.settle(ref, Released("it is for workers"), _HOST)
             return
-        record = RunRecord(
-            run_id=f"{task.task_id}.{task.attempt}",
-            task_id=task.task_id,
-            owner=task.owner,
-            budget=spec.budget,
-            started_at=moment(await self._store.now()),
-        )
+        run_id, now = f"{task.task_id}.{task.attempt}", moment(await self._store.now())
+        before = await run_of(self._store, task, task.attempt - 1, SYSTEM)
+        record = None if before is None else anew.continued(before, run_id, now)
+        if record is None:
+            record = RunRecord(
+                run_id=run_id,
+                task_id=task.task_id,
+                owner=task.owner,
+                budget=spec.budget,
+                started_at=now,
+            )
         run = Run(task, spec, ref, record, 0, self._store)
         self._live[task.task_id] = run
         tasks.start_soon(self._see_through, run)
@@ -248,8 +253,13 @@ class Runs:
         try:
             with run.scope:
                 if run.version == 0:
-                    await run.enter(Step.PREPARING)
-                await live(run, self._ground)
+                    if run.record.continues is not None:
+                        await self._ground.artifacts.inherit(
+                            run.record.run_id, run.record.continues
+                        )
+                    await run.enter(run.record.step)
+                if run.before(Step.OVER):
+                    await live(run, self._ground)
         except errors.LeaseLost:
             return None
         except errors.OrchestratorError as error:

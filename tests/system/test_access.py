@@ -55,7 +55,7 @@ LEAST = {
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
         forward_add forward_remove network_create network_remove plan_submit run_start
-        run_approve run_reject merge_resolve""",
+        run_approve run_reject run_merge merge_resolve""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove
         repo_add repo_update repo_remove""",
@@ -204,7 +204,7 @@ def _plan(ledger: Ledger) -> None:
     act, group = ledger.act, {"group": "audited"}
     act("graph_submit", tasks=[{"key": "one"}], **group)
     waiting = act("run_start", argv=["true"], depends_on=["one"], **group)["task_id"]
-    for call in ("task_resume", "run_approve", "run_reject", "merge_resolve"):
+    for call in ("task_resume", "run_approve", "run_reject", "run_merge", "merge_resolve"):
         ledger.refused(call, waiting, "state-forbids", task_id=waiting)
     act("plan_submit", documents=[{"name": "TODO.md", "text": "- two"}], **group)
     act("group_prioritize", "group audited", priority="high", **group)

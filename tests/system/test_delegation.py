@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -55,10 +57,37 @@ with urllib.request.urlopen(url + "/health") as answer:
 """
 
 
+class Forge(BaseHTTPRequestHandler):
+    """A host that wants a secret, and says which one it got."""
+
+    def do_GET(self) -> None:
+        body = f"{self.path} for {self.headers['Authorization']}\n".encode()
+        self.server.heard.append(body.decode())  # type: ignore[attr-defined]  # set where it starts
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def forge() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forge) as server:
+        server.heard = []  # type: ignore[attr-defined]  # what it was asked, for the test to read
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, forge: ThreadingHTTPServer) -> Iterator[Stage]:
     webhooks = {"allow_private_targets": True}
-    with living(tmp_path_factory.mktemp("jobs") / "s", webhooks=webhooks) as stage:
+    egress = {"secrets": {"hub": {"url": f"http://127.0.0.1:{forge.server_port}/api"}}}
+    with living(tmp_path_factory.mktemp("jobs") / "s", webhooks=webhooks, egress=egress) as stage:
         yield stage
 
 
@@ -157,6 +186,32 @@ def test_case_22_a_script_job_that_exits_with_3_has_failed_and_keeps_what_it_com
     told = result(client, job)
     assert (told["status"], told["exit_code"]) == ("failed", 3), told
     assert (told["output"], told["error"]) == ("half\n", "why\n")
+
+
+def test_a_job_uses_a_secret_by_its_name_and_leaves_files_behind(
+    client: StdioClient, stage: Stage, forge: ThreadingHTTPServer
+) -> None:
+    secret = "the-secret-of-the-hub-0123456789"
+    stage.ask("credential_set", name="hub", kind="secret", value=secret)
+    words = (
+        "set -e\n"
+        "python3 -c 'import os, urllib.request as u; "
+        'print(u.urlopen(os.environ["MICROVM_SECRET_HUB_URL"] + "/me").read().decode())\'\n'
+        "env\n"
+        'mkdir -p "$ARTIFACTS_DIR/logs"\n'
+        'echo kept >"$ARTIFACTS_DIR/logs/one.txt"\n'
+    )
+    job = submitted(client, "ask", agent={"command": words}, secrets=["hub"])
+    told = result(client, job)
+    assert told["status"] == "success", told
+    heard: list[str] = forge.heard  # type: ignore[attr-defined]  # set where it starts
+    assert heard == [f"/api/me for Bearer {secret}\n"]
+    assert "/api/me for Bearer xxx" in told["output"]
+    assert secret not in json.dumps(told)
+    [name] = told["artifacts"]
+    assert name.endswith("/artifacts/logs/one.txt")
+    got = stage.ask("artifact_get", task_id=job, group="delegation", artifact=name)
+    assert got["content"] == "kept\n"
 
 
 def test_case_23_the_text_of_a_task_reaches_its_agent_byte_for_byte(client: StdioClient) -> None:

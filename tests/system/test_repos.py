@@ -174,6 +174,7 @@ def test_every_default_of_a_repository_can_be_given_and_unset(
         "driver": "codex",
         "model": "m",
         "merge": "branch",
+        "check": "make test",
         "checkout": "leave",
         "devshell": "never",
         "rest": "commit",

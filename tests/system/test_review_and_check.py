@@ -151,10 +151,12 @@ def test_two_sides_that_do_not_fit_are_brought_together_in_a_machine_checked_and
     repo = registered(stage, tmp_path / "clash", check="grep -q theirs src/a.txt")
     alias = alias_of(stage, repo)
     first = started(stage, repo=alias, script=f"{HOLD}sed -i s/two/theirs/ src/a.txt; {COMMIT}")
+    waits = started(stage, repo=alias, script="grep theirs src/a.txt", depends_on=[first])
     until(stage, first, "held")
     ours = repo.commit({"src/a.txt": "one\nours\nthree\n"}, "Ours")
     let_go(stage, first)
     assert ended(stage, first)["merge"]["state"] == "conflict"
+    assert stage.ask("task_get", task_id=waits)["state"] == "blocked"
     assert stage.refusal("merge_resolve", task_id=first, script="a", argv=["b"]) == "invalid-input"
     # What an agent would do, but for the commit: a merge that is done is taken as it lies there.
     words = (
@@ -173,11 +175,45 @@ def test_two_sides_that_do_not_fit_are_brought_together_in_a_machine_checked_and
     run = ended(stage, second)
     assert run["task"]["state"] == "done", (run["task"]["error"], output(stage, second))
     assert run["merge"]["check"]["success"]
-    settled = stage.ask("run_get", task_id=first)["run"]
+    # It is done without a machine of its own, and what was given up because of it goes on.
+    settled = ended(stage, first)
+    assert (settled["task"]["state"], settled["task"]["attempt"]) == ("done", 2)
     assert (settled["merge"]["state"], settled["merge"]["how"]) == ("merged", "resolved")
+    assert (ended(stage, waits)["task"]["state"], output(stage, waits)) == ("done", "theirs\n")
     assert settled["merge"]["resolved_by"] == second
     assert (repo.path / "src/a.txt").read_text() == "one\nours\ntheirs\nthree\n"
     for side in (ours, settled["tip"]):
         repo.git("merge-base", "--is-ancestor", side, "main")
     assert stage.ask("repo_get", repo=alias)["unmerged"] == []
     assert stage.ask("machine_list")["items"] == []
+
+
+def test_commits_that_were_refused_are_merged_once_what_was_in_the_way_is_gone(
+    stage: Stage, tmp_path: Path
+) -> None:
+    repo = registered(stage, tmp_path / "dirty", checkout="update")
+    alias = alias_of(stage, repo)
+    script = f"echo it said so; sed -i s/two/theirs/ src/a.txt; echo 1 >left; {COMMIT}"
+    repo.write({"src/a.txt": "one\nmine, not committed\nthree\n"})
+    first = started(stage, repo=alias, script=script, artifacts=["left"])
+    waits = started(stage, repo=alias, script="grep theirs src/a.txt", depends_on=[first])
+    refused = ended(stage, first)
+    assert (refused["merge"]["state"], refused["task"]["state"]) == ("refused", "failed")
+    # Still in the way: told so once more, and nothing is lost.
+    assert stage.cli("run", "merge", first).returncode == 0
+    again = ended(stage, first)
+    assert (again["merge"]["state"], again["continues"]) == ("refused", refused["run_id"])
+    assert "mine, not committed" in (repo.path / "src/a.txt").read_text()
+    repo.git("checkout", "--", "src/a.txt")
+    stage.ask("run_merge", task_id=first)
+    merged = ended(stage, first)
+    assert (merged["merge"]["state"], merged["task"]["state"]) == ("merged", "done")
+    assert (merged["tip"], merged["machine_id"]) == (refused["tip"], None)
+    assert (repo.path / "src/a.txt").read_text() == "one\ntheirs\nthree\n"
+    assert (ended(stage, waits)["task"]["state"], output(stage, waits)) == ("done", "theirs\n")
+    # What the program left is there as before, by the attempt that has none of its own.
+    assert output(stage, first) == "it said so\n"
+    got = stage.ask("artifact_get", task_id=first, artifact="left")
+    assert got["content"] == "1\n"
+    assert stage.ask("repo_get", repo=alias)["unmerged"] == []
+    assert stage.refusal("run_merge", task_id=first) == "state-forbids"

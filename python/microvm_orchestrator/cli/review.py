@@ -1,4 +1,4 @@
-"""`run approve`, `run reject` and `run resolve`: what becomes of the commits of runs."""
+"""`run approve`, `reject`, `merge` and `resolve`: what becomes of the commits of runs."""
 
 from __future__ import annotations
 
@@ -44,6 +44,20 @@ def reject(
 def _show(answer: dict[str, Any]) -> None:
     run = answer["run"]
     output.record({"task_id": answer["task_id"], "step": run["step"], **run["decision"]})
+
+
+@command(app, "merge", example="run merge build")
+def merge(here: Session, task_id: TaskId, group: KeyGroup = None) -> None:
+    """Merge a run's commits once more, when what was in their way is gone.
+
+    For a run that did its work and whose merge was refused, did not fit, did not pass its check or
+    was rejected. Its program does not run again. `task wait` waits for the end.
+    """
+    here.tell("run_merge", {"task_id": task_id, "group": group}, _merging)
+
+
+def _merging(answer: dict[str, Any]) -> None:
+    output.record({"task_id": answer["task_id"], "merge": "begun"})
 
 
 @command(

@@ -65,6 +65,7 @@ ROUTES: dict[str, Route] = {
         "artifact_get": "GET /v1/runs/{task_id}/artifacts/content",
         "run_approve": "POST /v1/runs/{task_id}/approve",
         "run_reject": "POST /v1/runs/{task_id}/reject",
+        "run_merge": "POST /v1/runs/{task_id}/merge",
         "merge_resolve": "POST /v1/runs/{task_id}/resolve",
         "repo_add": "POST /v1/repos",
         "repo_update": "PATCH /v1/repos/{repo}",

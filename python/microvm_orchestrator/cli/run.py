@@ -143,6 +143,12 @@ def start(
             "--egress", metavar="HOST", help="A host it may reach: HOST, HOST:PORT or *.DOMAIN."
         ),
     ] = None,
+    credentials: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--credential", metavar="NAME", help="A key or secret it may use, by its name."
+        ),
+    ] = None,
     files: Annotated[
         list[str] | None,
         typer.Option(
@@ -218,6 +224,7 @@ def start(
         "tokens": tokens,
         "cost_usd": cost_usd,
         "egress": egress,
+        "credentials": credentials,
         "files": _files(files),
         "env": values.pairs(env, "--env"),
         "image": image,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model import job
-from microvm_orchestrator.model.run import RUN, RunRecord
 from microvm_orchestrator.model.task import FINISHED
-from microvm_orchestrator.store.questions import OneTask, RecordById
+from microvm_orchestrator.store.questions import OneTask
+from microvm_orchestrator.store.runs import last_run
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -37,8 +37,7 @@ async def payload_of(event: Event, store: Store, reader: Actor, said: Said) -> d
         task = await store.query(OneTask(event.subject), reader)
     except errors.NotFound:
         return {"job_id": event.subject, "progress": event.kind}
-    stored = await store.query(RecordById(RUN, f"{task.task_id}.{task.attempt}"), reader)
-    run = None if stored is None else RunRecord.model_validate(stored.body)
+    run = await last_run(store, task, reader)
     if task.state not in FINISHED:
         return job.status_payload(task, run, _message(event))
     output, complaints = ("", "") if run is None else await said(run.run_id)

@@ -31,6 +31,8 @@ from microvm_orchestrator.egress.prices import Prices
 from microvm_orchestrator.egress.proxy import Proxy
 from microvm_orchestrator.egress.reports import PATH as REPORT_PATH
 from microvm_orchestrator.egress.reports import OnReport, Reports
+from microvm_orchestrator.egress.secrets import PATH as SECRETS_PATH
+from microvm_orchestrator.egress.secrets import Secrets, refuse_unusable
 from microvm_orchestrator.egress.upstream import Upstream, open_upstream
 from microvm_orchestrator.splice import GONE
 from microvm_orchestrator.together import beside
@@ -64,6 +66,7 @@ class Egress:
     _account: Account
     _models: Models
     _proxy: Proxy
+    _secrets: Secrets
     _reports: Reports
     _on_exchange: OnExchange
     _on_spent: OnSpent
@@ -163,6 +166,8 @@ class Egress:
         try:
             if head.method == "CONNECT" or not head.target.startswith("/"):
                 await self._proxy.serve(connection, head, draft)
+            elif head.path.startswith(SECRETS_PATH):
+                await self._secrets.serve(connection, head, draft)
             else:
                 await self._models.serve(connection, head, draft)
         except Refusal as refusal:
@@ -237,11 +242,10 @@ async def open_egress(
     endpoint of the same run, and `on_spent` is told what is spent by now whenever that changes.
     Without `upstream` it opens connections of its own; a daemon shares one among its runs.
 
-    Raises: NotFound when the policy names a credential that is not there; InvalidInput when the
-    folder cannot hold the socket.
+    Raises: NotFound when the policy names a credential that is not there; InvalidInput when that is
+    a secret without an address, or the folder cannot hold the socket.
     """
-    for name in policy.credentials:
-        credentials.get(name)
+    refuse_unusable(credentials, policy.secrets, policy.credentials)
     async with AsyncExitStack() as life:
         upstream = upstream or await life.enter_async_context(open_upstream())
         account = Account(budget or Budget(), prices or Prices({}), spent)
@@ -251,6 +255,7 @@ async def open_egress(
             account,
             Models(policy, credentials, account, upstream, on_exhausted, holds=holds),
             Proxy(policy, resolver, upstream),
+            Secrets(policy, credentials, upstream),
             Reports(on_report),
             on_exchange,
             on_spent,

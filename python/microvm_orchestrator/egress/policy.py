@@ -8,8 +8,8 @@ below, the judgement of addresses.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from microvm_orchestrator import errors
@@ -17,7 +17,7 @@ from microvm_orchestrator.egress.addresses import Address, Network, is_public, p
 from microvm_orchestrator.egress.providers import ANTHROPIC, OPENAI, Provider
 
 if TYPE_CHECKING:
-    from microvm_orchestrator.config import Egress
+    from microvm_orchestrator.config import Egress, SecretUse
 
 USUAL_PORTS = frozenset({80, 443})
 RULES_MOST = 1000
@@ -86,8 +86,10 @@ class Policy:
     # Inner addresses that hosts may have all the same; the operator's word, never a client's.
     private: tuple[Network, ...] = ()
     providers: tuple[Provider, ...] = (ANTHROPIC, OPENAI)
-    # Names of credentials that go before the usual ones.
+    # Names of credentials that go before the usual ones, or are secrets.
     credentials: tuple[str, ...] = ()
+    # Of those, the ones that are sent to an address of their own.
+    secrets: Mapping[str, SecretUse] = field(default_factory=dict[str, "SecretUse"])
 
     @classmethod
     def of(
@@ -108,6 +110,9 @@ class Policy:
                 Provider(OPENAI.api, settings.openai_url),
             ),
             credentials=tuple(credentials),
+            secrets={
+                name: settings.secrets[name] for name in credentials if name in settings.secrets
+            },
         )
 
     def allows(self, host: str, port: int) -> bool:

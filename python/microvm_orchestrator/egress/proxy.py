@@ -32,7 +32,7 @@ CONNECT_S = 20.0
 TUNNEL_IDLE_S = 600.0
 # A push over plain http; what is larger goes over https, which is not counted so.
 BODY_MOST = 1 << 30
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # About one connection, not about the message; see RFC 9110, section 7.6.1.
 _HOP_BY_HOP = frozenset(
     {
@@ -76,7 +76,7 @@ class Proxy:
 
     async def _fetch(self, connection: Connection, head: Head, draft: Draft) -> None:
         draft.path = ""
-        if head.method not in _METHODS:
+        if head.method not in METHODS:
             raise Refusal(405, f"{head.method} is no method that is passed on")
         target = _read_url(head.target)
         draft.host, draft.path = target.authority, target.path.partition("?")[0]
@@ -84,7 +84,7 @@ class Proxy:
         out = Outgoing(
             head.method,
             f"http://{_bracketed(str(addresses[0]))}:{target.port}{target.path}",
-            [("host", target.authority), *_end_to_end(head.headers)],
+            [("host", target.authority), *end_to_end(head.headers)],
             BODY_MOST,
             target.authority,
         )
@@ -212,7 +212,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
+def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
     """Leave out what is about the connection, and what it names as such; and the host."""
     told = list(headers)
     named = {
@@ -234,7 +234,7 @@ class _Plain:
 
     def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> Headers:
         self._draft.status = status
-        return _end_to_end(headers)
+        return end_to_end(headers)
 
     def feed(self, data: bytes) -> bytes:
         return data

@@ -16,6 +16,7 @@ from microvm_orchestrator.model.artifact import DIGEST
 from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import RUN, RunRecord
 from microvm_orchestrator.store.questions import OneTask, RecordById
+from microvm_orchestrator.store.runs import last_run
 
 if TYPE_CHECKING:
     from microvm_orchestrator.artifacts import Artifacts
@@ -52,15 +53,14 @@ async def find(run: Run, artifacts: Artifacts, reference: str) -> tuple[str, str
     by = Actor(owner, Role.OPERATOR, "run", run.by.action, Scope(everything=False))
     name_of_task, _, name = reference.partition("/")
     task = await run.store.query(OneTask(name_of_task, run.task.group), by)
-    run_id = f"{task.task_id}.{task.attempt}"
-    record = await _record(run, run_id)
+    record = await last_run(run.store, task, SYSTEM)
     found = [] if record is None else [each for each in record.artifacts if each.name == name]
-    if not found:
+    if record is None or not found:
         raise errors.NotFound(
             f"the last run of task {name_of_task} has left no artifact {name}",
             hint="artifact_list shows what it has left",
         )
-    return run_id, found[0].digest
+    return record.run_id, found[0].digest
 
 
 async def _record(run: Run, run_id: str) -> RunRecord | None:

@@ -80,7 +80,7 @@ class WaysOut:
         A request to a model that goes beyond the budget is told, and waits for a higher one.
         """
         reached = anyio.Path(folder / REACHED)
-        policy = Policy.of(self._settings, hosts)
+        policy = Policy.of(self._settings, hosts, run.spec.credentials)
         if run.spec.kind != "agent":
             # Keys are for agents: what a script asks a model is asked by nobody.
             policy = replace(policy, providers=())

@@ -6,6 +6,7 @@ comes up again reads on where the last one was. Above are the steps of a run; be
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from microvm_orchestrator.agents.drivers.program import (
     prepare_command,
     prepare_script,
 )
+from microvm_orchestrator.egress.secrets import PATH as SECRETS_PATH
 from microvm_orchestrator.lifecycle.guest import HOME, REPO, WORKSPACE
 from microvm_orchestrator.machine.shell import Channel, Command
 from microvm_orchestrator.model.run import Result
@@ -95,7 +97,11 @@ def _ways_out() -> dict[str, str]:
 
 
 def _of_run(run: Run) -> Mapping[str, str]:
-    return {"MICROVM_RUN_ID": run.record.run_id, "MICROVM_TASK_ID": run.record.task_id}
+    told = {"MICROVM_RUN_ID": run.record.run_id, "MICROVM_TASK_ID": run.record.task_id}
+    for name in run.spec.credentials:
+        word = re.sub(r"[^A-Z0-9]", "_", name.upper())
+        told[f"MICROVM_SECRET_{word}_URL"] = f"{_PROXY}{SECRETS_PATH}{name}"
+    return told
 
 
 class Listener:

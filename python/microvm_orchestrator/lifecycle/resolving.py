@@ -18,6 +18,7 @@ import anyio
 from microvm_orchestrator import errors
 from microvm_orchestrator.git import bundle, command
 from microvm_orchestrator.git.names import Oid
+from microvm_orchestrator.lifecycle import anew
 from microvm_orchestrator.lifecycle.guest import REPO, WORKSPACE
 from microvm_orchestrator.machine.shell import Command
 from microvm_orchestrator.model.records import SYSTEM, Record
@@ -136,14 +137,16 @@ async def shortfall(run: Run, source: Source, tip: Oid) -> str | None:
 
 
 async def settle(run: Run, source: Source, tip: Oid, outcome: MergeOutcome) -> None:
-    """Write down that what was merged has the other tasks' commits as well."""
+    """Write down that what was merged has the other tasks' commits too, and let them be done."""
     task_id = run.spec.resolves
     for _ in range(_DEPTH):
         if task_id is None:
             return
-        for record in await _covered(run.store, source, task_id, tip):
+        covered = await _covered(run.store, source, task_id, tip)
+        for record in covered:
             if record.merge.state is not MergeState.MERGED:
                 await _settle(run.store, record, run.task.task_id, outcome)
+        await anew.revive(run.store, covered)
         task_id = await _resolved_by(run.store, task_id)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from microvm_orchestrator.model.artifact import ArtifactKind
 from microvm_orchestrator.model.run import Step
 from microvm_orchestrator.model.task import TaskState
 
@@ -75,6 +76,12 @@ def reported(run: RunRecord | None, what: str) -> JsonValue:
     return None if run is None or run.reported is None else getattr(run.reported, what)
 
 
+def artifacts_of(run: RunRecord | None) -> list[str]:
+    """Name the files that are kept of a job."""
+    kept = [] if run is None else run.artifacts
+    return [each.name for each in kept if each.kind is ArtifactKind.FILE]
+
+
 def failed_with(run: RunRecord | None, complaints: str) -> str | None:
     """Give what a command that failed wrote on standard error, if that is why it failed."""
     return complaints if complaints and exit_code_of(run) not in {None, 0} else None
@@ -93,6 +100,8 @@ def complete_payload(
         "output": output,
         "duration_seconds": duration_s(task) or 0.0,
     }
+    if kept := artifacts_of(run):
+        told["artifacts"] = kept
     error = None if status == "timeout" else failed_with(run, complaints)
     error = error or error_of(task, run)
     return told if error is None else {**told, "error": error}

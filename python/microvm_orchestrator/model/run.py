@@ -113,6 +113,14 @@ class AgentSpec(_Part):
     answer_schema: Json = Field(default=None, description="JSON Schema of the answer it is to give")
 
 
+CredentialNames = Annotated[
+    list[Name],
+    Field(
+        max_length=32,
+        description="credentials by name: a key goes before the usual ones, and a secret is added "
+        "to what the program asks its address",
+    ),
+]
 Tokens = Annotated[int, Field(strict=True, ge=1)]
 Dollars = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=2_592_000)]
@@ -208,6 +216,7 @@ class RunSpec(_Part):
     egress: Annotated[list[Line], Field(max_length=256)] = Field(
         default=[], description="hosts its program may reach, as host, host:port or *.domain"
     )
+    credentials: CredentialNames = []
     budget: Budget = Budget()
     callbacks: Callbacks | None = Field(
         default=None, description="lets its program report by HTTP, see the profile `delegation`"
@@ -411,6 +420,13 @@ class RunRecord(_Part):
     decision: Decision | None = Field(default=None, description="where `merge` is review")
     check_machine_id: str | None = Field(
         default=None, description="the machine in which what was merged is checked"
+    )
+    again: bool = Field(
+        default=False, description="whether its commits are to be merged by the next attempt"
+    )
+    continues: str | None = Field(
+        default=None,
+        description="the run before it whose commits it merges, without a program of its own",
     )
     started_at: Moment
     began_at: Moment | None = Field(default=None, description="when its program was started")

@@ -12,13 +12,14 @@ from pydantic import Field
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.artifact import MAX_NAME, Artifact, LeftOut
-from microvm_orchestrator.model.run import RUN, RunRecord
+from microvm_orchestrator.model.run import RunRecord
 from microvm_orchestrator.model.values import Int
 from microvm_orchestrator.service import octets
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, declare
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.service.tasks import TaskRef
-from microvm_orchestrator.store.questions import OneTask, RecordById
+from microvm_orchestrator.store.questions import OneTask
+from microvm_orchestrator.store.runs import last_run, run_of
 
 _USUAL = 1 << 16
 _MOST = 1 << 20
@@ -118,14 +119,16 @@ async def _record(service: Service, caller: Caller, request: ListArtifacts, call
     """Find the record of a run that the caller sees. Raises: NotFound."""
     by = actor(caller, call)
     task = await service.store.query(OneTask(request.task_id, request.group), by)
-    attempt = request.attempt or task.attempt
-    stored = await service.store.query(RecordById(RUN, f"{task.task_id}.{attempt}"), by)
-    if stored is None:
+    if request.attempt is None:
+        record = await last_run(service.store, task, by)
+    else:
+        record = await run_of(service.store, task, request.attempt, by)
+    if record is None:
         raise errors.NotFound(
-            f"task {task.task_id} has no run {attempt} on this host",
+            f"task {task.task_id} has no run {request.attempt or task.attempt} on this host",
             hint="run_get shows how it stands",
         )
-    return RunRecord.model_validate(stored.body)
+    return record
 
 
 CALLS: tuple[Call, ...] = (artifact_list, artifact_get)

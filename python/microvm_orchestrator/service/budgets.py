@@ -9,11 +9,12 @@ from pydantic import Field
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.access import Role
-from microvm_orchestrator.model.run import RUN, Budget, Dollars, RunRecord, Seconds, Tokens
+from microvm_orchestrator.model.run import Budget, Dollars, RunRecord, Seconds, Tokens
 from microvm_orchestrator.service.calls import Answer, Call, Caller, declare
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.service.tasks import TaskRef
-from microvm_orchestrator.store.questions import OneTask, RecordById
+from microvm_orchestrator.store.questions import OneTask
+from microvm_orchestrator.store.runs import last_run
 
 
 class ResumeTask(TaskRef):
@@ -57,10 +58,10 @@ async def task_resume(service: Service, caller: Caller, request: ResumeTask) -> 
     )
     await service.host.runs.resume(task.task_id, changes)
     await service.store.note(by, task.task_id, "ok")
-    stored = await service.store.query(RecordById(RUN, f"{task.task_id}.{task.attempt}"), by)
-    if stored is None:
+    record = await last_run(service.store, task, by)
+    if record is None:
         raise errors.NotFound(f"the run of task {task.task_id} went on, and is not kept any more")
-    return Resumed(task_id=task.task_id, run=RunRecord.model_validate(stored.body))
+    return Resumed(task_id=task.task_id, run=record)
 
 
 CALLS: tuple[Call, ...] = (task_resume,)

@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.lifecycle import resolving, review
+from microvm_orchestrator.lifecycle import anew, resolving, review
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.run import (
-    RUN,
     AgentSpec,
     Argument,
     Budget,
@@ -36,7 +35,8 @@ from microvm_orchestrator.service.tasks import (
     submit,
     submitted_as,
 )
-from microvm_orchestrator.store.questions import OneTask, RecordById
+from microvm_orchestrator.store.questions import OneTask
+from microvm_orchestrator.store.runs import last_run
 
 _TITLE_CHARS = 900
 
@@ -122,6 +122,22 @@ async def _decide(
     return Reviewed(task_id=task.task_id, run=record)
 
 
+@declare("run_merge", "POST /v1/runs/{task_id}/merge", role=Role.OPERATOR, idempotent=False)
+async def run_merge(service: Service, caller: Caller, request: TaskRef) -> Reviewed:
+    """Merge the commits of a run once more whose merge did not come about.
+
+    For a run that did its work, and whose commits were refused because of what lay in the user's
+    way, did not fit, did not pass the check or were rejected. Its program does not run again: the
+    task's next attempt merges what the last one brought, by the same policy and past the same
+    check, and what was given up because of it goes on. Returns at once; `task_wait` waits.
+    """
+    task, record = await _found(service, caller, request, "run_merge")
+    by = actor(caller, "run_merge")
+    await anew.ask(service.store, record, by)
+    _, record = await _found(service, caller, request, "run_merge")
+    return Reviewed(task_id=task.task_id, run=record)
+
+
 @declare("merge_resolve", "POST /v1/runs/{task_id}/resolve", role=Role.OPERATOR, idempotent=False)
 async def merge_resolve(service: Service, caller: Caller, request: ResolveMerge) -> SubmitAnswer:
     """Let an agent bring the commits of a run together with what they do not fit, in a machine.
@@ -185,13 +201,13 @@ async def _found(
     """Find a task and its last run. Raises: NotFound, StateForbids before there is one."""
     by = actor(caller, call)
     task = await service.store.query(OneTask(request.task_id, request.group), by)
-    stored = await service.store.query(RecordById(RUN, f"{task.task_id}.{task.attempt}"), by)
-    if stored is None:
+    record = await last_run(service.store, task, by)
+    if record is None:
         raise errors.StateForbids(
             f"task {task.task_id} has brought no commits",
             hint="task_get shows how it stands",
         )
-    return task, RunRecord.model_validate(stored.body)
+    return task, record
 
 
-CALLS: tuple[Call, ...] = (run_approve, run_reject, merge_resolve)
+CALLS: tuple[Call, ...] = (run_approve, run_reject, run_merge, merge_resolve)

@@ -27,6 +27,7 @@ from microvm_orchestrator.model.run import (
     Argument,
     Branch,
     Budget,
+    CredentialNames,
     Devshell,
     Dollars,
     InputFile,
@@ -66,6 +67,7 @@ from microvm_orchestrator.service.tasks import (
     submitted_as,
 )
 from microvm_orchestrator.store.questions import OneTask, RecordById
+from microvm_orchestrator.store.runs import last_run
 
 _USUAL_OUTPUT = 1 << 16
 _OUTPUT_MOST = 1 << 20
@@ -145,6 +147,7 @@ class StartRun(Request):
     egress: Annotated[list[Line], Field(max_length=256)] = Field(
         default=[], description="hosts its program may reach, as host, host:port or *.domain"
     )
+    credentials: CredentialNames = Field(default=[])
     files: Annotated[list[InputFile], Field(max_length=MAX_FILES)] = Field(
         default=[], description="files that lie there before it starts"
     )
@@ -348,8 +351,7 @@ async def _found(
             f"task {task.task_id} is done by workers, not in a machine",
             hint="task_runs shows their attempts",
         )
-    stored = await service.store.query(RecordById(RUN, f"{task.task_id}.{task.attempt}"), by)
-    return task, None if stored is None else RunRecord.model_validate(stored.body)
+    return task, await last_run(service.store, task, by)
 
 
 CALLS: tuple[Call, ...] = (run_start, run_get, run_list, run_output, run_diff)

@@ -10,6 +10,7 @@ import anyio
 from pydantic import Field
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.egress.secrets import refuse_unusable
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.event import Event
 from microvm_orchestrator.model.names import DEFAULT_GROUP
@@ -311,7 +312,8 @@ async def _check_runs(
 ) -> None:
     """Look whether who asks may have this host do these, and on these repositories.
 
-    Raises: Denied, NotFound for a repo that they do not see.
+    Raises: Denied; NotFound for a repo that they do not see, or a credential that there is not;
+        InvalidInput.
     """
     runs = [spec.run for spec in specs if spec.run is not None]
     if runs and not caller.principal.role.reaches(Role.OPERATOR):
@@ -321,6 +323,8 @@ async def _check_runs(
     by = actor(caller, action)
     for repo in {run.repo for run in runs if run.repo is not None}:
         await service.host.repos.get(repo, by)
+    for run in runs:
+        refuse_unusable(service.host.credentials, service.settings.egress.secrets, run.credentials)
 
 
 def _idempotency(key: str | None, action: str, content: object) -> Idempotency | None:

@@ -115,7 +115,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"files": [{"path": "a", "content": "no base64!"}]}, "files.0.content: "),
     ({"files": [{"path": "a"}]}, "files.0.content: "),
     ({"lifecycle": "for ever"}, "lifecycle: "),
-    ({"secrets": ["a"]}, "secrets: "),
+    ({"secrets": ["a"]}, "no credential a"),
     ({"env": {"a=b": "c"}}, "env.a=b"),
 ]
 

@@ -94,7 +94,7 @@ class DelegatedJobs:
         }
         try:
             await self._service.invoke(caller, "task_submit", spec)
-        except (errors.InvalidInput, errors.TooLarge) as error:
+        except (errors.InvalidInput, errors.NotFound, errors.TooLarge) as error:
             raise Refused(f"Invalid manifest: {error.message}") from error
         return {"job_id": job_id}
 
@@ -129,6 +129,7 @@ class DelegatedJobs:
             "output": output or job.reported(run, "output"),
             "error": error or job.error_of(task, run),
             "exit_code": job.exit_code_of(run),
+            "artifacts": job.artifacts_of(run) or None,
         }
         known = {name: value for name, value in told.items() if value is not None}
         return {**known, "duration_seconds": job.duration_s(task)}

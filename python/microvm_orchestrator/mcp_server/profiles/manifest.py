@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from microvm_orchestrator.model.run import MAX_FILES, MAX_FILES_CHARS, Argument, Variable
+from microvm_orchestrator.model.run import (
+    MAX_FILES,
+    MAX_FILES_CHARS,
+    Argument,
+    CredentialNames,
+    Variable,
+)
 from microvm_orchestrator.model.values import Text
 
 if TYPE_CHECKING:
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
 # Where that program kept what it was asked; commands of its users read the task there.
 MANIFEST = "/opt/job-runner/manifest.json"
 WORKSPACE = "/workspace"
+# What a job leaves there is kept when its machine is gone.
+ARTIFACTS = "/opt/job-runner/artifacts"
 # As that program's users wrote scripts: by their first line, else for bash where there is one.
 _SHELL = [
     "/bin/sh",
@@ -88,7 +96,7 @@ class JobManifest(_Part):
     agent: AgentConfig = AgentConfig()
     files: Annotated[list[JobFile], Field(max_length=MAX_FILES - 1)] = []
     env: Annotated[dict[Variable, Argument], Field(max_length=200)] = {}
-    secrets: Annotated[list[str], Field(max_length=0)] = []
+    secrets: CredentialNames = []
     resources: JobResources = JobResources()
     timeout: Annotated[float, Field(ge=1, le=86_400)] | None = None
     lifecycle: Literal["ephemeral", "persistent"] = "ephemeral"
@@ -134,6 +142,7 @@ def run_of(job_id: str, manifest: JobManifest, usual: Defaults) -> dict[str, Any
         "env": {
             "TIMEOUT": f"{timeout_s:g}",
             "STATUS_MODE": manifest.statusMode,
+            "ARTIFACTS_DIR": ARTIFACTS,
             **manifest.env,
         },
         "image": None if template == NO_TEMPLATE else template,
@@ -144,6 +153,8 @@ def run_of(job_id: str, manifest: JobManifest, usual: Defaults) -> dict[str, Any
         "keep_machine": manifest.lifecycle == "persistent",
         "callbacks": {"job_id": job_id, "port": usual.callback_port},
         "silence_s": float(usual.silence),
+        "credentials": manifest.secrets,
+        "artifacts": [f"{ARTIFACTS}/"],
     }
     if manifest.agentType == "claude":
         agent = {"driver": "claude", "model": manifest.agent.claudeModel}

@@ -27,10 +27,11 @@ from microvm_orchestrator.git.place import open_place
 from microvm_orchestrator.lifecycle import output
 from microvm_orchestrator.mcp_server.profiles import microvm_words as words
 from microvm_orchestrator.model.records import SYSTEM
-from microvm_orchestrator.model.run import RUN, RunRecord
+from microvm_orchestrator.model.run import RunRecord
 from microvm_orchestrator.model.task import FINISHED, Task, TaskState
 from microvm_orchestrator.store.base import Match
-from microvm_orchestrator.store.questions import FullTaskList, OneTask, RecordById, TaskList
+from microvm_orchestrator.store.questions import FullTaskList, OneTask, TaskList
+from microvm_orchestrator.store.runs import last_run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -221,7 +222,7 @@ class Copies:
     # What
 
     async def _write(self, task: Task, folder: _Folder, repo: Repo | None) -> None:
-        run = await self._run(task)
+        run = await last_run(self._service.store, task, SYSTEM)
         # A run that was cancelled has something to say after its task has ended.
         under_way = self._service.host.runs.find(task.task_id) is not None
         settled = task.state in FINISHED and not under_way
@@ -249,11 +250,6 @@ class Copies:
                 break
         if settled:
             self._settle(task.task_id)
-
-    async def _run(self, task: Task) -> RunRecord | None:
-        run_id = f"{task.task_id}.{task.attempt}"
-        stored = await self._service.store.query(RecordById(RUN, run_id), SYSTEM)
-        return None if stored is None else RunRecord.model_validate(stored.body)
 
 
 @dataclass(frozen=True, slots=True)
