@@ -99,12 +99,13 @@ class Qemu(Keeper[QemuMachine]):
 
     async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> QemuMachine:
         """Clone a machine that stands still until it is claimed. Raises: as `clone`."""
-        machine = await self._clone(snapshot, spec, unclaimed=True)
         try:
+            machine = await self._clone(snapshot, spec, unclaimed=True)
             with suppress(errors.NotFound):
                 await machine.shell.exec(_FIRST)
             await machine.pause()
         except BaseException:
+            # Nobody knows its name, so nobody would take away even its console.
             with anyio.CancelScope(shield=True):
                 await self.remove(spec.machine_id)
             raise
