@@ -1,0 +1,5 @@
+{ self }:
+{ lib, ... }:
+{
+  options.services.microvm-orchestrator.enable = lib.mkEnableOption "the microVM orchestrator";
+}

@@ -1,0 +1,5 @@
+{ self }:
+{ ... }:
+{
+  system.stateVersion = "26.05";
+}
