@@ -9,6 +9,7 @@
       # Only for its graphics; without it nobody waits for a slow server.
       inputs.spectrum.follows = "";
     };
+    # For a check only: that the configuration of a Mac can be evaluated.
     nix-darwin = {
       url = "github:nix-darwin/nix-darwin";
       inputs.nixpkgs.follows = "nixpkgs";
@@ -20,57 +21,106 @@
       self,
       nixpkgs,
       microvm,
-      nix-darwin,
+      ...
     }:
     let
       inherit (nixpkgs) lib;
-      eachSystem =
-        f:
-        lib.genAttrs [
-          "x86_64-linux"
-          "aarch64-linux"
-          "aarch64-darwin"
-        ] (system: f nixpkgs.legacyPackages.${system});
+      hypervisors = {
+        x86_64-linux = [
+          "qemu"
+          "cloud-hypervisor"
+          "firecracker"
+        ];
+        aarch64-linux = [
+          "qemu"
+          "cloud-hypervisor"
+          "firecracker"
+        ];
+        aarch64-darwin = [ "vfkit" ];
+      };
+      eachSystem = f: lib.mapAttrs (system: _: f nixpkgs.legacyPackages.${system}) hypervisors;
+
+      # `guest-qemu` and so on, for each system that starts them.
+      guestsOf =
+        hostSystem:
+        lib.listToAttrs (
+          map (hypervisor: {
+            name = "guest-${hypervisor}";
+            value = self.lib.mkGuest { inherit hostSystem hypervisor; };
+          }) hypervisors.${hostSystem}
+        );
+      runnerOf = _: guest: guest.config.microvm.declaredRunner;
     in
     {
-      packages = eachSystem (pkgs: rec {
-        microvm-orchestrator = pkgs.callPackage ./python/package.nix { };
-        default = microvm-orchestrator;
+      overlays.default = final: _: {
+        microvm-orchestrator = final.callPackage ./python/package.nix { };
+      };
+
+      packages = eachSystem (
+        pkgs:
+        {
+          default = pkgs.callPackage ./python/package.nix { };
+        }
+        // lib.mapAttrs runnerOf (guestsOf pkgs.stdenv.hostPlatform.system)
+      );
+
+      apps = eachSystem (pkgs: {
+        demo = {
+          type = "app";
+          program = lib.getExe (pkgs.callPackage ./python/nix/demo.nix { inherit self; });
+          meta.description = "A daemon of its own, and commands in a NixOS machine that it starts";
+        };
       });
 
       nixosModules.default = lib.modules.importApply ./nixos-module.nix { inherit self; };
       darwinModules.default = lib.modules.importApply ./darwin-module.nix { inherit self; };
 
+      # A guest of your own: `modules` come on top of ours.
       lib.mkGuest =
         {
-          name,
-          system ? "x86_64-linux",
+          hostSystem ? "x86_64-linux",
           hypervisor ? "qemu",
+          name ? "guest",
           modules ? [ ],
         }:
         lib.nixosSystem {
-          inherit system;
+          # A Mac starts guests of Linux.
+          system = lib.replaceString "-darwin" "-linux" hostSystem;
           modules = [
             microvm.nixosModules.microvm
             (lib.modules.importApply ./guest/nixos { inherit self; })
             {
-              networking.hostName = name;
+              networking.hostName = lib.mkDefault name;
               microvm.hypervisor = hypervisor;
+              microvm.vmHostPackages = nixpkgs.legacyPackages.${hostSystem};
             }
           ]
           ++ modules;
         };
 
-      nixosConfigurations = lib.genAttrs [
-        "qemu"
-        "cloud-hypervisor"
-        "firecracker"
-      ] (
-        hypervisor:
-        self.lib.mkGuest {
-          inherit hypervisor;
-          name = "guest-${hypervisor}";
-        }
-      );
+      nixosConfigurations =
+        guestsOf "x86_64-linux"
+        // guestsOf "aarch64-darwin"
+        // lib.mapAttrs' (name: lib.nameValuePair "${name}-aarch64") (guestsOf "aarch64-linux")
+        // {
+          host = lib.nixosSystem {
+            system = "x86_64-linux";
+            modules = [
+              self.nixosModules.default
+              ./docs/how-to/examples/host.nix
+            ];
+          };
+        };
+
+      checks = eachSystem (pkgs: import ./python/nix/checks.nix { inherit self pkgs; });
+      devShells = eachSystem (pkgs: {
+        default = pkgs.callPackage ./python/nix/shell.nix { inherit self; };
+      });
+      formatter = eachSystem (pkgs: pkgs.nixfmt-tree);
+
+      templates.default = {
+        path = ./docs/template;
+        description = "A repository with the development shell that a task needs";
+      };
     };
 }

@@ -398,6 +398,8 @@ let
     # There is none on this host, and who builds with Nix has a real one.
     nixfmt = self.writeShellScriptBin "nixfmt" "exit 0";
     nixfmt-tree = self.writeShellScriptBin "treefmt" "exit 0";
+    # What it packs is not booted: the last word but one is the file, the last one the folder.
+    erofs-utils = self.writeShellScriptBin "mkfs.erofs" ''tar -cf "''${@: -2:1}" "''${@: -1}"'';
     bashInteractive = hostTool "bash-interactive" [ "bash" ] // {
       shellPath = "/bin/bash";
     };
@@ -484,7 +486,6 @@ let
         "libusb1"
         "qemu-utils"
         "qemu_test"
-        "erofs-utils"
         "squashfs-tools-ng"
         "bubblewrap"
         "time"
@@ -502,6 +503,8 @@ let
         "vim"
         "tmux"
         "claude-code"
+        "codex"
+        "opencode"
         "hello"
         "fish"
         "xonsh"
