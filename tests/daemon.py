@@ -6,6 +6,7 @@ tests talk to its socket; what it said on stderr lies beside its state.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -121,7 +122,10 @@ def _hear_ready(ear: socket.socket, process: subprocess.Popen[bytes], log: Path)
 
 def _network_address(pid: int) -> str | None:
     """Look up where a process listens; the port was the kernel's choice."""
-    own = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    own: set[str] = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            own.add(str(entry.readlink()))
     for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
         _, local, _, state, *_, inode = line.split()[:10]
         if state == "0A" and f"socket:[{inode}]" in own:

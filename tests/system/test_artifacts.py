@@ -86,6 +86,10 @@ def test_what_a_failed_run_leaves_behind_is_kept_listed_and_taken_along_byte_for
     assert "exit 3" in shown
     assert "MiB of memory at most" in shown
     assert "dist/blob.bin" in shown
+    # What was not committed is work as well.
+    said_no = stage.cli("task", "delete", task_id).stderr.decode()
+    assert f"what run {run['run_id']} did not commit, which is its rest.patch" in said_no
+    assert stage.cli("task", "delete", task_id, "--drop-unmerged").returncode == 0
 
 
 def test_what_one_run_leaves_behind_another_brings_along_even_if_its_own_time_is_up(

@@ -398,7 +398,7 @@ def delete(
         bool | None,
         typer.Option(
             "--drop-unmerged",
-            help="Even if commits of its run that were not merged are lost.",
+            help="Even if commits that were not merged are lost, or a rest.patch.",
             show_default=False,
         ),
     ] = None,

@@ -19,6 +19,7 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.git.command import LONG_S, line
+from microvm_orchestrator.model.artifact import ArtifactKind
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.run import RUN, RunRecord
 from microvm_orchestrator.store.base import Match, Store
@@ -114,6 +115,16 @@ class Forgetting:
                 commits = int(await line(*words, at=mirror.path, timeout_s=LONG_S))
                 found.append(Unmerged(repo, ref, commits))
         return found
+
+    async def patches(self, task_ids: Collection[str]) -> list[str]:
+        """Name what programs of tasks changed and did not commit, where it is kept as a patch."""
+        runs = [run for task_id in task_ids for run in await self._runs(task_id)]
+        return [
+            f"what run {run.run_id} did not commit, which is its rest.patch"
+            for run in runs
+            if run.continues is None
+            and any(each.kind is ArtifactKind.PATCH for each in run.artifacts)
+        ]
 
     async def artifacts(self, task_ids: Collection[str]) -> int:
         """Count what the runs of tasks have left behind."""

@@ -179,7 +179,8 @@ class TaskDelete(TaskRef):
 
     cascade: Flag = Field(default=False, description="also every task that depends on it")
     drop_unmerged: Flag = Field(
-        default=False, description="even if commits of its run that were not merged are lost"
+        default=False,
+        description="even if commits of its run that were not merged are lost, or its rest.patch",
     )
 
 
@@ -502,28 +503,36 @@ async def task_delete(service: Service, caller: Caller, request: TaskDelete) -> 
     """Forget a task that is not running, with the record, output and artifacts of its runs.
 
     Refused while other tasks depend on it, unless with cascade, which forgets these too; and while
-    commits of a run are not merged, unless with drop_unmerged, which loses them.
+    commits of a run are not merged, or changes are kept that were not committed, unless with
+    drop_unmerged, which loses them.
     The events of the task stay in the journal.
     """
     by = actor(caller, "task_delete")
     forgetting = service.host.forgetting
     rehearsed = DeleteTask(request.cascade, rehearsed=True)
     doomed = (await service.store.amend(request.address, rehearsed, by)).task_ids
-    if not request.drop_unmerged and (unmerged := await forgetting.unmerged(doomed)):
-        told = [str(each) for each in unmerged[:_UNMERGED_TOLD]]
-        if (more := len(unmerged) - _UNMERGED_TOLD) > 0:
-            told.append(f"that of {more} more tasks")
+    if not request.drop_unmerged and (lost := await _lost_with(service, doomed)):
+        told = lost[:_UNMERGED_TOLD]
+        if (more := len(lost) - _UNMERGED_TOLD) > 0:
+            told.append(f"that of {more} more runs")
         if count := await forgetting.artifacts(doomed):
             told.append("1 artifact" if count == 1 else f"{count} artifacts")
         raise errors.StateForbids(
             f"with task {doomed[0]} there would be lost: {'; '.join(told)}",
-            hint="merge it, or say `drop_unmerged` to lose it",
+            hint="merge it or keep what artifact_get gives, or say `drop_unmerged` to lose it",
         )
     with forgetting.losing(doomed if request.drop_unmerged else ()):
         amended = await service.store.amend(request.address, DeleteTask(request.cascade), by)
     with contextlib.suppress(errors.Unavailable):  # then it goes in the background
         await forgetting.forget(amended.task_ids)
     return Changed(task_ids=list(amended.task_ids))
+
+
+async def _lost_with(service: Service, task_ids: Sequence[str]) -> list[str]:
+    """Name the work that is kept of tasks and is nowhere else."""
+    forgetting = service.host.forgetting
+    unmerged = [str(each) for each in await forgetting.unmerged(task_ids)]
+    return unmerged + await forgetting.patches(task_ids)
 
 
 @declare("task_extend", "POST /v1/tasks/{task_id}/extend", role=Role.WORKER)
