@@ -27,4 +27,10 @@ in
     touch $out
   '';
 }
-// lib.optionalAttrs isLinux tests
+// lib.optionalAttrs isLinux (
+  tests
+  // {
+    # Says how large the guest is; it has no limit, as what is in it is for its user to choose.
+    guest-size = (self.lib.mkGuest { hostSystem = system; }).config.system.build.closureSize;
+  }
+)

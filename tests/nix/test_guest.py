@@ -1,0 +1,536 @@
+"""The guest that Nix makes: how its runners start, and whose its commands are.
+
+The runners are built for real where NIX_SOURCES names what that takes; the agent as it is started
+there runs anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.abc import ByteStream
+
+from guests import LocalGuest, listening
+from machines import LONG_S, Rig, built_image, qemu_rig, removed_in_the_end, sh
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine.base import Accel, Boot, MachineSpec
+from microvm_orchestrator.machine.base import Link as Wire
+from microvm_orchestrator.machine.channel.link import Link
+from microvm_orchestrator.machine.channel.requests import ask
+from microvm_orchestrator.machine.handover import Handover
+from microvm_orchestrator.machine.probe import probe
+from microvm_orchestrator.machine.record import Record
+from microvm_orchestrator.machine.runner import qemu
+from microvm_orchestrator.machine.shell import Command, Shell
+from microvm_orchestrator.runner import RUN, Runner, read
+from microvm_orchestrator.together import beside
+from nix.evaluation import ROOT, Flake
+from standin_runner import kernel_words
+
+AGENT = ROOT / "guest/agent"
+START = ROOT / "guest/nixos/as_user.py"
+GUIDE = ROOT / "docs/how-to/use-a-microvm-nix-guest.md"
+USER = "nobody"
+SOON_S = 60.0
+STOP_S = 5.0
+
+# What is built once, all at the same time. Small disks are made as quickly as large ones.
+VARIANTS = """
+mkGuest:
+let
+  make = hypervisor: module: (mkGuest {
+    inherit hypervisor;
+    name = "slot";
+    modules = [
+      module
+      {
+        microvm-orchestrator.guest.workspace.size = 64;
+        microvm-orchestrator.guest.storeDisk.size = 64;
+      }
+    ];
+  }).config;
+  tap = { type = "tap"; id = "vm-slot"; mac = "02:00:00:00:00:01"; };
+  configs = {
+    plain = make "qemu" { };
+    emulated = make "qemu" { microvm-orchestrator.guest.emulated = true; };
+    taps = make "qemu" { microvm.interfaces = [ tap ]; microvm.vcpu = 4; };
+    tap = make "qemu" { microvm.interfaces = [ tap ]; microvm.vcpu = 1; };
+    shared = make "qemu" { microvm-orchestrator.guest.hostStore = true; };
+    cloud-hypervisor = make "cloud-hypervisor" { };
+    firecracker = make "firecracker" { };
+  };
+  of = derivation: { drv = derivation.drvPath; out = derivation.outPath; };
+in
+builtins.mapAttrs (_: config: of config.microvm.declaredRunner) configs
+// {
+  agent = of configs.plain.system.build.microvmAgent;
+  size = of configs.plain.system.build.closureSize;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def built(flake: Flake) -> dict[str, Path]:
+    told = flake.evaluate("lib.mkGuest", VARIANTS)
+    ran = flake.nix("build", "--no-link", *(f"{each['drv']}^out" for each in told.values()))
+    assert ran.returncode == 0, ran.stderr
+    return {name: Path(each["out"]) for name, each in told.items()}
+
+
+def becomes(runner: Path, folder: Path, arguments: str = "") -> list[str]:
+    """Run a runner's script, but for what it would become at last; that is told."""
+    script = (runner / RUN).read_text()
+    before, _, last = script.rpartition("\nexec ")
+    last = re.sub(r'^-a "[^"]*" ', "", last)
+    ran = subprocess.run(
+        ["/bin/bash", "-c", f"{before}\nprintf '%s\\0' {last}"],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "MICROVM_ORCHESTRATOR_ARGS": arguments},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+        timeout=SOON_S,
+    )
+    # Those who make the file systems say so before.
+    (_, *words) = ran.stdout.decode().rpartition("\n")[2].split("\0")[:-1]
+    return words
+
+
+def value(words: list[str], option: str) -> list[str]:
+    return [words[at + 1] for at, word in enumerate(words) if word == option]
+
+
+def test_a_guest_for_qemu_takes_the_daemons_monitor_and_port(
+    built: dict[str, Path], tmp_path: Path
+) -> None:
+    runner = read(built["plain"])
+    assert (runner.hypervisor, runner.takes_arguments, runner.shares) == ("qemu", True, ())
+    assert (runner.memory_mib, runner.vcpus) == (2560, 2)
+    record = Record(tmp_path / "box")
+    record.create()
+    with Handover() as given:
+        rig = qemu_rig(tmp_path, Boot("none", tmp_path, tmp_path, "", ()))
+        spec = replace(rig.spec(), boot=runner)
+        ours = qemu.words(spec, Accel.KVM, record, given)
+    words = becomes(built["plain"], tmp_path, " ".join(ours))
+    # Behind all that the runner itself says, so that the last word is the daemon's.
+    assert words[-len(ours) :] == ours
+    assert "chardev=orchestrator-monitor,mode=control" in value(words, "-mon")
+    assert any(word.endswith("name=ctl") for word in value(words, "-device"))
+    assert value(words, "-qmp") == ["unix:slot.sock,server,nowait"]
+    assert "-enable-kvm" in words
+    assert value(words, "-cpu") == ["host,+x2apic,-sgx"]
+
+
+def test_the_disks_of_a_guest_are_made_in_the_machines_own_folder(
+    built: dict[str, Path], tmp_path: Path
+) -> None:
+    words = becomes(built["plain"], tmp_path)
+    files = [re.findall(r"file=([^,]*)", drive)[0] for drive in value(words, "-drive")]
+    assert files[1:] == ["store.img", "workspace.img"]
+    assert [(tmp_path / name).stat().st_size for name in files[1:]] == [64 << 20, 64 << 20]
+    assert "read-only=on" in value(words, "-drive")[0]
+    assert Path(files[0]).is_file()
+
+
+def test_a_guest_that_is_emulated_asks_for_no_kvm(built: dict[str, Path], tmp_path: Path) -> None:
+    words = becomes(built["emulated"], tmp_path)
+    assert "-enable-kvm" not in words
+    assert value(words, "-M") == ["q35,accel=tcg,acpi=on,mem-merge=on"]
+    assert value(words, "-cpu") == ["max"]
+    assert read(built["emulated"]).bus == "pci"
+
+
+@pytest.mark.parametrize(
+    ("name", "queues", "flags"),
+    [("tap", "", ["vnet_hdr"]), ("taps", ",queues=4", ["vnet_hdr", "multi_queue"])],
+)
+def test_a_tap_has_a_queue_for_each_processor_and_is_said_to(
+    built: dict[str, Path], tmp_path: Path, name: str, queues: str, flags: list[str]
+) -> None:
+    words = becomes(built[name], tmp_path)
+    assert value(words, "-netdev") == [
+        f"tap,id=vm-slot,ifname=vm-slot,script=no,downscript=no{queues}"
+    ]
+    assert (built[name] / "share/microvm/tap-flags").read_text().split() == flags
+    assert read(built[name]).taps == ("vm-slot",)
+    up = (built[name] / "bin/tap-up").read_text()
+    assert f"mode tap user 'microvm' {' '.join(flags)}\n" in up
+
+
+def test_a_guest_that_reads_the_hosts_store_cannot_write_it(
+    built: dict[str, Path], tmp_path: Path
+) -> None:
+    words = becomes(built["shared"], tmp_path)
+    assert value(words, "-fsdev") == [
+        "local,id=fs0,path=/nix/store,security_model=none,readonly=true"
+    ]
+    assert "file=store.img" in value(words, "-drive")[0]
+    # Nothing that the daemon would have to serve.
+    assert read(built["shared"]).shares == ()
+
+
+@pytest.mark.parametrize("name", ["cloud-hypervisor", "firecracker"])
+def test_a_guest_of_another_hypervisor_is_reached_by_vsock(
+    built: dict[str, Path], name: str
+) -> None:
+    runner = read(built[name])
+    assert (runner.hypervisor, runner.vsock) == (name, True)
+
+
+def test_what_the_guest_is_made_of_is_listed_by_size(built: dict[str, Path]) -> None:
+    lines = (built["size"] / "paths").read_text().splitlines()
+    sizes = [int(line.split()[0]) for line in lines]
+    assert sizes == sorted(sizes, reverse=True)
+    assert int((built["size"] / "mib").read_text()) == sum(sizes) >> 20
+
+
+def test_the_agent_of_the_guest_is_the_one_in_the_tree(built: dict[str, Path]) -> None:
+    ours = [*AGENT.glob("*.py"), START]
+    assert {path.name for path in built["agent"].glob("*.py")} == {path.name for path in ours}
+    for path in ours:
+        assert (built["agent"] / path.name).read_bytes() == path.read_bytes()
+
+
+UNIT = """
+mkGuest:
+let
+  of = hypervisor: (mkGuest { inherit hypervisor; name = "slot"; }).config;
+  qemu = of "qemu";
+in
+{
+  units = builtins.mapAttrs (_: config: config.systemd.units."microvm-agent.service".text) {
+    inherit qemu;
+    firecracker = of "firecracker";
+  };
+  tmpfiles = qemu.environment.etc."tmpfiles.d/00-nixos.conf".text;
+  nix = qemu.nix.settings;
+  user = qemu.users.users.agent;
+  sudo = qemu.security.sudo.enable;
+  podman = qemu.virtualisation.podman;
+  packages = map (package: package.name) qemu.environment.systemPackages;
+  disks = qemu.fileSystems;
+}
+"""
+
+
+def test_the_guest_is_one_that_the_daemon_knows_its_way_in(flake: Flake) -> None:
+    told = flake.evaluate("lib.mkGuest", UNIT)
+    unit = told["units"]["qemu"].splitlines()
+    (start,) = (shlex.split(line) for line in unit if line.startswith("ExecStart="))
+    assert start[1:3] == ["-I", "-S"]
+    assert start[4:7] == ["port:ctl", "user=agent", "disk=/workspace"]
+    assert " vsock:1024 user=agent " in told["units"]["firecracker"]
+    assert {"SuccessAction=poweroff", "OOMPolicy=continue", "Restart=on-failure"} <= set(unit)
+    rules = [line.split() for line in told["tmpfiles"].splitlines()]
+    places = {rule[1].strip("'"): rule[-1] for rule in rules if rule}
+    # These three are all that the daemon asks for by a path, or looks in by itself.
+    assert places["/bin/mkdir"].endswith("-coreutils/bin/mkdir")
+    assert places["/usr/local/bin"] == "/run/current-system/sw/bin"
+    assert places["/usr/local/sbin"] == "/run/wrappers/bin"
+    # As in the embedded guest.
+    init = (ROOT / "guest/embedded/root/usr/sbin/init").read_text()
+    for name in ("enabled", "min_ttl_ms"):
+        path = f"/sys/kernel/mm/lru_gen/{name}"
+        assert f"echo {places[path]} >{path}" in init
+
+
+def test_who_works_in_the_guest_is_neither_root_nor_trusted(flake: Flake) -> None:
+    told = flake.evaluate("lib.mkGuest", UNIT)
+    assert told["user"]["extraGroups"] == []
+    assert not told["sudo"]
+    assert told["nix"]["trusted-users"] == ["root"]
+    assert told["nix"]["allowed-users"] == ["root", "agent"]
+    assert told["podman"] == {"enable": True, "dockerCompat": True}
+    assert told["user"]["autoSubUidGidRange"]
+    assert {"claude-code", "codex", "opencode", "git"} <= set(told["packages"])
+    assert told["user"]["home"].startswith("/workspace/")
+    # It is made before anything but these is mounted.
+    assert told["disks"]["/workspace"]["neededForBoot"]
+    assert told["disks"]["/nix/store"]["overlay"]["upperdir"] == "/nix/.rw-store/store"
+
+
+WRONG = {
+    "a user that is root": (
+        'guest.user = "root"',
+        "what works in the guest must not be root",
+    ),
+    "a user that may become root": (
+        'users.users.agent.extraGroups = [ "wheel" ]',
+        "agent must not be in the group wheel",
+    ),
+    "a user that Nix trusts": (
+        'nix.settings.trusted-users = [ "agent" ]',
+        "trusted-users names agent: whoever is trusted by Nix is as good as root",
+    ),
+    "everybody trusted by Nix": ('nix.settings.trusted-users = [ "*" ]', "trusted-users names"),
+    "the host's store without QEMU": (
+        'guest.hostStore = true; microvm.hypervisor = lib.mkForce "firecracker"',
+        "hostStore: only QEMU shares a folder",
+    ),
+    "a share that nobody serves": (
+        'microvm.shares = [ { proto = "virtiofs"; tag = "a"; source = "/a"; mountPoint = "/a"; } ]',
+        "the daemon starts no virtiofsd",
+    ),
+    "a hypervisor that nobody reaches": (
+        'microvm.hypervisor = lib.mkForce "crosvm"',
+        "the agent cannot be reached with crosvm",
+    ),
+    "emulation without QEMU": (
+        'guest.emulated = true; microvm.hypervisor = lib.mkForce "cloud-hypervisor"',
+        "emulated: only QEMU emulates, and cloud-hypervisor is asked for",
+    ),
+    "a macvtap": (
+        'microvm.interfaces = [ { type = "macvtap"; id = "a"; mac = "02:00:00:00:00:01"; } ]',
+        "the daemon opens no macvtap interfaces",
+    ),
+    "SSH for nobody": (
+        "guest.ssh.enable = true",
+        "nobody could log in. Add the line that `microvm-orchestrator image get` shows",
+    ),
+}
+
+
+def _with(module: str) -> str:
+    module = re.sub(r"(?<![\w.])guest\.", "microvm-orchestrator.guest.", module)
+    return f'(mkGuest {{ name = "slot"; modules = [ ({{ lib, ... }}: {{ {module}; }}) ]; }}).config'
+
+
+def test_a_wrong_guest_is_refused_in_words_that_help(flake: Flake) -> None:
+    every = "".join(f'"{name}" = {_with(module)};' for name, (module, _) in WRONG.items())
+    failed = "config: map (it: it.message) (builtins.filter (it: !it.assertion) config.assertions)"
+    apply = f"mkGuest: builtins.mapAttrs (_: {failed}) {{ {every} }}"
+    told = flake.evaluate("lib.mkGuest", apply)
+    for name, (_, words) in WRONG.items():
+        said = " ".join(" ".join(told[name]).split())
+        assert words in said, (name, said)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("guest.workspace.size = 1", "is not of type `null or integer between 64 and 4194304"),
+        ('guest.user = "Agent Smith"', "is not of type `string matching the pattern"),
+        ("guest.pakages = [ ]", "The option `microvm-orchestrator.guest.pakages' does not exist"),
+        ('guest.vfkit.socket = "agent.sock"', "is not of type `string matching the pattern"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused(flake: Flake, module: str, words: str) -> None:
+    ran = flake.nix(
+        "eval",
+        "--raw",
+        ".#lib.mkGuest",
+        "--apply",
+        f"mkGuest: builtins.toJSON {_with(module)}.microvm-orchestrator.guest",
+    )
+    assert ran.returncode == 1
+    assert words in re.sub(r"\x1b\[[0-9;]*m", "", ran.stderr)
+
+
+OPTIONS = """
+mkGuest:
+let
+  isOption = it: it._type or "" == "option";
+  names = before: builtins.concatMap
+    (name: let path = before ++ [ name ]; it = at path; in
+      if isOption it
+      then [ { name = builtins.concatStringsSep "." path; described = it ? description; } ]
+      else names path)
+    (builtins.attrNames (at before));
+  inherit (mkGuest { name = "slot"; }) options;
+  at = builtins.foldl' (it: name: it.${name}) options.microvm-orchestrator.guest;
+in
+names [ ]
+"""
+
+
+def test_the_guide_tells_of_every_option_of_the_guest(flake: Flake) -> None:
+    told = flake.evaluate("lib.mkGuest", OPTIONS)
+    assert all(option["described"] for option in told)
+    section = GUIDE.read_text().partition("## Take ours")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert sorted(named[1:]) == sorted(option["name"] for option in told)
+
+
+# A guest whose kernel and disk are of another distribution, and all the rest is ours.
+BOOTED = """
+mkGuest:
+let
+  of = derivation: { drv = derivation.drvPath; out = derivation.outPath; };
+in
+of (mkGuest {
+  name = "slot";
+  modules = [
+    ({ lib, pkgs, ... }: {
+      microvm.kernel = lib.mkForce (
+        pkgs.runCommand "kernel" { } "mkdir $out; ln -s @kernel@ $out/${pkgs.linux.target}"
+      );
+      microvm.initrdPath = lib.mkForce "@initrd@";
+      microvm.storeDisk = lib.mkForce "@root@";
+      microvm.kernelParams = lib.mkForce [ @params@ ];
+      microvm.mem = 384;
+      microvm.vcpu = 1;
+      microvm-orchestrator.guest.workspace.size = 64;
+      microvm-orchestrator.guest.storeDisk.size = null;
+    })
+  ];
+}).config.microvm.declaredRunner
+"""
+
+
+@pytest.fixture
+async def booted_rig(flake: Flake, tmp_path: Path) -> Rig:
+    """Machines whose runner is our guest's, with the embedded guest's kernel and root."""
+    image = await built_image()
+    khz = (await probe(tmp_path)).tsc_khz or 0
+    rig = qemu_rig(tmp_path, image)
+    spec = replace(rig.spec(), memory_mib=384, vcpus=1)
+    (root,) = spec.parts.disks
+    text = BOOTED
+    for name, said in {
+        "kernel": spec.parts.kernel,
+        "initrd": spec.parts.initrd,
+        "root": root.path,
+        "params": " ".join(f'"{word}"' for word in kernel_words(spec, khz).split()),
+    }.items():
+        text = text.replace(f"@{name}@", str(said))
+    told = flake.evaluate("lib.mkGuest", text)
+    ran = flake.nix("build", "--no-link", f"{told['drv']}^out")
+    assert ran.returncode == 0, ran.stderr
+
+    def runner(_: MachineSpec) -> Runner:
+        return read(Path(told["out"]))
+
+    return replace(rig, runner=runner)
+
+
+async def test_a_runner_of_our_guest_boots_and_does_its_work_and_keeps_it(booted_rig: Rig) -> None:
+    with anyio.fail_after(LONG_S):
+        async with booted_rig.open_any() as hypervisor, removed_in_the_end(hypervisor):
+            spec = booted_rig.spec(
+                memory_mib=384, links=(Wire("52:54:00:12:34:56", "10.9.8.7/24"),)
+            )
+            assert isinstance(spec.boot, Runner)
+            machine = await hypervisor.start(spec)
+            said = await sh(
+                machine,
+                "git init -q /workspace/repo && cd /workspace/repo && echo done >file"
+                " && git add file && git -c user.name=a -c user.email=a@b commit -q -m work"
+                " && git log --format=%s; ip -o addr show eth0",
+            )
+            assert said.startswith("work\n")
+            assert "10.9.8.7/24" in said
+            # The volume that the configuration names: labelled, and in the machine's own folder.
+            run = next(booted_rig.state_dir.glob("**/workspace.img"))
+            assert b"workspace" in run.read_bytes()[1024:2048]
+            await machine.kill()
+
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can start commands as somebody else"
+)
+
+
+@pytest.fixture
+def folder_of_user() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    who = pwd.getpwnam(USER)
+    os.chown(folder, who.pw_uid, who.pw_gid)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@asynccontextmanager
+async def as_user(folder: Path, *options: str) -> AsyncGenerator[LocalGuest]:
+    """Run the agent as a guest of ours starts it."""
+    agent = folder / "agent"
+    agent.mkdir()
+    for path in [*AGENT.glob("*.py"), START]:
+        shutil.copy(path, agent)
+    path = folder / "ctl"
+
+    @asynccontextmanager
+    async def connect() -> AsyncGenerator[ByteStream]:
+        async with await anyio.connect_unix(path) as stream:
+            yield stream
+
+    with listening(path) as fd:
+        words = [sys.executable, "-I", "-S", agent / START.name, f"listener:{fd}", *options]
+        process = subprocess.Popen(
+            [*words, f"user={USER}"],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(fd,),
+            start_new_session=True,
+        )
+    try:
+        with anyio.fail_after(SOON_S):
+            yield LocalGuest(connect, folder, process)
+    finally:
+        process.kill()
+        process.wait(STOP_S)
+
+
+async def said(shell: Shell, *argv: str, user: str | None = None) -> str:
+    ran = await shell.exec(Command(list(argv), user=user, cwd="/"))
+    assert ran.exit.code == 0, ran
+    return ran.stdout.decode().strip()
+
+
+@needs_root
+async def test_commands_are_the_users_unless_the_host_names_another(tmp_path: Path) -> None:
+    async with as_user(tmp_path) as guest, guest.shell() as shell:
+        assert await said(shell, "id", "-un") == USER
+        assert await said(shell, "sh", "-c", "echo $USER; groups") == f"{USER}\nnogroup"
+        assert await said(shell, "id", "-un", user="root") == "root"
+
+
+@needs_root
+async def test_files_and_their_folders_are_the_users(tmp_path: Path, folder_of_user: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "within").mkdir(parents=True)
+    (tree / "within" / "file").write_text("text")
+    async with as_user(tmp_path) as guest, guest.shell() as shell:
+        await shell.put(f"{folder_of_user}/new/newer/file", b"text", parents=True)
+        await shell.put_tree(tree, f"{folder_of_user}/copied")
+        await shell.put(f"{folder_of_user}/roots", b"text", user="root")
+        found = await said(shell, "find", str(folder_of_user), "-printf", "%P:%u\n")
+    assert set(found.splitlines()) == {
+        f":{USER}",
+        f"new:{USER}",
+        f"new/newer:{USER}",
+        f"new/newer/file:{USER}",
+        f"copied:{USER}",
+        f"copied/within:{USER}",
+        f"copied/within/file:{USER}",
+        "roots:root",
+    }
+
+
+@needs_root
+async def test_the_hook_of_a_clone_is_run_as_root(tmp_path: Path, folder_of_user: Path) -> None:
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\nid -un >{folder_of_user}/hooked\n")
+    hook.chmod(0o755)
+    async with as_user(tmp_path, f"hook={hook}") as guest, guest.connect() as transport:
+        link = Link(transport)
+        async with beside(link.run):
+            await link.greeting()
+            # Below `Shell`, which always sets the clock too.
+            done = await ask(link, {"verb": b"fresh", "hook": 1})
+            link.fail(errors.MachineUnreachable("closed"))
+    assert done["done"] == [b"hook"]
+    assert (folder_of_user / "hooked").read_text() == "root\n"
