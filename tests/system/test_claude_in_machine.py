@@ -1,8 +1,6 @@
 """The real Claude Code in real machines, from the task to the merge, against a scripted model.
 
-It has no key and no network: all it asks goes through the daemon, which adds the key. Under
-emulation a run takes half a minute of a processor, so only the one that meets the most is run every
-time, and the others with --whole.
+It has no key and no network: all it asks goes through the daemon, which adds the key.
 """
 
 from __future__ import annotations
@@ -52,11 +50,7 @@ def model() -> Iterator[Model]:
 
 
 @pytest.fixture(scope="module")
-def stage(
-    model: Model, tmp_path_factory: pytest.TempPathFactory, *, whole: bool
-) -> Iterator[Stage]:
-    if not whole:
-        pytest.skip("takes minutes of a processor; --whole does")
+def stage(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with living(tmp_path_factory.mktemp("claude") / "s", egress=model.settings) as stage:
         let_in(stage)
         yield stage
