@@ -9,7 +9,7 @@
       # Only for its graphics; without it nobody waits for a slow server.
       inputs.spectrum.follows = "";
     };
-    # For a check only: that the configuration of a Mac can be evaluated.
+    # For an example only, which is checked.
     nix-darwin = {
       url = "github:nix-darwin/nix-darwin";
       inputs.nixpkgs.follows = "nixpkgs";
@@ -21,7 +21,7 @@
       self,
       nixpkgs,
       microvm,
-      ...
+      nix-darwin,
     }:
     let
       inherit (nixpkgs) lib;
@@ -111,6 +111,14 @@
             ];
           };
         };
+
+      darwinConfigurations.mac = nix-darwin.lib.darwinSystem {
+        pkgs = nixpkgs.legacyPackages.aarch64-darwin;
+        modules = [
+          self.darwinModules.default
+          ./docs/how-to/examples/mac.nix
+        ];
+      };
 
       checks = eachSystem (pkgs: import ./python/nix/checks.nix { inherit self pkgs; });
       devShells = eachSystem (pkgs: {

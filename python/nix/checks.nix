@@ -2,7 +2,7 @@
 { self, pkgs }:
 let
   inherit (pkgs) lib;
-  inherit (pkgs.stdenv.hostPlatform) isLinux system;
+  inherit (pkgs.stdenv.hostPlatform) isDarwin isLinux system;
   folder = ../../tests/nixos;
 
   isTest = name: type: type == "regular" && lib.hasSuffix ".nix" name;
