@@ -4,7 +4,7 @@
     python python/tools/reference.py --check    fail and name the pages that are stale
 
 Each page is a function here that reads the real objects: the tree of errors, the settings, the
-table of calls, the commands.
+table of calls, the commands. The settings are written for the NixOS module too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from call_pages import rest_page, tools_page
 from cli_page import cli_page
+from nixos import SETTINGS_FILE, options_page, settings_text
 from page import paragraph, table, type_of
 
 from microvm_orchestrator import errors, places
@@ -102,6 +103,7 @@ WRITERS: dict[str, Callable[[], Iterator[str]]] = {
     "config.md": config_page,
     "errors.md": errors_page,
     "mcp-tools.md": tools_page,
+    "nixos-options.md": options_page,
     "rest.md": rest_page,
 }
 
@@ -111,6 +113,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail when stale")
     check = bool(parser.parse_args().check)
     pages = {PAGES / name: NOTE + "\n" + "\n".join(write()) for name, write in WRITERS.items()}
+    # No page, but read off the code likewise.
+    pages[SETTINGS_FILE] = settings_text()
     stale = [path for path, text in pages.items() if not path.is_file() or path.read_text() != text]
     stale += sorted(set(PAGES.glob("*")) - set(pages))
     if check and stale:

@@ -1,0 +1,41 @@
+# What the module makes of a host, as text by file. It is given the smallest host, whose options it
+# takes to be known, and the host to look at.
+host: module:
+let
+  rendered = host.extendModules { modules = [ module ]; };
+  inherit (rendered) config;
+  inherit (host.pkgs) lib;
+  isOurs = name: lib.hasPrefix "microvm-" name;
+  units = lib.mapAttrs (_: unit: unit.text) (
+    lib.filterAttrs (name: _: isOurs name) config.systemd.units
+  );
+  json = value: builtins.toJSON value;
+  network = config.networking;
+  table = network.nftables.tables.microvm-orchestrator;
+in
+{
+  # Building is left to who can: the daemon's settings are a file that Nix has to make.
+  settings = config.environment.etc."microvm-orchestrator/config.toml".source;
+  files = units // {
+    "nftables.conf" = "table inet microvm-orchestrator {\n${table.content}}\n";
+    "polkit.rules" = config.security.polkit.extraConfig;
+    "udev.rules" = config.services.udev.extraRules;
+    "tmpfiles.conf" = lib.concatMapStrings (rule: "${rule}\n") (
+      lib.filter (lib.hasInfix "microvm") config.systemd.tmpfiles.rules
+    );
+    "machines" = config.environment.etc."nix/machines".text;
+    "host.json" = json {
+      ports = network.firewall.allowedTCPPorts;
+      bridges = lib.attrNames network.bridges;
+      addresses = lib.mapAttrs (_: each: {
+        v4 = each.ipv4.addresses;
+        v6 = each.ipv6.addresses;
+      }) network.interfaces;
+      forwarding = config.boot.kernel.sysctl."net.ipv4.conf.all.forwarding";
+      emulated = config.boot.binfmt.emulatedSystems;
+      libvirt = config.virtualisation.libvirtd.enable;
+      user = { inherit (config.users.users.microvm) group home isSystemUser; };
+      wanted = config.systemd.targets.multi-user.wants;
+    };
+  };
+}

@@ -1,0 +1,198 @@
+"""The NixOS module: what it refuses, what it renders, and what systemd, nft and the daemon say.
+
+Nix is asked where NIX_SOURCES names its sources. Elsewhere the copies in `rendered` are looked at,
+which are what Nix said. With RENDER=1 beside NIX_SOURCES they are written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microvm_orchestrator import config
+from nix.evaluation import Flake
+
+HERE = Path(__file__).parent
+WRONG = sorted((HERE / "wrong").glob("*.nix"))
+RENDERED = HERE / "rendered"
+HOST = RENDERED / "host.nix"
+OPTIONS = RENDERED / "options.json"
+SETTINGS = RENDERED / "config.toml"
+KINDS = {".service", ".socket", ".slice", ".timer"}
+UNITS = sorted(path for path in RENDERED.iterdir() if path.suffix in KINDS)
+SERVER = "microvm-orchestrator.service"
+# What the units call of a slot's runner.
+RUNNER = ("current/bin/microvm-run", "current/bin/tap-up", "booted/bin/tap-down")
+# Where the units lie that a distribution brings; ours are ordered by some of them.
+SYSTEM_UNITS = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
+# As `systemd-analyze security` counts: 0 is no exposure at all, 10 is all there is.
+MOST_EXPOSED = {
+    SERVER: 2.0,
+    "microvm-orchestrator-tls.service": 2.0,
+    "microvm-slot@.service": 3.5,
+    "microvm-slot-taps@.service": 3.5,
+}
+STORE_PATH = re.compile(r"/nix/store/[0-9a-z]{32}-([A-Za-z0-9._+?=-]+)(/bin/[A-Za-z0-9._-]+)?")
+ANALYZE = shutil.which("systemd-analyze")
+NFT = shutil.which("nft", path=f"{os.environ['PATH']}:/usr/sbin")
+needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="this host has no systemd-analyze")
+
+
+def one_line(text: str) -> str:
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+
+
+def settled(text: str) -> str:
+    """Put the same word for each hash: those of the stand-in are nobody else's."""
+    return STORE_PATH.sub(lambda found: f"/nix/store/{'e' * 32}-{found[1]}{found[2] or ''}", text)
+
+
+def told(flake: Flake, apply: str) -> Any:
+    """Read something off the example host."""
+    words = ("eval", "--impure", "--json", ".#nixosConfigurations.host", "--apply", apply)
+    ran = flake.nix(*words)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def compare(path: Path, text: str) -> None:
+    if "RENDER" in os.environ:
+        path.write_text(text)
+    assert path.read_text() == text, f"{path} is stale: run this with RENDER=1"
+
+
+@pytest.mark.parametrize("path", WRONG, ids=lambda path: path.stem)
+def test_a_wrong_configuration_is_refused_in_words_that_help(flake: Flake, path: Path) -> None:
+    says = path.read_text().splitlines()[0].removeprefix("# ")
+    toplevel = f"(host.extendModules {{ modules = [ {path} ]; }}).config.system.build.toplevel"
+    words = ("eval", "--impure", "--raw", ".#nixosConfigurations.host")
+    ran = flake.nix(*words, "--apply", f"host: {toplevel}.drvPath")
+    assert ran.returncode != 0, ran.stdout
+    assert says in one_line(ran.stderr)
+
+
+def test_at_least_25_wrong_configurations_are_tried() -> None:
+    assert len(WRONG) >= 25
+
+
+def test_the_stored_copies_are_what_nix_renders(flake: Flake) -> None:
+    files: dict[str, str] = told(flake, f"host: (import {HERE}/rendering.nix host {HOST}).files")
+    for name, text in files.items():
+        compare(RENDERED / name, settled(text))
+    kept = {path.name for path in RENDERED.iterdir()}
+    assert kept == files.keys() | {HOST.name, OPTIONS.name, SETTINGS.name}
+
+
+def test_the_stored_settings_are_what_nix_builds(flake: Flake) -> None:
+    derivation = told(flake, f"host: (import {HERE}/rendering.nix host {HOST}).settings.drvPath")
+    ran = flake.nix("build", "--no-link", "--print-out-paths", f"{derivation}^out")
+    assert ran.returncode == 0, ran.stderr
+    compare(SETTINGS, Path(ran.stdout.strip()).read_text())
+
+
+def test_the_stored_options_are_those_of_the_module(flake: Flake) -> None:
+    options = told(flake, f"import {HERE}/options.nix")
+    by_name = {option.pop("name"): option for option in options}
+    compare(OPTIONS, settled(json.dumps(by_name, indent=2, ensure_ascii=False)) + "\n")
+
+
+def test_every_option_says_what_it_is_for() -> None:
+    options = json.loads(OPTIONS.read_text())
+    assert len(options) > 40
+    assert [name for name, option in options.items() if len(option["description"]) < 10] == []
+
+
+def test_the_daemon_takes_the_settings_that_are_rendered() -> None:
+    loaded = config.load(SETTINGS, {}, {})
+    assert loaded.value("machines.count") == 8
+    assert loaded.value("store.events.max_count") is None
+    assert loaded.value("tcp.listen") == "127.0.0.1:7071"
+    assert loaded.value("access.gid_roles") == {100: "viewer"}
+    assert loaded.value("egress.secrets")["github"].url == "https://api.github.com"
+
+
+def lay_out(root: Path) -> list[str]:
+    """Make the file system that the units are written for, and name the units."""
+    units = root / "etc/systemd/system"
+    units.mkdir(parents=True)
+    for folder in SYSTEM_UNITS:
+        if folder.is_dir():
+            shutil.copytree(folder, root / folder.relative_to("/"), symlinks=True)
+    programs = [f"/var/lib/microvm-slots/web/{name}" for name in RUNNER]
+    for path in UNITS:
+        shutil.copy(path, units)
+        lines = [line for line in path.read_text().splitlines() if line.startswith("Exec")]
+        programs += [found[0] for line in lines for found in STORE_PATH.finditer(line)]
+    for program in programs:
+        place = root / program.removeprefix("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch(mode=0o755)
+    return [path.name.replace("@.", "@web.") for path in UNITS]
+
+
+@needs_systemd
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    assert ANALYZE
+    units = lay_out(tmp_path)
+    words = [ANALYZE, "verify", f"--root={tmp_path}", *units]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@needs_systemd
+def test_systemd_finds_what_is_wrong_with_a_unit(tmp_path: Path) -> None:
+    assert ANALYZE
+    units = lay_out(tmp_path)
+    server = tmp_path / "etc/systemd/system" / SERVER
+    server.write_text(server.read_text().replace("ProtectClock=", "ProtectClocks="))
+    words = [ANALYZE, "verify", f"--root={tmp_path}", *units]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "ProtectClocks" in ran.stderr
+
+
+def exposure(path: Path) -> float:
+    assert ANALYZE
+    words = [ANALYZE, "security", "--offline=true", "--no-pager", str(path)]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True)
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", ran.stdout)
+    assert found, ran.stdout
+    return float(found[1])
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", MOST_EXPOSED)
+def test_a_unit_is_no_more_exposed_than_is_promised(name: str) -> None:
+    assert exposure(RENDERED / name) <= MOST_EXPOSED[name]
+
+
+@pytest.mark.skipif(NFT is None or os.geteuid() != 0, reason="there is no nft, or no root for it")
+def test_nft_takes_the_rules_of_the_bridges() -> None:
+    assert NFT
+    words = ["unshare", "--net", NFT, "--check", "--file", str(RENDERED / "nftables.conf")]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_the_units_give_the_server_one_capability_and_slots_none() -> None:
+    server = (RENDERED / SERVER).read_text()
+    assert "\nCapabilityBoundingSet=CAP_NET_ADMIN\n" in server
+    assert "\nCapabilityBoundingSet=\n" in (RENDERED / "microvm-slot@.service").read_text()
+
+
+def test_a_switch_leaves_machines_running() -> None:
+    assert "\nKillMode=process\n" in (RENDERED / SERVER).read_text()
+    assert "\nX-RestartIfChanged=false\n" in (RENDERED / "microvm-slot@.service").read_text()
+
+
+def test_the_rule_of_polkit_lets_the_daemons_user_act_on_slots_alone() -> None:
+    [pattern] = re.findall(r"/(\^.*\$)/", (RENDERED / "polkit.rules").read_text())
+    assert re.fullmatch(pattern, "microvm-slot@web.service")
+    for other in ("sshd.service", "microvm-slot@web.service.d", "xmicrovm-slot@web.service"):
+        assert re.fullmatch(pattern, other) is None

@@ -1,0 +1,7 @@
+# do nothing without tcp.enable = true
+{
+  services.microvm-orchestrator = {
+    enable = true;
+    tcp.behindProxy = true;
+  };
+}

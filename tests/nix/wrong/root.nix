@@ -1,0 +1,7 @@
+# services.microvm-orchestrator.user is root
+{
+  services.microvm-orchestrator = {
+    enable = true;
+    user = "root";
+  };
+}

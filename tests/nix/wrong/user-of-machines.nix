@@ -1,0 +1,7 @@
+# settings.machines.user is for a daemon that is root
+{
+  services.microvm-orchestrator = {
+    enable = true;
+    settings.machines.user = "nobody";
+  };
+}
