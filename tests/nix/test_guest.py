@@ -24,9 +24,9 @@ import pytest
 from anyio.abc import ByteStream
 
 from guests import LocalGuest, listening
-from machines import LONG_S, Rig, built_image, qemu_rig, removed_in_the_end, sh
+from machines import LONG_S, built_image, qemu_rig, removed_in_the_end, sh
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine.base import Accel, Boot, MachineSpec
+from microvm_orchestrator.machine.base import Accel, Boot
 from microvm_orchestrator.machine.base import Link as Wire
 from microvm_orchestrator.machine.channel.link import Link
 from microvm_orchestrator.machine.channel.requests import ask
@@ -35,15 +35,18 @@ from microvm_orchestrator.machine.probe import probe
 from microvm_orchestrator.machine.record import Record
 from microvm_orchestrator.machine.runner import qemu
 from microvm_orchestrator.machine.shell import Command, Shell
-from microvm_orchestrator.runner import RUN, Runner, read
+from microvm_orchestrator.runner import RUN, read
 from microvm_orchestrator.together import beside
 from nix.evaluation import ROOT, Flake
 from standin_runner import kernel_words
+from system.living import living
+from system.running import alias_of, ended, registered, started
 
 AGENT = ROOT / "guest/agent"
 START = ROOT / "guest/nixos/as_user.py"
 GUIDE = ROOT / "docs/how-to/use-a-microvm-nix-guest.md"
 USER = "nobody"
+MEMORY_MIB = 512
 SOON_S = 60.0
 STOP_S = 5.0
 
@@ -203,6 +206,26 @@ def test_the_agent_of_the_guest_is_the_one_in_the_tree(built: dict[str, Path]) -
     assert {path.name for path in built["agent"].glob("*.py")} == {path.name for path in ours}
     for path in ours:
         assert (built["agent"] / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_guest_can_be_emulated_by_the_qemu_of_another_processor(flake: Flake) -> None:
+    apply = """mkGuest:
+    let
+      config = (mkGuest {
+        modules = [
+          ({ lib, ... }: {
+            microvm-orchestrator.guest.emulated = true;
+            microvm.vmHostPackages = lib.mkForce (mkGuest { hostSystem = "aarch64-linux"; }).pkgs;
+          })
+        ];
+      }).config;
+    in
+    {
+      runs = config.microvm.declaredRunner.system;
+      holds = config.system.build.toplevel.system;
+    }"""
+    told = flake.evaluate("lib.mkGuest", apply)
+    assert told == {"runs": "aarch64-linux", "holds": "x86_64-linux"}
 
 
 UNIT = """
@@ -382,7 +405,7 @@ of (mkGuest {
       microvm.initrdPath = lib.mkForce "@initrd@";
       microvm.storeDisk = lib.mkForce "@root@";
       microvm.kernelParams = lib.mkForce [ @params@ ];
-      microvm.mem = 384;
+      microvm.mem = @memory@;
       microvm.vcpu = 1;
       microvm-orchestrator.guest.workspace.size = 64;
       microvm-orchestrator.guest.storeDisk.size = null;
@@ -392,52 +415,78 @@ of (mkGuest {
 """
 
 
-@pytest.fixture
-async def booted_rig(flake: Flake, tmp_path: Path) -> Rig:
-    """Machines whose runner is our guest's, with the embedded guest's kernel and root."""
-    image = await built_image()
-    khz = (await probe(tmp_path)).tsc_khz or 0
-    rig = qemu_rig(tmp_path, image)
-    spec = replace(rig.spec(), memory_mib=384, vcpus=1)
+async def parts(folder: Path) -> tuple[Boot, int]:
+    return await built_image(), (await probe(folder)).tsc_khz or 0
+
+
+@pytest.fixture(scope="module")
+def booted(flake: Flake, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Boot]:
+    """Make a runner of our guest's, with the embedded guest's kernel and root."""
+    folder = tmp_path_factory.mktemp("booted")
+    image, khz = anyio.run(parts, folder)
+    spec = qemu_rig(folder, image).spec()
     (root,) = spec.parts.disks
     text = BOOTED
     for name, said in {
         "kernel": spec.parts.kernel,
         "initrd": spec.parts.initrd,
         "root": root.path,
+        "memory": MEMORY_MIB,
         "params": " ".join(f'"{word}"' for word in kernel_words(spec, khz).split()),
     }.items():
         text = text.replace(f"@{name}@", str(said))
     told = flake.evaluate("lib.mkGuest", text)
     ran = flake.nix("build", "--no-link", f"{told['drv']}^out")
     assert ran.returncode == 0, ran.stderr
-
-    def runner(_: MachineSpec) -> Runner:
-        return read(Path(told["out"]))
-
-    return replace(rig, runner=runner)
+    return Path(told["out"]), image
 
 
-async def test_a_runner_of_our_guest_boots_and_does_its_work_and_keeps_it(booted_rig: Rig) -> None:
+async def test_a_runner_of_our_guest_boots_with_links_and_a_disk_of_its_own(
+    booted: tuple[Path, Boot], tmp_path: Path
+) -> None:
+    path, image = booted
+    rig = qemu_rig(tmp_path, image)
     with anyio.fail_after(LONG_S):
-        async with booted_rig.open_any() as hypervisor, removed_in_the_end(hypervisor):
-            spec = booted_rig.spec(
-                memory_mib=384, links=(Wire("52:54:00:12:34:56", "10.9.8.7/24"),)
-            )
-            assert isinstance(spec.boot, Runner)
+        async with rig.open_any() as hypervisor, removed_in_the_end(hypervisor):
+            links = (Wire("52:54:00:12:34:56", "10.9.8.7/24"),)
+            spec = replace(rig.spec(memory_mib=MEMORY_MIB, links=links), boot=read(path))
             machine = await hypervisor.start(spec)
-            said = await sh(
-                machine,
-                "git init -q /workspace/repo && cd /workspace/repo && echo done >file"
-                " && git add file && git -c user.name=a -c user.email=a@b commit -q -m work"
-                " && git log --format=%s; ip -o addr show eth0",
-            )
-            assert said.startswith("work\n")
-            assert "10.9.8.7/24" in said
-            # The volume that the configuration names: labelled, and in the machine's own folder.
-            run = next(booted_rig.state_dir.glob("**/workspace.img"))
-            assert b"workspace" in run.read_bytes()[1024:2048]
+            assert "10.9.8.7/24" in await sh(machine, "ip -o addr show eth0")
             await machine.kill()
+            # The volume that the configuration names: labelled, and in the machine's own folder.
+            volume = anyio.Path(machine.record.run / "workspace.img")
+            assert b"workspace" in (await volume.read_bytes())[1024:2048]
+
+
+EDIT = """\
+set -eu
+echo by the machine >made.txt
+git add made.txt
+git commit -q -m 'Add what was made'
+"""
+
+
+def test_a_task_is_run_in_a_machine_of_our_guests_runner_and_merged(
+    booted: tuple[Path, Boot], tmp_path: Path
+) -> None:
+    runner, _ = booted
+    with living(tmp_path / "s") as stage:
+        added = stage.ask("image_add", name="slot", runner=str(runner), wait_s=LONG_S)
+        assert added["state"] == "succeeded", added
+        repo = registered(stage, tmp_path / "sample")
+        task_id = started(
+            stage,
+            repo=alias_of(stage, repo),
+            script=EDIT,
+            image="slot",
+            memory_mib=MEMORY_MIB,
+            vcpus=1,
+        )
+        run = ended(stage, task_id)
+        assert run["task"]["state"] == "done", run["task"]["error"]
+        assert run["merge"]["state"] == "merged"
+        assert (repo.path / "made.txt").read_text() == "by the machine\n"
+        assert stage.ask("machine_list")["items"] == []
 
 
 needs_root = pytest.mark.skipif(

@@ -398,6 +398,15 @@ let
     # There is none on this host, and who builds with Nix has a real one.
     nixfmt = self.writeShellScriptBin "nixfmt" "exit 0";
     nixfmt-tree = self.writeShellScriptBin "treefmt" "exit 0";
+    # What nix-darwin asks of its builder before that is built.
+    darwin.linux-builder = hostTool "create-builder" [ ] // {
+      override = _: self.darwin.linux-builder;
+      nixosConfig = {
+        virtualisation.cores = 1;
+        nixpkgs.hostPlatform.system = lib.replaceString "-darwin" "-linux" system;
+        networking.hostName = "nixos";
+      };
+    };
     # What it packs is not booted: the last word but one is the file, the last one the folder.
     erofs-utils = self.writeShellScriptBin "mkfs.erofs" ''tar -cf "''${@: -2:1}" "''${@: -1}"'';
     bashInteractive = hostTool "bash-interactive" [ "bash" ] // {
