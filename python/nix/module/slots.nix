@@ -57,11 +57,11 @@ let
     ${tool "ln"} -sfT "$(${tool "readlink"} current)" booted
   '';
   # microvm-shutdown asks the guest to power off and may return at once; systemd kills what is left
-  # when this returns.
+  # when this returns, or has taken too long.
   stop = pkgs.writeShellScript "microvm-slot-stop" ''
     [ -n "''${MAINPID-}" ] || exit 0
     [ ! -x booted/bin/microvm-shutdown ] || booted/bin/microvm-shutdown || true
-    exec ${tool "timeout"} 60 ${tool "tail"} --pid="$MAINPID" -f /dev/null
+    exec ${tool "tail"} --pid="$MAINPID" -f /dev/null
   '';
 in
 {
@@ -231,7 +231,7 @@ in
         Restart = "always";
         RestartSec = 5;
         KillMode = "mixed";
-        TimeoutStopSec = 90;
+        TimeoutStopSec = 60;
         User = cfg.user;
         Group = "kvm";
         MemoryMax = "${toString roomMib}M";

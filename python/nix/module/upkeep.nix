@@ -114,15 +114,18 @@ in
       description = "Copy of the microVM orchestrator's store";
       requires = [ "microvm-orchestrator.service" ];
       after = [ "microvm-orchestrator.service" ];
-      environment.MICROVM_ORCHESTRATOR_SOCKET = cfg.socket.path;
+      environment = {
+        MICROVM_ORCHESTRATOR_SOCKET = cfg.socket.path;
+        TZ = "UTC";
+      };
       startAt = cfg.backup.schedule;
       # The daemon writes the copy; this ends the old ones.
       script = ''
         umask 077
         ${tool "mkdir"} -p ${lib.escapeShellArg backups}
         cd ${lib.escapeShellArg backups}
-        ${lib.getExe cfg.package} backup create \
-          "$PWD/store-$(${tool "date"} -u +%Y%m%dT%H%M%SZ).sqlite" >/dev/null
+        printf -v now '%(%Y%m%dT%H%M%SZ)T' -1
+        ${lib.getExe cfg.package} backup create "$PWD/store-$now.sqlite" >/dev/null
         ${tool "ls"} -1r store-*.sqlite | ${tool "tail"} -n +${toString (cfg.backup.keep + 1)} |
           while read -r old; do ${tool "rm"} -- "$old"; done
       '';
