@@ -138,6 +138,12 @@ def test_the_package_finds_what_it_replaces_in_the_program() -> None:
     assert (ROOT / "python" / file).read_text().count(text) == 1
 
 
+def test_the_tests_that_a_build_leaves_out_are_there() -> None:
+    left_out = re.findall(r'"(tests/unit/[^"]+)"', PACKAGE.read_text())
+    assert len(left_out) > 1
+    assert [name for name in left_out if not (ROOT / name).exists()] == []
+
+
 def test_the_lock_names_what_the_flake_takes_in_and_nothing_else() -> None:
     nodes = json.loads((ROOT / "flake.lock").read_text())["nodes"]
     assert nodes.keys() == {"root", "nixpkgs", "microvm", "nix-darwin"}
@@ -228,12 +234,17 @@ def test_a_guest_of_a_mac_is_of_linux_and_its_runner_is_not(flake: Flake) -> Non
 
 
 def test_the_program_is_given_what_it_starts_by_store_path(flake: Flake) -> None:
-    words = flake.evaluate("packages.x86_64-linux.default.makeWrapperArgs", "it: it")
+    words = flake.evaluate("packages.x86_64-linux.default.makeWrapperArgs")
     needed, wanted = words.split(" --suffix PATH : ")
     for program in ("git", "qemu-kvm", "nftables", "util-linux"):
         assert re.search(rf"/nix/store/\w{{32}}-{program}/bin", needed), program
     for program in ("nix", "nodejs", "apt", "dpkg"):
         assert re.search(rf"/nix/store/\w{{32}}-{program}/bin", wanted), program
+
+
+def test_a_mac_has_what_a_client_starts_only(flake: Flake) -> None:
+    words = flake.evaluate("packages.aarch64-darwin.default.makeWrapperArgs")
+    assert re.fullmatch(r"--prefix PATH : /nix/store/\w{32}-git/bin", words)
 
 
 def test_the_overlay_adds_the_package_to_the_nixpkgs_of_others(flake: Flake) -> None:
