@@ -29,9 +29,7 @@ in
 
   config = {
     # Of what is asked for here only Claude Code is not free.
-    nixpkgs.config.allowUnfreePredicate = lib.mkDefault (
-      package: lib.elem (lib.getName package) [ "claude-code" ]
-    );
+    nixpkgs.config.allowUnfreePredicate = package: lib.getName package == "claude-code";
 
     environment.systemPackages = [
       pkgs.git

@@ -9,6 +9,7 @@ let
   cfg = config.microvm-orchestrator.guest.ssh;
   inherit (config.microvm-orchestrator.guest) user;
   ofQemu = config.microvm.hypervisor == "qemu";
+  port = "dev-virtio\\x2dports-ssh.device";
 in
 {
   options.microvm-orchestrator.guest.ssh = {
@@ -42,16 +43,17 @@ in
     };
     users.users.${user}.openssh.authorizedKeys.keys = cfg.authorizedKeys;
 
-    # One that ends with its connection and is there again for the next.
+    # Begins when there is such a port, ends with its connection, and is there again for the next.
     systemd.services.sshd-port = lib.mkIf ofQemu {
       description = "SSH server at a virtio port";
-      wantedBy = [ "multi-user.target" ];
+      wantedBy = [ port ];
+      bindsTo = [ port ];
       wants = [ "sshd.service" ];
-      after = [ "sshd.service" ];
-      unitConfig = {
-        ConditionPathExists = "/dev/virtio-ports/ssh";
-        StartLimitIntervalSec = 0;
-      };
+      after = [
+        port
+        "sshd.service"
+      ];
+      unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = {
         ExecStart =
           "${pkgs.runtimeShell} -c "

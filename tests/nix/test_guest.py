@@ -286,6 +286,43 @@ def test_who_works_in_the_guest_is_neither_root_nor_trusted(flake: Flake) -> Non
     assert told["disks"]["/nix/store"]["overlay"]["upperdir"] == "/nix/.rw-store/store"
 
 
+SSH = """
+mkGuest:
+let
+  of = hypervisor: (mkGuest {
+    inherit hypervisor;
+    modules = [
+      { microvm-orchestrator.guest.ssh = { enable = true; authorizedKeys = [ "ssh-ed25519 A" ]; }; }
+    ];
+  }).config;
+  qemu = of "qemu";
+  firecracker = of "firecracker";
+in
+{
+  keys = qemu.users.users.agent.openssh.authorizedKeys.keys;
+  wanted = qemu.systemd.services.sshd-port.wantedBy;
+  port = qemu.systemd.units."sshd-port.service".text;
+  vsock = firecracker.systemd.units."sshd-at-vsock.socket".text;
+  others = [
+    (qemu.systemd.units ? "sshd-at-vsock.socket")
+    (firecracker.systemd.units ? "sshd-port.service")
+  ];
+}
+"""
+
+
+def test_an_ssh_server_waits_where_the_daemon_looks_for_one(flake: Flake) -> None:
+    told = flake.evaluate("lib.mkGuest", SSH)
+    assert told["keys"] == ["ssh-ed25519 A"]
+    # As systemd names what udev calls so: one that is not there starts nothing.
+    escaped = "dev-virtio\\x2dports-ssh.device"
+    assert told["wanted"] == [escaped]
+    assert f"/dev/virtio-ports/{qemu.SSH_PORT} " in told["port"]
+    assert f"BindsTo={escaped}" in told["port"].splitlines()
+    assert "ListenStream=vsock::22" in told["vsock"].splitlines()
+    assert told["others"] == [False, False]
+
+
 WRONG = {
     "a user that is root": (
         'guest.user = "root"',
