@@ -10,12 +10,23 @@ let
     lib.filterAttrs (name: _: isOurs name) config.systemd.units
   );
   json = value: builtins.toJSON value;
+  # A string knows what it was made from.
+  recipe = text: lib.head (lib.attrNames (builtins.getContext text));
+  slot = config.systemd.services."microvm-slot@".serviceConfig;
   network = config.networking;
   table = network.nftables.tables.microvm-orchestrator;
 in
 {
-  # Building is left to who can: the daemon's settings are a file that Nix has to make.
-  settings = config.environment.etc."microvm-orchestrator/config.toml".source;
+  # What Nix has to build: how each is called here, and its recipe.
+  built = {
+    "config.toml" = config.environment.etc."microvm-orchestrator/config.toml".source.drvPath;
+    "bin/slot-remember" = recipe slot.ExecStartPre;
+    "bin/slot-stop" = recipe slot.ExecStop;
+  }
+  // lib.mapAttrs' (name: service: {
+    name = "bin/${name}";
+    value = recipe service.serviceConfig.ExecStart;
+  }) (lib.filterAttrs (name: service: isOurs name && service.script != "") config.systemd.services);
   files = units // {
     "nftables.conf" = "table inet microvm-orchestrator {\n${table.content}}\n";
     "polkit.rules" = config.security.polkit.extraConfig;

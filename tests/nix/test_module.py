@@ -25,6 +25,7 @@ RENDERED = HERE / "rendered"
 HOST = RENDERED / "host.nix"
 OPTIONS = RENDERED / "options.json"
 SETTINGS = RENDERED / "config.toml"
+PROGRAMS = RENDERED / "bin"
 KINDS = {".service", ".socket", ".slice", ".timer"}
 UNITS = sorted(path for path in RENDERED.iterdir() if path.suffix in KINDS)
 SERVER = "microvm-orchestrator.service"
@@ -86,15 +87,20 @@ def test_the_stored_copies_are_what_nix_renders(flake: Flake) -> None:
     files: dict[str, str] = told(flake, f"host: (import {HERE}/rendering.nix host {HOST}).files")
     for name, text in files.items():
         compare(RENDERED / name, settled(text))
-    kept = {path.name for path in RENDERED.iterdir()}
+    kept = {path.name for path in RENDERED.iterdir() if path.is_file()}
     assert kept == files.keys() | {HOST.name, OPTIONS.name, SETTINGS.name}
 
 
-def test_the_stored_settings_are_what_nix_builds(flake: Flake) -> None:
-    derivation = told(flake, f"host: (import {HERE}/rendering.nix host {HOST}).settings.drvPath")
-    ran = flake.nix("build", "--no-link", "--print-out-paths", f"{derivation}^out")
-    assert ran.returncode == 0, ran.stderr
-    compare(SETTINGS, Path(ran.stdout.strip()).read_text())
+def test_the_stored_files_are_what_nix_builds(flake: Flake) -> None:
+    recipes: dict[str, str] = told(flake, f"host: (import {HERE}/rendering.nix host {HOST}).built")
+    for name, recipe in recipes.items():
+        ran = flake.nix("build", "--no-link", "--print-out-paths", f"{recipe}^out")
+        assert ran.returncode == 0, ran.stderr
+        out = Path(ran.stdout.strip())
+        file = out if out.is_file() else next((out / "bin").iterdir())
+        compare(RENDERED / name, settled(file.read_text()))
+    kept = {f"bin/{path.name}" for path in PROGRAMS.iterdir()}
+    assert kept | {SETTINGS.name} == recipes.keys()
 
 
 def test_the_stored_options_are_those_of_the_module(flake: Flake) -> None:
@@ -196,3 +202,9 @@ def test_the_rule_of_polkit_lets_the_daemons_user_act_on_slots_alone() -> None:
     assert re.fullmatch(pattern, "microvm-slot@web.service")
     for other in ("sshd.service", "microvm-slot@web.service.d", "xmicrovm-slot@web.service"):
         assert re.fullmatch(pattern, other) is None
+
+
+@pytest.mark.parametrize("path", sorted(PROGRAMS.iterdir()), ids=lambda path: path.name)
+def test_a_script_of_the_units_is_one_for_bash(path: Path) -> None:
+    ran = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
