@@ -33,16 +33,23 @@ class Flake:
 
     def parse(self, files: Sequence[Path]) -> subprocess.CompletedProcess[str]:
         """Let Nix read files: it finds mistakes of syntax, and names that nobody defines."""
-        # Whoever comes first unpacks Nix.
-        ready = self.nix("flake", "metadata")
-        assert ready.returncode == 0, ready.stderr
-        return _run([_nix_home() / "bin/nix-instantiate", "--parse", *files])
+        return self._run_of_nix("nix-instantiate", "--parse", *files)
+
+    def lock(self, folder: Path) -> subprocess.CompletedProcess[str]:
+        """Let Nix write the lock of a flake, by what this one takes in."""
+        return self._run_of_nix("nix", "flake", "lock", "--offline", f"path:{folder}")
 
     def evaluate(self, attribute: str, apply: str = "it: it") -> Any:
         """Read an output of the flake. Fails with what Nix says."""
         ran = self.nix("eval", "--json", f".#{attribute}", "--apply", apply)
         assert ran.returncode == 0, ran.stderr
         return json.loads(ran.stdout)
+
+    def _run_of_nix(self, program: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        # Whoever comes first unpacks Nix, and puts into its store what the flake takes in.
+        ready = self.nix("flake", "metadata")
+        assert ready.returncode == 0, ready.stderr
+        return _run([_nix_home() / "bin" / program, *words], {"NIX_REMOTE": ""})
 
     def _ran(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return _run([FLAKE_CHECK, *words], {"NIX_SOURCES": str(self.sources)})

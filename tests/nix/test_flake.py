@@ -48,6 +48,7 @@ def test_a_file_parses_and_uses_no_name_that_nobody_defines(path: Path) -> None:
     [
         ("{ a = 1; b = ; }", 1, "syntax error"),
         ("{ a = 1;", 1, "syntax error"),
+        ("x: {\n  a = ''\n    ${x};\n}\n", 3, "syntax error"),
         ("{ lib }:\n{\n  a = pgks.git;\n}", 3, "undefined variable pgks"),
         ("let a = 1; in b", 1, "undefined variable b"),
         ("let\n  inherit (a) b;\nin b", 2, "undefined variable a"),
@@ -162,6 +163,14 @@ def test_nix_finds_the_mistakes_that_we_find(flake: Flake, tmp_path: Path) -> No
     ran = flake.parse([file])
     assert ran.returncode != 0
     assert "undefined variable 'pgks'" in ran.stderr
+
+
+def test_nix_would_write_the_lock_as_it_is(flake: Flake, tmp_path: Path) -> None:
+    for name in ("flake.nix", "flake.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    ran = flake.lock(tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "flake.lock").read_bytes() == (ROOT / "flake.lock").read_bytes()
 
 
 def test_the_flake_is_sound_on_every_system(flake: Flake) -> None:
