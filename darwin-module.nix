@@ -1,5 +1,5 @@
-# The orchestrator on a Mac. The daemon needs Linux, so launchd keeps one machine of vfkit's running,
-# a NixOS with the service in it; its socket, repositories and credentials are the Mac's.
+# The orchestrator on a Mac. The daemon needs Linux, so launchd keeps one machine of vfkit's up, a
+# NixOS with the service in it; its socket, repositories and credentials are the Mac's.
 { self }:
 {
   config,
@@ -316,11 +316,11 @@ in
           cfg.linuxBuilder.enable
           || !config.nix.enable
           || lib.any (
-            machine: machine.system or null == guestSystem || lib.elem guestSystem (machine.systems or [ ])
+            each: each.system or null == guestSystem || lib.elem guestSystem (each.systems or [ ])
           ) config.nix.buildMachines;
         message = ''
-          services.${name}: nothing here builds for ${guestSystem}, which the machine is made of. Set
-          services.${name}.linuxBuilder.enable, or name a builder in nix.buildMachines.
+          services.${name}: nothing here builds for ${guestSystem}, which the machine is made of.
+          Set services.${name}.linuxBuilder.enable, or name a builder in nix.buildMachines.
         '';
       }
     ];
@@ -340,7 +340,7 @@ in
     launchd.daemons.microvm-orchestrator = {
       script = ''
         set -eu
-        /usr/bin/install -d -m 0700 ${lib.escapeShellArg cfg.stateDir} ${lib.escapeShellArg handedOver}
+        /usr/bin/install -d -m 0700 ${lib.escapeShellArgs [ cfg.stateDir handedOver ]}
         # What is made in a folder has its group on a Mac, and the socket is made in this one.
         /usr/bin/install -d -m 0750 -g ${lib.escapeShellArg cfg.socket.group} \
           ${lib.escapeShellArg (dirOf cfg.socket.path)}

@@ -44,8 +44,9 @@ in
   config = {
     system.build.microvmAgent = agent;
 
-    boot.kernelModules =
-      if ofQemu then [ "virtio_console" ] else [ "vmw_vsock_virtio_transport" ];
+    boot.kernelModules = [
+      (if ofQemu then "virtio_console" else "vmw_vsock_virtio_transport")
+    ];
     # The daemon gives addresses to `eth0` and so on, as any guest's kernel names them.
     boot.kernelParams = [ "net.ifnames=0" ];
     networking.useDHCP = lib.mkDefault false;

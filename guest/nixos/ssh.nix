@@ -13,7 +13,7 @@ let
 in
 {
   options.microvm-orchestrator.guest.ssh = {
-    enable = lib.mkEnableOption "an SSH server at a virtio port with QEMU, else at port 22 of vsock";
+    enable = lib.mkEnableOption "an SSH server at a virtio port of QEMU, else at port 22 of vsock";
     authorizedKeys = lib.mkOption {
       type = lib.types.listOf lib.types.str;
       default = [ ];
@@ -55,9 +55,9 @@ in
       ];
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = {
-        ExecStart =
-          "${pkgs.runtimeShell} -c "
-          + "'exec ${pkgs.openssh}/bin/sshd -i <>/dev/virtio-ports/ssh >&0'";
+        ExecStart = pkgs.writeShellScript "sshd-port" ''
+          exec ${pkgs.openssh}/bin/sshd -i <>/dev/virtio-ports/ssh >&0
+        '';
         Restart = "always";
         RestartSec = 0;
       };

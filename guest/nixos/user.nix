@@ -31,7 +31,7 @@ in
             "*"
           ];
         message = ''
-          nix.settings.trusted-users names ${cfg.user}: whoever is trusted by Nix is as good as root.
+          nix.settings.trusted-users names ${cfg.user}: whom Nix trusts is as good as root.
         '';
       }
     ];

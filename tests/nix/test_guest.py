@@ -302,6 +302,7 @@ in
   keys = qemu.users.users.agent.openssh.authorizedKeys.keys;
   wanted = qemu.systemd.services.sshd-port.wantedBy;
   port = qemu.systemd.units."sshd-port.service".text;
+  script = qemu.systemd.services.sshd-port.serviceConfig.ExecStart.text;
   vsock = firecracker.systemd.units."sshd-at-vsock.socket".text;
   others = [
     (qemu.systemd.units ? "sshd-at-vsock.socket")
@@ -317,7 +318,7 @@ def test_an_ssh_server_waits_where_the_daemon_looks_for_one(flake: Flake) -> Non
     # As systemd names what udev calls so: one that is not there starts nothing.
     escaped = "dev-virtio\\x2dports-ssh.device"
     assert told["wanted"] == [escaped]
-    assert f"/dev/virtio-ports/{qemu.SSH_PORT} " in told["port"]
+    assert f" -i <>/dev/virtio-ports/{qemu.SSH_PORT} >&0\n" in told["script"]
     assert f"BindsTo={escaped}" in told["port"].splitlines()
     assert "ListenStream=vsock::22" in told["vsock"].splitlines()
     assert told["others"] == [False, False]
@@ -334,7 +335,7 @@ WRONG = {
     ),
     "a user that Nix trusts": (
         'nix.settings.trusted-users = [ "agent" ]',
-        "trusted-users names agent: whoever is trusted by Nix is as good as root",
+        "trusted-users names agent: whom Nix trusts is as good as root",
     ),
     "everybody trusted by Nix": ('nix.settings.trusted-users = [ "*" ]', "trusted-users names"),
     "the host's store without QEMU": (
