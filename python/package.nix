@@ -147,6 +147,12 @@ python3Packages.buildPythonApplication (finalAttrs: {
     "tests/unit/images/test_packages.py"
     # Its other half is in the documentation.
     "tests/unit/git/test_content.py"
+    # It starts the program without the libraries that a build names in PYTHONPATH.
+    "tests/unit/git/test_landing_under_fire.py"
+  ];
+  disabledTests = [
+    # Python from 3.12 on reads what is nested deeper, and the refusal is longer than it may be.
+    "test_what_is_no_report_is_refused"
   ];
   pythonImportsCheck = [ "microvm_orchestrator" ];
   __darwinAllowLocalNetworking = true;
