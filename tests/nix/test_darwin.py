@@ -1,7 +1,8 @@
 """The module for a Mac, by the real nix-darwin and microvm.nix: what it makes, and what it refuses.
 
 No Mac is at hand, so nothing of it is run but the script that launchd starts, with a program in the
-place of vfkit's.
+place of vfkit's. What launchd is given lies in `launchd` too, for where no NIX_SOURCES is; with
+RENDER=1 beside that it is written anew.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import pytest
 
 from nix.evaluation import ROOT, Flake
 
+LAUNCHD = Path(__file__).with_name("launchd")
+STORE_PATH = re.compile(r"/nix/store/[0-9a-df-np-sv-z]{32}-")
 GUIDE = ROOT / "docs/how-to/run-on-nix-darwin.md"
 LABEL = "org.nixos.microvm-orchestrator"
 OURS = "config.services.microvm-orchestrator"
@@ -201,30 +204,45 @@ def test_what_is_set_for_the_machine_is_set_in_it(flake: Flake) -> None:
     assert "virtio-vsock,port=1024,socketURL=/opt/s,connect" in devices(words)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="launchd runs it as root")
-async def test_the_script_of_launchd_hands_over_and_lets_the_machine_power_off(
-    flake: Flake, tmp_path: Path
-) -> None:
-    key = tmp_path / "key of mine"
-    key.write_text("sk-secret")
-    group = grp.getgrgid(os.getgid()).gr_name
-    module = setting(
-        f'stateDir = lib.mkForce "{tmp_path}/state"; socket.path = "{tmp_path}/run/socket";'
-        f' socket.group = "{group}"; credentials = lib.mkForce {{ openai-api-key = "{key}"; }};'
-    )
+def test_what_lies_here_is_what_launchd_is_given(flake: Flake) -> None:
     told = mac(
         flake,
-        module,
-        f"{{ script = config.launchd.daemons.microvm-orchestrator.script;"
-        f' run = "${{{OURS}.runner}}/bin/microvm-run"; }}',
+        "{ }",
+        f"""{{
+          "{LABEL}.plist" = config.environment.launchDaemons."{LABEL}.plist".text;
+          start = config.launchd.daemons.microvm-orchestrator.script;
+        }}""",
     )
+    for name, text in told.items():
+        path, plain = LAUNCHD / name, STORE_PATH.sub(f"/nix/store/{'e' * 32}-", text)
+        if "RENDER" in os.environ:
+            path.write_text(plain)
+        assert path.read_text() == plain, f"{path} is stale: run this with RENDER=1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="launchd runs it as root")
+@pytest.mark.skipif(not Path("/usr/bin/curl").exists(), reason="every Mac has a curl")
+async def test_the_script_of_launchd_hands_over_and_lets_the_machine_power_off(
+    tmp_path: Path,
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("sk-secret")
+    group = grp.getgrgid(os.getgid()).gr_name
+    fake = tmp_path / "vfkit"
+    fake.write_text(FAKE_VFKIT)
+    script = (LAUNCHD / "start").read_text()
+    for said, instead in {
+        "/var/lib/microvm-orchestrator": f"{tmp_path}/state",
+        "/var/run/microvm-orchestrator": f"{tmp_path}/run",
+        "/Users/me/.secrets/anthropic": f"{key}",
+        " -g staff ": f" -g {group} ",
+        re.findall(r"/nix/store/\S+/bin/microvm-run", script)[0]: f"{sys.executable} {fake}",
+    }.items():
+        assert said in script
+        script = script.replace(said, instead)
     # Of a start before this one.
     (tmp_path / "state" / "credentials").mkdir(parents=True)
     (tmp_path / "state" / "credentials" / "old").write_text("sk-old")
-    (tmp_path / "vfkit").write_text(FAKE_VFKIT)
-    fake = f"{sys.executable} {tmp_path / 'vfkit'}"
-    assert told["script"].count(told["run"]) == 1
-    script = told["script"].replace(told["run"], fake)
     process = subprocess.Popen(
         ["/bin/bash", "-c", script],
         stdin=subprocess.DEVNULL,
@@ -237,9 +255,9 @@ async def test_the_script_of_launchd_hands_over_and_lets_the_machine_power_off(
             line = await anyio.to_thread.run_sync(process.stdout.readline)
             assert line == f"runs in {tmp_path}/state\n"
             handed = tmp_path / "state" / "credentials"
-            assert [path.name for path in handed.iterdir()] == ["openai-api-key"]
-            assert (handed / "openai-api-key").read_text() == "sk-secret"
-            places = (handed / "openai-api-key", handed, tmp_path / "run")
+            assert [path.name for path in handed.iterdir()] == ["anthropic-api-key"]
+            assert (handed / "anthropic-api-key").read_text() == "sk-secret"
+            places = (handed / "anthropic-api-key", handed, tmp_path / "run")
             modes = [stat.S_IMODE(place.stat().st_mode) for place in places]
             assert modes == [0o400, 0o700, 0o750]
             process.send_signal(signal.SIGTERM)
