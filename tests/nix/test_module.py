@@ -109,6 +109,43 @@ def test_the_stored_options_are_those_of_the_module(flake: Flake) -> None:
     compare(OPTIONS, settled(json.dumps(by_name, indent=2, ensure_ascii=False)) + "\n")
 
 
+SOMEBODYS = """all: let
+  host = all.host.extendModules {
+    modules = [
+      {
+        users.users.ada.isNormalUser = true;
+        services.microvm-orchestrator = {
+          user = "ada";
+          repos.site.path = "/home/ada/site";
+          slots.runners.web.runner = all.guest-qemu.config.microvm.declaredRunner;
+        };
+      }
+    ];
+  };
+  service = host.config.systemd.services.microvm-orchestrator.serviceConfig;
+in builtins.seq host.config.system.build.toplevel.drvPath {
+  inherit (service) User ProtectHome BindPaths CapabilityBoundingSet;
+  users = builtins.attrNames host.config.users.users;
+  groups = host.config.users.users.ada.group;
+}"""
+
+
+def test_the_daemon_can_be_a_user_of_this_host_and_run_a_guest_of_the_flake(flake: Flake) -> None:
+    words = ("eval", "--json", ".#nixosConfigurations", "--apply", SOMEBODYS)
+    ran = flake.nix(*words)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert "microvm" not in found.pop("users")
+    assert found == {
+        "User": "ada",
+        "ProtectHome": "tmpfs",
+        "BindPaths": ["-/home/ada/site"],
+        # Without networks of the kernel's it needs none.
+        "CapabilityBoundingSet": "",
+        "groups": "users",
+    }
+
+
 def test_every_option_says_what_it_is_for() -> None:
     options = json.loads(OPTIONS.read_text())
     assert len(options) > 40

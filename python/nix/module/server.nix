@@ -126,7 +126,7 @@ in
     environment.systemPackages = [ cfg.package ];
     # Where the command line looks; `config show` then says what the daemon reads.
     environment.etc."microvm-orchestrator/config.toml".source = configFile;
-    boot.kernelModules = [ "tun" ];
+    boot.kernelModules = lib.optional kernelNetworks "tun";
 
     systemd.services.microvm-orchestrator = {
       description = "Disposable machines for AI agents";
@@ -138,6 +138,8 @@ in
       ];
       # `nix build` takes runners in; the daemon asks the Nix daemon for it, as any user would.
       path = lib.optional config.nix.enable config.nix.package;
+      # A home may be out of its reach.
+      environment.XDG_CACHE_HOME = "/var/lib/microvm-orchestrator/cache";
       # In one go, so that clients wait at the socket for a moment only. Machines run on.
       stopIfChanged = false;
       serviceConfig = {

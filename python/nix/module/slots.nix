@@ -264,6 +264,7 @@ in
     };
 
     boot.kernelModules = lib.optionals (runners != [ ]) [
+      "tun"
       "vhost_net"
       "vhost_vsock"
     ];
