@@ -92,6 +92,9 @@ in
         home = lib.mkDefault "/var/lib/microvm-orchestrator";
       };
     };
-    users.groups = lib.genAttrs [ cfg.group cfg.clientGroup ] (_: { });
+    users.groups = lib.genAttrs [
+      cfg.group
+      cfg.clientGroup
+    ] (_: { });
   };
 }
