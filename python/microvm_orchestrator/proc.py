@@ -11,12 +11,14 @@ below, the kernel's process handles. Exit statuses come from `wait`, never from 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import anyio
@@ -24,7 +26,7 @@ import anyio
 from microvm_orchestrator import errors, log
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequence
     from typing import IO
 
     Argument = str | PurePath
@@ -41,6 +43,9 @@ _KILL_S = 10.0
 _DRAIN_S = 1.0
 _CHUNK = 1 << 16
 STDOUT_CAP = 1 << 20
+# `PR_CAP_AMBIENT` of prctl(2), and what it is asked to do.
+_AMBIENT, _IS_SET, _RAISE, _LOWER = 47, 1, 2, 3
+_LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
 _STDERR_CAP = 1 << 16
 _LINES_TOLD = 12
 
@@ -226,30 +231,31 @@ def launch(
 ) -> int:
     """Start a program that outlives us, in a session of its own, and return its number.
 
-    Of our environment it has nothing; `env` adds to the little it is given. Whoever calls ends it,
-    and reaps it if it ends while we live. It runs as that user and group, if given. A file that
-    reaches the limit set for it is an error to the program and not its end, because it inherits our
-    deafness to that signal.
+    Of our environment it has nothing, and of our capabilities none that were handed to us; `env`
+    adds to the little it is given. Whoever calls ends it, and reaps it if it ends while we live. It
+    runs as that user and group, if given. A file that reaches the limit set for it is an error to
+    the program and not its end, because it inherits our deafness to that signal.
 
     Raises: CommandFailed when it cannot be started.
     """
     uid, gid = user or (None, None)
     try:
-        started = subprocess.Popen(
-            _words(argv),
-            stdin=DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=cwd,
-            env={"PATH": os.defpath, "LANG": "C.UTF-8", **(env or {})},
-            pass_fds=tuple(pass_fds),
-            start_new_session=True,
-            restore_signals=False,
-            user=uid,
-            group=gid,
-            extra_groups=None if user is None else (),
-            umask=0o077,
-        )
+        with _handing_down_no_capability():
+            started = subprocess.Popen(
+                _words(argv),
+                stdin=DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env={"PATH": os.defpath, "LANG": "C.UTF-8", **(env or {})},
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+                restore_signals=False,
+                user=uid,
+                group=gid,
+                extra_groups=None if user is None else (),
+                umask=0o077,
+            )
     except OSError as error:
         raise errors.CommandFailed(
             f"{argv[0]} cannot be started: {error.strerror} ({error.filename})", argv=_words(argv)
@@ -257,6 +263,27 @@ def launch(
     # From here on it is known by its number; its object must neither reap it nor mind that it runs.
     started.returncode = 0
     return started.pid
+
+
+@contextlib.contextmanager
+def _handing_down_no_capability() -> Generator[None]:
+    """Keep what a service manager gave us to hand down (`AmbientCapabilities=`) from a program.
+
+    What we hand down is a matter of the thread, and a program is started by the one that calls.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    prctl = ctypes.CDLL(None).prctl
+    most = int(_LAST_CAPABILITY.read_text())
+    ours = [number for number in range(most + 1) if prctl(_AMBIENT, _IS_SET, number, 0, 0) == 1]
+    for number in ours:
+        prctl(_AMBIENT, _LOWER, number, 0, 0)
+    try:
+        yield
+    finally:
+        for number in ours:
+            prctl(_AMBIENT, _RAISE, number, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

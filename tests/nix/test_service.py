@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import pytest
 
 import groups
+from machines import CACHE, built_image
 from nix.evaluation import ROOT
 from system.test_systemd import SYSTEMD, System, ended, why_not
 
@@ -50,16 +52,21 @@ set -e
 mount --make-rprivate /
 for folder in /run /var/lib /home /sys/fs/cgroup; do mount -t tmpfs -o mode=755 own $folder; done
 mount -t cgroup2 own /sys/fs/cgroup
-mkdir /run/python /run/site /run/source /run/secrets
+mkdir /run/python /run/site /run/source /run/images /run/secrets
 mount --bind "$2" /run/python
 mount --bind "$3" /run/site
 mount --bind "$4" /run/source
+mount --bind "$5" /run/images
+mount -o remount,bind,ro /run/images
 mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/group" /etc/group
 cp -r "$1/store" /run/store
 mkdir -p /run/systemd/system /home/ada/site /home/ada/other
 cp "$1"/units/* /run/systemd/system
 echo sk-ant-api03-not-a-real-key | tee /run/secrets/anthropic >/run/secrets/github
+mkdir -m 700 /var/lib/microvm-orchestrator
+ln -s /run/images /var/lib/microvm-orchestrator/images
+chown microvm:microvm /var/lib/microvm-orchestrator
 mkdir -p /var/lib/microvm-slots/web
 ln -s /run/store/runner /var/lib/microvm-slots/web/current
 chown microvm:kvm /var/lib/microvm-slots/web
@@ -110,7 +117,7 @@ def lay_out(folder: Path) -> str:
     store = folder / "store"
     server = (folder / "units" / SERVICE).read_text()
     [(program, settings)] = re.findall(r'ExecStart="(\S+)" "serve" "--config" "(\S+)"', server)
-    # Machines are for other tests, and so are bridges.
+    # No machine is to start by itself, and bridges are for other tests.
     text = (RENDERED / "config.toml").read_text().replace('"embedded" = 2', "")
     write(store / Path(settings).name, text.replace('"kernel"', '"userspace"'))
     write(store / Path(program).relative_to("/run/store"), PROGRAM)
@@ -132,9 +139,11 @@ def lay_out(folder: Path) -> str:
 
 @contextmanager
 def booted(folder: Path) -> Generator[Host]:
+    anyio.run(built_image)
     program = lay_out(folder)
     unshare = ["unshare", "-fpmiuCn", "--kill-child", "--mount-proc", "sh", "-c", BOOT, "sh"]
-    parts = [str(folder), sys.base_prefix, sysconfig.get_path("purelib"), str(ROOT / "python")]
+    python = [sys.base_prefix, sysconfig.get_path("purelib"), str(ROOT / "python")]
+    parts = [str(folder), *python, str(CACHE / "images")]
     with groups.own_group() as group, (folder / "log").open("wb") as log:
         enter = ["sh", "-c", 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"', "sh", str(group)]
         words = [*enter, *unshare, *parts]
@@ -191,6 +200,24 @@ def test_clients_wait_through_a_restart_and_meet_a_new_daemon(host: Host) -> Non
 def test_one_that_was_stopped_is_started_by_its_next_client(host: Host) -> None:
     host.system.run("sh", "-c", f"systemctl stop {SERVICE} 2>/dev/null")
     assert "admin" in host.ask("whoami")
+
+
+def test_a_machine_of_a_daemon_without_root_outlives_it_and_ends(host: Host) -> None:
+    host.ask("machine", "define", "box", "--memory-mib", "192")
+    host.ask("machine", "start", "box")
+    boot_id = ("machine", "exec", "-n", "box", "--", "cat", "/proc/sys/kernel/random/boot_id")
+    first = host.ask(*boot_id)
+    [qemu] = host.system.run("pgrep", "--full", "--euid", "microvm", "^qemu-system").split()
+    host.systemctl("restart", SERVICE)
+    assert host.ask(*boot_id) == first
+    assert "/microvm-orchestrator/m_" in host.system.group_of(qemu)
+    # The daemon is given one capability, and does not hand it down.
+    status = host.system.run("cat", f"/proc/{qemu}/status").splitlines()
+    held = dict(line.split(":\t") for line in status if line.startswith("Cap"))
+    assert held["CapEff"] == held["CapPrm"] == held["CapAmb"] == "0" * 16
+    host.ask("machine", "kill", "box")
+    assert "stopped" in host.ask("machine", "get", "box")
+    assert host.system.run("sh", "-c", "pgrep --full ^qemu-system || true") == ""
 
 
 def test_a_slot_has_no_capability_and_sees_nothing_of_the_daemon(host: Host) -> None:

@@ -177,8 +177,12 @@ def describe() -> str:
 
 
 def _tell(file: Path, value: str) -> None:
-    with file.open("r+", encoding="ascii") as control:  # "w" would try to create it
-        control.write(value)
+    # Some may only be written, which root alone would not notice; nothing is to be created.
+    control = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(control, value.encode())
+    finally:
+        os.close(control)
 
 
 def _own() -> Path | None:
