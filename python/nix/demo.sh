@@ -18,7 +18,7 @@ finish() {
 }
 trap finish EXIT
 
-until [[ -S $folder/socket ]]; do
+until microvm-orchestrator whoami >/dev/null 2>&1; do
     kill -0 "$daemon"
     sleep 0.1
 done
