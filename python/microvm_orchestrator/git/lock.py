@@ -59,20 +59,22 @@ class IndexLock:
     def take(self, purpose: Purpose) -> Purpose | None:
         """Take it; give what it was held for by one of ours who has ended.
 
-        Raises: FileExistsError when somebody else holds it for too long.
+        Raises: FileExistsError when somebody else holds it for too long; OSError.
         """
         deadline = time.monotonic() + BUSY_S
         while True:
             try:
                 return self._try(purpose)
-            except FileExistsError:
+            # Or whoever gave it back took the folder away in which we were about to.
+            except (FileExistsError, FileNotFoundError):
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_LOOK_S)
 
     def _try(self, purpose: Purpose) -> Purpose | None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._ours)
+        # In there it goes with the folder when we are killed before it is the lock.
+        handle, name = tempfile.mkstemp(dir=self.folder)
         own = Path(name)
         try:
             os.write(handle, (_MARK + json.dumps(asdict(purpose))).encode())

@@ -51,7 +51,8 @@ def begin(stage: Stage, old: Oid, new: Oid) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(PYTHON)},
+        # What a killed one has just begun goes with the test.
+        env={**os.environ, "PYTHONPATH": str(PYTHON), "TMPDIR": str(stage.user.path.parent)},
         start_new_session=True,
     )
 
