@@ -146,11 +146,9 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             state_dir / places.ARTIFACTS, state_dir / places.RUNS, quotas(settings.artifacts)
         )
 
-        async def image(name: str | None) -> str:
-            found = await anyio.to_thread.run_sync(
-                images.get, name or settings.machines.default_image
-            )
-            return found.digest
+        async def image(name: str | None) -> AnyImage:
+            wanted = name or settings.machines.default_image
+            return await anyio.to_thread.run_sync(images.get, wanted)
 
         ground = Ground(
             machines=machines,

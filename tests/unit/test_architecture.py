@@ -68,7 +68,10 @@ REGISTRIES = ["pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "npmjs
 BARE = re.compile(
     r"# (?:noqa(?:: [A-Z0-9, ]+)?|(?:type|pyright): ignore(?:\[[^]]*\])?)\s*$", re.MULTILINE
 )
-SOMEBODYS_PATH = re.compile(r"(?<![\w.~*/}-])/(?:work|root|Users|home/[a-z]\w*)/" + r"[\w.]")
+# Docs and examples speak of the homes of `me` on a Mac and of `ada`.
+SOMEBODYS_PATH = re.compile(
+    r"(?<![\w.~*/}-])/(?:work|root|Users(?!/me/)|home/(?!ada/)[a-z]\w*)/" + r"[\w.]"
+)
 
 
 @dataclass(frozen=True)

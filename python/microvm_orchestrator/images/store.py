@@ -67,6 +67,22 @@ class RunnerImage:
 
 
 AnyImage = Image | RunnerImage
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What every machine of an image has, where the image says so."""
+
+    memory_mib: int | None
+    vcpus: int | None
+
+
+def fixed_by(image: AnyImage) -> Fixed:
+    """A runner was made for so much; other images boot in any machine."""
+    own = image.manifest if isinstance(image, RunnerImage) else None
+    return Fixed(own and own.memory_mib, own and own.vcpus)
+
+
 _Kind = TypeVar("_Kind", Image, RunnerImage)
 
 

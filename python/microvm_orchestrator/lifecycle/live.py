@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.artifacts import Artifacts
     from microvm_orchestrator.execs.execs import Execs
     from microvm_orchestrator.execs.job import Job
+    from microvm_orchestrator.images.store import AnyImage
     from microvm_orchestrator.lifecycle.egress import WaysOut
     from microvm_orchestrator.lifecycle.merging import Merging
     from microvm_orchestrator.lifecycle.run import Run
@@ -71,8 +72,8 @@ class Ground:
     sources: Sources
     merging: Merging
     ways_out: WaysOut
-    # The digest of an image by its name; None is the usual one.
-    image: Callable[[str | None], Awaitable[str]]
+    # An image by its name; None is the usual one.
+    image: Callable[[str | None], Awaitable[AnyImage]]
     # One folder below it for each run.
     folder: Path
     usual: Usual

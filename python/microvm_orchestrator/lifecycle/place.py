@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.images.store import fixed_by
 from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machines import Wish
 from microvm_orchestrator.model.records import SYSTEM
@@ -43,10 +44,12 @@ async def define(run: Run, ground: Ground, source: Source | None, machine_id: st
     """Define a machine in which the commit that a source starts from can be worked on."""
     spec, usual = run.spec, usual_of(source)
     async with ground.sources.history(source) as history:
+        image = await ground.image(spec.image or usual.image)
+        own, host = fixed_by(image), ground.usual
         wish = Wish(
-            image=await ground.image(spec.image or usual.image),
-            memory_mib=spec.memory_mib or usual.memory_mib or ground.usual.memory_mib,
-            vcpus=spec.vcpus or usual.vcpus or 1,
+            image=image.digest,
+            memory_mib=spec.memory_mib or own.memory_mib or usual.memory_mib or host.memory_mib,
+            vcpus=spec.vcpus or own.vcpus or usual.vcpus or 1,
             accel=Accel.AUTO,
             disk_mib=spec.disk_mib or usual.disk_mib,
             history=history,

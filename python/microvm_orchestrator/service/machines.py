@@ -15,7 +15,7 @@ import anyio.to_thread
 from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.images.store import RunnerImage
+from microvm_orchestrator.images.store import fixed_by
 from microvm_orchestrator.machine import console
 from microvm_orchestrator.machine.base import STOP_GRACE_S, Accel, Limits
 from microvm_orchestrator.machine.shell import GuestUsage
@@ -181,11 +181,11 @@ async def machine_define(service: Service, caller: Caller, request: DefineMachin
     settings = service.settings.machines
     images = service.host.images
     image = await anyio.to_thread.run_sync(images.get, request.image or settings.default_image)
-    own = image.manifest if isinstance(image, RunnerImage) else None
+    own = fixed_by(image)
     wish = Wish(
         image=image.digest,
-        memory_mib=request.memory_mib or (own and own.memory_mib) or settings.default_memory_mib,
-        vcpus=request.vcpus or (own and own.vcpus) or 1,
+        memory_mib=request.memory_mib or own.memory_mib or settings.default_memory_mib,
+        vcpus=request.vcpus or own.vcpus or 1,
         accel=request.accel,
         name=request.name,
         disk_mib=request.disk_mib,

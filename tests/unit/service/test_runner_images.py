@@ -64,6 +64,22 @@ async def test_a_machine_has_what_the_guest_of_its_runner_has(tmp_path: Path) ->
         assert "gives its guest 768 MiB and 2 processors" in started["error"]["message"]
 
 
+async def test_a_run_asks_for_what_the_guest_of_its_runner_has(tmp_path: Path) -> None:
+    # It has nothing to boot, and ends at once; what it is asked for is looked at before.
+    command = ["/usr/bin/qemu-system-x86_64", "-m", "768M", "-smp", "2", "-no-such-option"]
+    runner = make(tmp_path / "made", Wanted(command=command))
+    said: list[str] = []
+    async with house(tmp_path) as kept:
+        await add(kept, runner)
+        for asked in ({}, {"memory_mib": 256}):
+            begun = await kept.ask("run_start", argv=["true"], image="slot", **asked)
+            task = {"task_id": begun["task_id"]}
+            await kept.ask("task_wait", **task, timeout_s=LONG_S)
+            said.append((await kept.ask("run_get", **task))["task"]["error"]["message"])
+    assert "no-such-option" in said[0]
+    assert "gives its guest 768 MiB and 2 processors" in said[1]
+
+
 async def test_only_who_administers_says_what_this_host_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
