@@ -150,10 +150,6 @@ python3Packages.buildPythonApplication (finalAttrs: {
     # It starts the program without the libraries that a build names in PYTHONPATH.
     "tests/unit/git/test_landing_under_fire.py"
   ];
-  disabledTests = [
-    # Python from 3.12 on reads what is nested deeper, and the refusal is longer than it may be.
-    "test_what_is_no_report_is_refused"
-  ];
   pythonImportsCheck = [ "microvm_orchestrator" ];
   __darwinAllowLocalNetworking = true;
 

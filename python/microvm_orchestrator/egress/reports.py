@@ -90,6 +90,6 @@ def _read(text: bytes) -> Report:
             f"{'.'.join(str(step)[:40] for step in each['loc']) or 'report'}: {each['msg']}"
             for each in problems[:4]
         )
-        raise Refusal(400, f"the report is not as it should be: {wrong}") from None
+        raise Refusal(400, f"the report is not as it should be: {wrong[:500]}") from None
     except (ValueError, RecursionError):
         raise Refusal(400, "the report is no JSON object") from None
