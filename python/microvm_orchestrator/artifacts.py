@@ -182,15 +182,15 @@ class Artifacts:
 
         return await anyio.to_thread.run_sync(look)
 
-    async def inherit(self, run_id: str, other: str) -> None:
-        """Give a run all that this host keeps of another one; twice is as once.
+    async def inherit(self, run_id: str, other: str, files: Collection[str]) -> None:
+        """Give a run what another one has kept, and these files of its folder; twice is as once.
 
-        Raises: Unavailable.
+        Nobody may write into the files any more. Raises: Unavailable.
         """
         source, kept = self._kept(other).parent, self._kept(run_id)
         with _explained():
             async with self._lock:
-                await anyio.to_thread.run_sync(_link_all, source, kept.parent)
+                await anyio.to_thread.run_sync(_link_all, source, kept.parent, files)
 
     async def forget(self, run_id: str) -> None:
         """Let go of all that this host keeps of a run: its folder, and what only it has.
@@ -326,13 +326,12 @@ async def _read(path: Path) -> AsyncGenerator[bytes]:
             yield piece
 
 
-def _link_all(source: Path, folder: Path) -> None:
-    """Give each file of a folder another name in a second one."""
+def _link_all(source: Path, folder: Path, files: Collection[str]) -> None:
+    """Give files of a folder another name in a second one."""
     (folder / _KEPT).mkdir(parents=True, exist_ok=True)
-    for path in source.rglob("*"):
-        if path.is_file() and path.parent in {source, source / _KEPT}:
-            with suppress(FileExistsError):
-                os.link(path, folder / path.relative_to(source))
+    for path in [*(source / _KEPT).glob("*"), *(source / name for name in files)]:
+        with suppress(FileExistsError, FileNotFoundError):
+            os.link(path, folder / path.relative_to(source))
     _force(folder / _KEPT)
     _force(folder)
 

@@ -164,13 +164,16 @@ async def spawn(
     grace_s: float = GRACE_S,
     user: tuple[int, int] | None = None,
     umask: int = -1,
+    capable: bool = False,
 ) -> AsyncGenerator[Process]:
     """Run a program for as long as the block; leaving the block stops what still runs.
 
-    It runs as that user and group, if given, and in no other group; only root may give them.
+    It runs as that user and group, if given, and in no other group; only root may give them. Only
+    one that is to be `capable` is handed down the capabilities that a service manager gave us.
     Raises: CommandFailed when it cannot be started.
     """
-    process = _start(argv, cwd, env, (stdin, stdout, stderr), pass_fds, user, umask)
+    with contextlib.nullcontext() if capable else _handing_down_no_capability():
+        process = _start(argv, cwd, env, (stdin, stdout, stderr), pass_fds, user, umask)
     try:
         yield process
     finally:
@@ -312,6 +315,7 @@ async def run(
     grace_s: float = GRACE_S,
     user: tuple[int, int] | None = None,
     umask: int = -1,
+    capable: bool = False,
 ) -> Finished:
     """Run a program to its end and keep the first `cap` bytes of what it says.
 
@@ -331,6 +335,7 @@ async def run(
         grace_s=grace_s,
         user=user,
         umask=umask,
+        capable=capable,
     ) as process:
         with anyio.move_on_after(timeout_s):
             await _attend(process, given, head, tail)

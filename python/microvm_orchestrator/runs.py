@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.lifecycle import anew, budget, review
-from microvm_orchestrator.lifecycle.live import Ground, live
+from microvm_orchestrator.lifecycle.live import OUTPUT, Ground, live
 from microvm_orchestrator.lifecycle.output import texts
 from microvm_orchestrator.lifecycle.place import put_away
 from microvm_orchestrator.lifecycle.run import Run
@@ -48,7 +48,6 @@ from microvm_orchestrator.store.base import (
 )
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import OneTask, RecordById
-from microvm_orchestrator.store.runs import run_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,6 +156,11 @@ class Runs:
         async with self._deciding:
             await review.decide(run, approved=approved, by=by, message=message)
 
+    async def merge_again(self, task_id: str, by: Actor) -> RunRecord:
+        """Let the commits of a task be merged once more. Raises: as `anew.ask`."""
+        async with self._deciding:
+            return await anew.ask(self._store, task_id, by)
+
     # Claims
 
     async def _claim(self, tasks: TaskGroup) -> None:
@@ -189,8 +193,7 @@ class Runs:
             await self._store.settle(ref, Released("it is for workers"), _HOST)
             return
         run_id, now = f"{task.task_id}.{task.attempt}", moment(await self._store.now())
-        before = await run_of(self._store, task, task.attempt - 1, SYSTEM)
-        record = None if before is None else anew.continued(before, run_id, now)
+        record = await anew.continued(self._store, task, run_id, now)
         if record is None:
             record = RunRecord(
                 run_id=run_id,
@@ -255,13 +258,13 @@ class Runs:
                 if run.version == 0:
                     if run.record.continues is not None:
                         await self._ground.artifacts.inherit(
-                            run.record.run_id, run.record.continues
+                            run.record.run_id, run.record.continues, (OUTPUT,)
                         )
                     await run.enter(run.record.step)
                 if run.before(Step.OVER):
                     await live(run, self._ground)
-        except errors.LeaseLost:
-            return None
+        except (errors.LeaseLost, errors.VersionMoved):
+            return None  # it is another daemon's by now
         except errors.OrchestratorError as error:
             return await self._failed(run, error)
         except Exception as error:  # noqa: BLE001 - a bug in one run must not end the others
@@ -277,18 +280,22 @@ class Runs:
     async def _failed(self, run: Run, error: errors.OrchestratorError) -> Outcome:
         await self._over(run, error.message)
         told = TaskError(code=error.code, message=error.message, detail=error.hint)
-        return Failed(told, retryable=isinstance(error, errors.Unavailable))
+        # One that only merges is not to become one that runs its program.
+        passing = isinstance(error, errors.Unavailable) and run.record.continues is None
+        return Failed(told, retryable=passing)
 
     async def _over(self, run: Run, why: str) -> None:
         result = run.record.result or Result(success=False, error=why[:1000])
-        if result.error is None and why:
-            result = result.model_copy(update={"success": False, "error": why[:1000]})
         merge = run.record.merge
-        if merge.state is MergeState.PENDING:
+        if run.record.continues is not None:
+            merge = anew.cut_off(run.record, why)
+        elif merge.state is MergeState.PENDING:
             merge = merge.model_copy(update={"state": MergeState.NONE, "reason": why[:1000]})
+        if result.error is None and why and run.record.continues is None:
+            result = result.model_copy(update={"success": False, "error": why[:1000]})
         with (
             anyio.move_on_after(_LAST_WORD_S, shield=True),
-            contextlib.suppress(errors.Unavailable),
+            contextlib.suppress(errors.Unavailable, errors.VersionMoved),
         ):
             await run.enter(Step.OVER, result=result, merge=merge)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from call_pages import rest_page, tools_page
 from cli_page import cli_page
-from nixos import SETTINGS_FILE, options_page, settings_text
+from nixos_options import SETTINGS_FILE, options_page, settings_text
 from page import paragraph, table, type_of
 
 from microvm_orchestrator import errors, places

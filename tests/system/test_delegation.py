@@ -25,9 +25,11 @@ from machines import LONG_S
 from receiver import SECRET, receiver
 from stdio_client import StdioClient, stdio_client
 from system.living import MEMORY_MIB, Stage, living
+from system.running import alias_of, ended, registered, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PROFILE = "delegation"
 # As little as the guest is comfortable with: that program's own defaults are for larger hosts.
@@ -205,13 +207,30 @@ def test_a_job_uses_a_secret_by_its_name_and_leaves_files_behind(
     told = result(client, job)
     assert told["status"] == "success", told
     heard: list[str] = forge.heard  # type: ignore[attr-defined]  # set where it starts
-    assert heard == [f"/api/me for Bearer {secret}\n"]
+    assert heard[-1] == f"/api/me for Bearer {secret}\n"
     assert "/api/me for Bearer xxx" in told["output"]
     assert secret not in json.dumps(told)
     [name] = told["artifacts"]
     assert name.endswith("/artifacts/logs/one.txt")
     got = stage.ask("artifact_get", task_id=job, group="delegation", artifact=name)
     assert got["content"] == "kept\n"
+
+
+def test_a_check_is_lent_no_secret_of_the_task_whose_commits_it_judges(
+    stage: Stage, tmp_path: Path
+) -> None:
+    stage.ask("credential_set", name="hub", kind="secret", value="another-secret-0123456789")
+    # What somebody else may have written into the branch.
+    words = "import os, urllib.request as u; u.urlopen('http://127.0.0.1:8484/with/hub/stolen')"
+    check = f'! env | grep MICROVM_SECRET && ! python3 -c "{words}"'
+    repo = registered(stage, tmp_path / "judged", check=check)
+    script = 'python3 -c "$0" && echo 1 >new && git add . && git commit -qm New'
+    script = script.replace('"$0"', f'"{words}"'.replace("stolen", "used"))
+    task = started(stage, repo=alias_of(stage, repo), script=script, credentials=["hub"])
+    run = ended(stage, task)
+    assert run["task"]["state"] == "done", run
+    assert run["merge"]["check"]["success"]
+    assert "403" in run["merge"]["check"]["output"]
 
 
 def test_case_23_the_text_of_a_task_reaches_its_agent_byte_for_byte(client: StdioClient) -> None:

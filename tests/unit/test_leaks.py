@@ -28,7 +28,12 @@ def test_a_running_child_is_named_by_its_command_and_ended(scratch: Path) -> Non
 
 def test_a_daemonised_grandchild_is_seen(scratch: Path) -> None:
     before = leaks.Before.take(scratch)
-    script = "import subprocess as s; print(s.Popen(['sleep', '60'], stdout=-3, stderr=-3).pid)"
+    # For a moment after it has become another program it has no words.
+    script = (
+        "import pathlib, subprocess as s; c = s.Popen(['sleep', '60'], stdout=-3, stderr=-3)\n"
+        "while not pathlib.Path(f'/proc/{c.pid}/cmdline').read_bytes(): pass\n"
+        "print(c.pid)"
+    )
     ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert before.find(grace_s=0.01) == [f"process {int(ran.stdout)}: sleep 60"]
 

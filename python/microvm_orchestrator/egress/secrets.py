@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.egress.credentials import Credential, Credentials, Kind
@@ -26,8 +27,13 @@ if TYPE_CHECKING:
     from microvm_orchestrator.egress.policy import Policy
 
 PATH = "/with/"
-# What could lead out of the address that the operator has named.
-_STEPS = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
+# What could lead out of the address that the operator has named. Some servers leave out what is
+# behind a semicolon, or end a name at a control character.
+_STEPS = re.compile(r"(?:^|[/\\])\.{1,2}(?:[/\\;\x00-\x20\x7f]|$)")
+# Nobody encodes more often for a reason.
+_DECODED_MOST = 8
+# What a guest says of itself, or by which it could have the secret in pieces or another path.
+_DROPPED = {"accept-encoding", "range", "if-range", "x-original-url", "x-rewrite-url"}
 
 
 class Secrets:
@@ -52,15 +58,18 @@ class Secrets:
         passed = [
             (key, told)
             for key, told in end_to_end(head.headers)
-            if key not in {secret.header.lower(), "accept-encoding"}
+            if key not in {secret.header.lower(), *_DROPPED}
         ]
         # Compressed, the answer could not be read on its way.
         fields = [("host", draft.host), ("accept-encoding", "identity"), (secret.header, value)]
-        out = Outgoing(
-            head.method, f"{secret.url}/{rest}", [*fields, *passed], BODY_MOST, draft.host
-        )
+        # A host that takes the end of one request for the beginning of the next must not find
+        # another run's behind it.
+        fields.append(("connection", "close"))
+        url = f"{secret.url}/{rest}"
+        out = Outgoing(head.method, url, [*fields, *passed], BODY_MOST, draft.host)
         own = f"http://{head.get('host') or '127.0.0.1'}{PATH}{name}"
-        tap = _Tap(draft, [credential.value.get_secret_value(), value], secret.url, own)
+        hidden = [credential.value.get_secret_value(), value.removeprefix("Basic ")]
+        tap = _Tap(draft, hidden, _Ways(url, secret.url, own))
         await forward(connection, head, out, self._upstream, tap)
 
     def _find(self, name: str) -> tuple[SecretUse, Credential]:
@@ -69,9 +78,12 @@ class Secrets:
         if secret is None:
             raise Refusal(403, "this run may not use a secret of that name; its task names those")
         try:
-            return secret, self._credentials.get(name)
+            credential = self._credentials.get(name)
         except errors.NotFound as error:
             raise Refusal(403, f"{error.message}; it was removed while the run goes on") from error
+        if credential.kind is not Kind.SECRET:
+            raise Refusal(403, f"{name} is a key of a model by now, and goes nowhere else")
+        return secret, credential
 
 
 def refuse_unusable(
@@ -79,11 +91,16 @@ def refuse_unusable(
 ) -> None:
     """Raises: NotFound for a name that no credential has; InvalidInput for a secret without use."""
     for name in names:
-        if credentials.get(name).kind is Kind.SECRET and name not in secrets:
+        credential = credentials.get(name)
+        if credential.kind is not Kind.SECRET:
+            continue
+        if name not in secrets:
             raise errors.InvalidInput(
                 f"the secret {name} has no address to which it may be sent",
                 hint=f"an admin sets egress.secrets.{name}",
             )
+        if secrets[name].user is None and not credential.value.get_secret_value().isascii():
+            raise errors.InvalidInput(f"the secret {name} has letters that no header can hold")
 
 
 def _written(secret: SecretUse, credential: Credential) -> str:
@@ -95,22 +112,41 @@ def _written(secret: SecretUse, credential: Credential) -> str:
 
 
 def _leads_out(path: str) -> bool:
-    # As often as some server may decode it.
-    for _ in range(3):
-        if _STEPS.search(path.replace("\\", "/")):
+    for _ in range(_DECODED_MOST):
+        if _STEPS.search(path):
             return True
-        path = unquote(path)
-    return False
+        if (decoded := unquote(path)) == path:
+            return False
+        path = decoded
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """What was asked, the address it is below, and what that is called in the guest."""
+
+    asked: str
+    address: str
+    own: str
+
+    def back(self, location: str) -> str:
+        """Let a redirect within the address go by us again."""
+        try:
+            to = urljoin(self.asked, location)
+        except ValueError:
+            return location
+        if not f"{to}/".startswith(f"{self.address}/"):
+            return location
+        return self.own + to.removeprefix(self.address)
 
 
 class _Tap:
     """An answer as it passes, without the secret."""
 
-    def __init__(self, draft: Draft, hidden: list[str], url: str, own: str) -> None:
+    def __init__(self, draft: Draft, hidden: list[str], ways: _Ways) -> None:
         self._draft = draft
         self._scrubbers = [Scrubber(each) for each in hidden]
-        self._url = url
-        self._own = own
+        self._ways = ways
 
     def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> Headers:
         told = end_to_end(headers)
@@ -134,7 +170,4 @@ class _Tap:
     def _clean(self, name: str, value: str) -> str:
         for scrubber in self._scrubbers:
             value = scrubber.text(value)
-        # A redirect within the address goes by us again.
-        if name == "location" and f"{value}/".startswith(f"{self._url}/"):
-            return self._own + value.removeprefix(self._url)
-        return value
+        return self._ways.back(value) if name == "location" else value

@@ -131,7 +131,7 @@ async def _held(job: Job) -> AsyncGenerator[_Forward | Outcome]:
     purpose = Purpose(job.ref, job.old or nothing, job.new)
     try:
         left = await place.act(partial(lock.take, purpose))
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         yield refused(
             Reason.BUSY,
             f"another git holds {lock.path}",

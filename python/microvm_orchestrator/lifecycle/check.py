@@ -77,8 +77,13 @@ async def _performed(
 ) -> Exit | None:
     """Run the check to its end; None when it did not end."""
     timeout_s = place.timeout_of(run, ground, source)
-    # No keys are lent to what is no agent.
-    update = {"kind": "script", "script": text_of(run, source), "interpreter": ["/bin/sh"]}
+    # No keys are lent to what is no agent, and no secrets: others have written in the branch, too.
+    update = {
+        "kind": "script",
+        "script": text_of(run, source),
+        "interpreter": ["/bin/sh"],
+        "credentials": [],
+    }
     plain = replace(run, spec=run.spec.model_copy(update=update))
     program = await _program(plain, source, shell, timeout_s)
     for file in program.invocation.files:

@@ -52,6 +52,8 @@ _SALVAGE_S = 60.0
 _MEASURE_S = 10.0
 # What is kept of a command's output in the daemon's memory; its file has the rest.
 _TAIL = 1 << 16
+# What a program said, in its run's folder.
+OUTPUT = "output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Ground:
         return self.folder / run.record.run_id
 
     def output(self, run_id: str) -> Path:
-        return self.folder / run_id / "output"
+        return self.folder / run_id / OUTPUT
 
 
 async def live(run: Run, ground: Ground) -> None:

@@ -22,7 +22,7 @@ from microvm_orchestrator.lifecycle import anew
 from microvm_orchestrator.lifecycle.guest import REPO, WORKSPACE
 from microvm_orchestrator.machine.shell import Command
 from microvm_orchestrator.model.records import SYSTEM, Record
-from microvm_orchestrator.model.run import RUN, MergeOutcome, MergeState, RunRecord
+from microvm_orchestrator.model.run import RUN, MergeOutcome, MergeState, RunRecord, Step
 from microvm_orchestrator.store.base import Tell
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import OneTask
@@ -181,6 +181,8 @@ async def _settle(store: Store, run: RunRecord, by_task: str, outcome: MergeOutc
         if record is None:
             return
         now = RunRecord.model_validate(record.body)
+        if now.step is not Step.OVER:
+            return  # its own merge finds that the branch has it all
         merge = now.merge.model_copy(
             update={
                 "state": MergeState.MERGED,

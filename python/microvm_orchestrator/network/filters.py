@@ -53,7 +53,8 @@ async def _nft(netns: Path | None, words: list[str], text: str = "") -> bytes:
     words = [nft, *words]
     if netns is not None:
         words = [shutil.which("nsenter", path=PLACES) or "nsenter", f"--net={netns}", *words]
-    return (await proc.run(words, timeout_s=_RUN_S, stdin=text.encode())).stdout
+    ran = await proc.run(words, timeout_s=_RUN_S, stdin=text.encode(), capable=True)
+    return ran.stdout
 
 
 def guarding(tap: str, port: Port) -> str:

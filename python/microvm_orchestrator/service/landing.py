@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.lifecycle import anew, resolving, review
+from microvm_orchestrator.lifecycle import resolving, review
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.run import (
     AgentSpec,
@@ -131,11 +131,9 @@ async def run_merge(service: Service, caller: Caller, request: TaskRef) -> Revie
     task's next attempt merges what the last one brought, by the same policy and past the same
     check, and what was given up because of it goes on. Returns at once; `task_wait` waits.
     """
-    task, record = await _found(service, caller, request, "run_merge")
-    by = actor(caller, "run_merge")
-    await anew.ask(service.store, record, by)
-    _, record = await _found(service, caller, request, "run_merge")
-    return Reviewed(task_id=task.task_id, run=record)
+    task, _ = await _found(service, caller, request, "run_merge")
+    begun = await service.host.runs.merge_again(task.task_id, actor(caller, "run_merge"))
+    return Reviewed(task_id=task.task_id, run=begun)
 
 
 @declare("merge_resolve", "POST /v1/runs/{task_id}/resolve", role=Role.OPERATOR, idempotent=False)

@@ -78,8 +78,10 @@ async def test_it_is_written_as_the_host_wants_it(
 async def test_an_answer_that_repeats_the_secret_does_not_give_it_away(tmp_path: Path) -> None:
     async with using(tmp_path, user="me") as (out, host):
         basic = base64.b64encode(f"me:{SECRET}".encode()).decode()
-        host.otherwise = answer(200, f"X-Echo: {SECRET}", body=f"it is {SECRET}, or Basic {basic}")
-        told = await out.http.post("/with/hub/echo", content=b"x")
+        host.otherwise = answer(200, f"X-Echo: {SECRET}", body=f"it is {SECRET}, or so: {basic}")
+        # Not in two pieces either, of which neither has all of it.
+        told = await out.http.post("/with/hub/echo", content=b"x", headers={"Range": "bytes=0-9"})
+        assert "range" not in (await host.next()).headers
     assert SECRET not in told.text
     assert basic not in told.text
     assert SECRET not in str(told.headers)
@@ -92,21 +94,20 @@ async def test_a_redirect_within_the_address_comes_back_to_the_run_s_own_way(
     async with using(tmp_path) as (out, host):
         here, beyond = f"http://127.0.0.1:{host.port}/api/new", "http://elsewhere.example/api/new"
         seen: list[str] = []
-        for to in (here, here.replace("/api/", "/api-too/"), beyond):
+        others = (here.replace("/api/", "/api-too/"), beyond, "http://[")
+        for to in (here, "/api/new", "new", *others):
             host.otherwise = answer(302, f"Location: {to}")
             seen.append((await out.http.post("/with/hub/old", content=b"x")).headers["location"])
-    assert seen == [
-        "http://127.0.0.1:4001/with/hub/new",
-        here.replace("/api/", "/api-too/"),
-        beyond,
-    ]
+    own = "http://127.0.0.1:4001/with/hub/new"
+    assert seen == [own, own, own, *others]
 
 
 @pytest.mark.parametrize(
     "path",
     [
         *("../admin", "a/../../admin", "a/..", "%2e%2e/admin", "a/%2E./b", "..%2fadmin"),
-        *("a\\..\\b", "%252e%252e/admin", "./a"),
+        *("a\\..\\b", "%252e%252e/admin", "./a", "%25252e%25252e/admin"),
+        *("..;/admin", "..;a/admin", "..%3b/admin", "..%00/admin", "a/..%09/admin"),
     ],
 )
 async def test_no_path_leads_out_of_the_address(tmp_path: Path, path: str) -> None:
@@ -129,8 +130,18 @@ async def test_a_secret_that_the_task_does_not_name_is_not_used(tmp_path: Path, 
 
 async def test_a_key_of_a_model_is_no_secret_for_an_address(tmp_path: Path) -> None:
     kept = await keys_in(tmp_path, key=(Kind.ANTHROPIC_API_KEY, KEY))
-    async with outlet(tmp_path, credentials=kept, named=["key"]) as out:
-        assert (await out.http.post("/with/key/x", content=b"x")).status_code == 403
+    for secrets in ({}, {"key": {"url": "http://127.0.0.1:1"}}):
+        given = {"secrets": secrets}
+        async with outlet(tmp_path, credentials=kept, named=["key"], settings=given) as out:
+            assert (await out.http.post("/with/key/x", content=b"x")).status_code == 403
+
+
+async def test_a_secret_that_no_header_can_hold_is_refused(tmp_path: Path) -> None:
+    kept = await keys_in(tmp_path, odd=(Kind.SECRET, "geheimnis-äöü-0123"))
+    settings = {"secrets": {"odd": {"url": "http://127.0.0.1:1"}}}
+    with pytest.raises(errors.InvalidInput, match="no header can hold"):
+        async with outlet(tmp_path, credentials=kept, named=["odd"], settings=settings):
+            pass
 
 
 async def test_a_secret_that_has_no_address_is_refused_before_anything_starts(

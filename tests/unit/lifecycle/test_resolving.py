@@ -123,6 +123,18 @@ async def test_a_resolution_of_a_resolution_settles_both_runs(site: Site) -> Non
     assert site.user.oid("main") == tip
 
 
+async def test_a_resolution_leaves_a_run_alone_that_merges_the_same_meanwhile(site: Site) -> None:
+    first = await clashed(site)
+    run, source, _ = await resolved(site, first)
+    await first.enter(Step.MERGING, merge=MergeOutcome(into="main"))
+    before = first.version
+    assert (await site.merging.merge(run, source)).state is MergeState.MERGED
+    # Whoever has it goes on writing in its record.
+    assert (await site.stored(first)).step is Step.MERGING
+    await first.enter(Step.OVER)
+    assert first.version == before + 1
+
+
 async def test_a_result_without_the_other_side_in_its_history_is_not_taken(site: Site) -> None:
     first = await clashed(site)
     refs = site.user.refs()

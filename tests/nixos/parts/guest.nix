@@ -1,0 +1,39 @@
+# A host whose machines boot the guest of this flake: nested, by KVM where the builder lends it.
+# `take-in-guest` gives it the name `slot`.
+{ self }:
+{ lib, pkgs, ... }:
+let
+  guest = self.lib.mkGuest {
+    hostSystem = pkgs.stdenv.hostPlatform.system;
+    name = "slot";
+    modules = [
+      {
+        microvm-orchestrator.guest = {
+          packages = lib.mkForce [ ];
+          podman.enable = false;
+          workspace.size = 512;
+          storeDisk.size = null;
+        };
+        microvm.mem = 768;
+      }
+    ];
+  };
+  runner = guest.config.microvm.declaredRunner;
+in
+{
+  imports = [ (lib.modules.importApply ./host.nix { inherit self; }) ];
+
+  environment.systemPackages = [
+    (pkgs.writeShellScriptBin "take-in-guest" ''
+      exec microvm-orchestrator image add slot ${runner}
+    '')
+  ];
+
+  boot.kernelModules = [ "kvm" ];
+  virtualisation = {
+    memorySize = lib.mkForce 4096;
+    diskSize = 8192;
+    additionalPaths = [ runner ];
+    qemu.options = [ "-cpu max" ];
+  };
+}
