@@ -1,0 +1,230 @@
+"""Runs the testScript of a NixOS test on machines that need not be NixOS: a driver of our own.
+
+A machine is a program that takes the words of QEMU which lead to a console, and whose system has a
+root shell there, as `backdoor` of NixOS has. The calls are those of NixOS's driver which our tests
+use, and mean the same. Above are the tests that have such machines; nothing outlives `run_script`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+HELLO = b"Spawning backdoor root shell..."
+# A system under emulation, on a busy host.
+BOOT_S = 300.0
+COMMAND_S = 900
+# Beyond what the guest itself gives a command.
+_GRACE_S = 60.0
+_ASK_EVERY_S = 1.0
+_LAST_LINES = 40
+
+
+class Failed(AssertionError):
+    """What a testScript asked for did not come true."""
+
+
+class Machine:
+    """A machine as a testScript sees it."""
+
+    def __init__(self, name: str, program: Sequence[str | Path], folder: Path) -> None:
+        self.name = name
+        self._program = program
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._shell: socket.socket | None = None
+        self.console = folder / f"{name}.console"
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        if self._process:
+            return
+        path = self._folder / f"{self.name}.shell"
+        path.unlink(missing_ok=True)
+        words = [
+            *("-chardev", f"socket,id=shell,path={path}"),
+            *("-device", "virtio-serial", "-device", "virtconsole,chardev=shell"),
+            *("-device", "virtio-rng-pci", "-serial", "stdio", "-nographic"),
+        ]
+        with (
+            socket.socket(socket.AF_UNIX) as ear,
+            self.console.open("ab") as console,
+        ):
+            ear.bind(str(path))
+            ear.listen(1)
+            ear.settimeout(BOOT_S)
+            self._process = subprocess.Popen(
+                [*self._program, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._shell, _ = ear.accept()
+        self._shell.settimeout(BOOT_S)
+        said = b""
+        # Whoever is heard says nothing more until asked.
+        while HELLO not in said or not said.endswith(b"\n"):
+            said += self._heard()
+
+    def execute(
+        self,
+        command: str,
+        check_return: bool = True,  # as in NixOS
+        check_output: bool = True,
+        timeout: int | None = COMMAND_S,
+    ) -> tuple[int, str]:
+        """Run a command of the shell, and give its status and what it said on stdout."""
+        self.start()
+        assert self._shell
+        self._shell.settimeout(None if timeout is None else timeout + _GRACE_S)
+        limit = f"timeout {timeout} " if timeout is not None else ""
+        quoted = shlex.quote(f"set -euo pipefail; {command}")
+        self._say(f"{limit}bash -c {quoted} | (base64 -w 0; echo)")
+        if not check_output:
+            return -2, ""
+        out = base64.b64decode(self._line()).decode(errors="replace")
+        if not check_return:
+            return -1, out
+        self._say("echo ${PIPESTATUS[0]}")
+        return int(self._line()), out
+
+    def succeed(self, *commands: str, timeout: int | None = COMMAND_S) -> str:
+        """Run commands that succeed, and give all they say."""
+        said = ""
+        for command in commands:
+            status, out = self.execute(command, timeout=timeout)
+            if status:
+                raise Failed(f"{self.name}: `{command}` failed with {status}: {out}")
+            said += out
+        return said
+
+    def fail(self, *commands: str, timeout: int | None = COMMAND_S) -> str:
+        """Run commands that fail, and give all they say."""
+        said = ""
+        for command in commands:
+            status, out = self.execute(command, timeout=timeout)
+            if not status:
+                raise Failed(f"{self.name}: `{command}` succeeded: {out}")
+            said += out
+        return said
+
+    def wait_until_succeeds(self, command: str, timeout: int = COMMAND_S) -> str:
+        return self._retry(command, lambda status: status == 0, timeout)
+
+    def wait_until_fails(self, command: str, timeout: int = COMMAND_S) -> str:
+        return self._retry(command, lambda status: status != 0, timeout)
+
+    def wait_for_file(self, path: str, timeout: int = COMMAND_S) -> None:
+        self.wait_until_succeeds(f"test -e {path}", timeout)
+
+    def wait_for_unit(self, unit: str, timeout: int = COMMAND_S) -> None:
+        """Wait until a unit is active; raise at once when it has failed."""
+        shown = f"systemctl show --value --property=ActiveState {unit}"
+        self.wait_until_succeeds(f"{shown} | grep -qxE 'active|failed'", timeout)
+        if self.succeed(shown).strip() != "active":
+            said = self.execute(f"journalctl --no-pager --lines=40 --unit={unit}")[1]
+            raise Failed(f"{self.name}: {unit} has failed:\n{said}")
+
+    def systemctl(self, words: str) -> tuple[int, str]:
+        return self.execute(f"systemctl {words}")
+
+    def shutdown(self) -> None:
+        """Power it off, and wait until it has ended."""
+        if self._process and self._shell:
+            self._say("systemctl poweroff")
+            self._process.wait(BOOT_S)
+        self.crash()
+
+    def crash(self) -> None:
+        """Cut its power."""
+        if self._process:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if self._shell:
+            self._shell.close()
+        self._process = self._shell = None
+
+    def _retry(self, command: str, is_enough: Callable[[int], bool], timeout: int) -> str:
+        deadline = time.monotonic() + timeout
+        while True:
+            status, out = self.execute(command)
+            if is_enough(status):
+                return out
+            if time.monotonic() > deadline:
+                raise Failed(f"{self.name}: `{command}` still says {status}: {out}")
+            time.sleep(_ASK_EVERY_S)  # nothing tells us when it would be of use
+
+    def _say(self, line: str) -> None:
+        assert self._shell
+        try:
+            self._shell.sendall(f"{line}\n".encode())
+        except BrokenPipeError as error:
+            raise Failed(f"{self.name}: it has ended. {self._last_words()}") from error
+
+    def _line(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            line += self._heard()
+        return line
+
+    def _heard(self) -> bytes:
+        assert self._shell
+        try:
+            heard = self._shell.recv(1 << 16)
+        except TimeoutError as error:
+            raise Failed(f"{self.name}: no answer. {self._last_words()}") from error
+        except ConnectionResetError:
+            heard = b""
+        if not heard:
+            raise Failed(f"{self.name}: it has ended. {self._last_words()}")
+        return heard
+
+    def _last_words(self) -> str:
+        lines = self.console.read_text(errors="replace").splitlines()
+        return "Its console:\n" + "\n".join(lines[-_LAST_LINES:])
+
+
+def script_of(path: Path) -> str:
+    """Read the testScript out of a test's file. It takes nothing of Nix in."""
+    written = re.compile(r"^  testScript = ''\n(.*?)^  '';$", re.DOTALL | re.MULTILINE)
+    [script] = written.findall(path.read_text())
+    assert "''" not in script, path
+    assert "${" not in script, path
+    lines = [line.removeprefix("    ") for line in script.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def run_script(script: str, machines: Sequence[Machine]) -> list[str]:
+    """Run a testScript on machines, which end with it; name the subtests that it passed."""
+    passed: list[str] = []
+
+    @contextlib.contextmanager
+    def subtest(name: str) -> Generator[None]:
+        yield
+        passed.append(name)
+
+    def start_all() -> None:
+        for machine in machines:
+            machine.start()
+
+    names: dict[str, object] = {re.sub(r"\W", "_", each.name): each for each in machines}
+    names |= {"machines": machines, "start_all": start_all, "subtest": subtest}
+    if len(machines) == 1:
+        names["machine"] = machines[0]
+    try:
+        exec(compile(script, "testScript", "exec"), names)  # noqa: S102  # it is our own
+    finally:
+        for machine in machines:
+            machine.crash()
+    return passed
