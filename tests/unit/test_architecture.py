@@ -68,9 +68,9 @@ REGISTRIES = ["pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "npmjs
 BARE = re.compile(
     r"# (?:noqa(?:: [A-Z0-9, ]+)?|(?:type|pyright): ignore(?:\[[^]]*\])?)\s*$", re.MULTILINE
 )
-# Docs and examples speak of the homes of `me` on a Mac and of `ada`.
+# Docs, examples and tests speak of the homes of `me` on a Mac, of `ada` and of `alice`.
 SOMEBODYS_PATH = re.compile(
-    r"(?<![\w.~*/}-])/(?:work|root|Users(?!/me/)|home/(?!ada/)[a-z]\w*)/" + r"[\w.]"
+    r"(?<![\w.~*/}-])/(?:work|root|Users(?!/me/)|home/(?!(?:ada|alice)/)[a-z]\w*)/" + r"[\w.]"
 )
 
 
