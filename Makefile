@@ -6,7 +6,7 @@ PY := .venv/bin/python
 RUFF := .venv/bin/ruff
 SOURCES := python tests guest
 # Besides the campaigns themselves: whatever `make test` runs only a slice of.
-SLICED = $(shell grep -rl --include='test_*.py' -e 'whole: bool' -e 'mark\.long' tests/system tests/unit | sort)
+SLICED = $(shell grep -rl --include='test_*.py' -e 'whole: bool' -e 'mark\.long' tests/nix tests/system tests/unit | sort)
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
