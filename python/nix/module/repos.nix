@@ -165,37 +165,13 @@ in
         ${lib.concatMapStringsSep "\n" register aliases}
         exit "$failed"
       '';
-      serviceConfig = {
+      serviceConfig = (import ./sandbox.nix).client // {
         Type = "oneshot";
         RemainAfterExit = true;
         # As the daemon's own user one is its administrator.
         User = cfg.user;
         Group = cfg.group;
-        CapabilityBoundingSet = "";
-        NoNewPrivileges = true;
-        ProtectSystem = "strict";
         ProtectHome = "read-only";
-        PrivateTmp = true;
-        PrivateDevices = true;
-        PrivateNetwork = true;
-        ProtectClock = true;
-        ProtectControlGroups = true;
-        ProtectHostname = true;
-        ProtectKernelLogs = true;
-        ProtectKernelModules = true;
-        ProtectKernelTunables = true;
-        ProtectProc = "invisible";
-        LockPersonality = true;
-        MemoryDenyWriteExecute = true;
-        RestrictAddressFamilies = "AF_UNIX";
-        RestrictNamespaces = true;
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
-        SystemCallArchitectures = "native";
-        SystemCallFilter = [
-          "@system-service"
-          "~@privileged @resources"
-        ];
       };
     };
   };

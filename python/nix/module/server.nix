@@ -142,7 +142,7 @@ in
       environment.XDG_CACHE_HOME = "/var/lib/microvm-orchestrator/cache";
       # In one go, so that clients wait at the socket for a moment only. Machines run on.
       stopIfChanged = false;
-      serviceConfig = {
+      serviceConfig = (import ./sandbox.nix).hypervisor // {
         Type = "notify";
         ExecStart = utils.escapeSystemdExecArgs [
           (lib.getExe cfg.package)
@@ -165,19 +165,14 @@ in
         SupplementaryGroups = [ "kvm" ] ++ lib.optional cfg.libvirt.enable "libvirtd";
         StateDirectory = "microvm-orchestrator";
         StateDirectoryMode = "0700";
-        UMask = "0077";
         LoadCredential = lib.mapAttrsToList (name: path: "${name}:${path}") cfg.credentials;
 
         AmbientCapabilities = capabilities;
         CapabilityBoundingSet = if capabilities == [ ] then "" else capabilities;
-        NoNewPrivileges = true;
-        ProtectSystem = "strict";
         # A home is empty but for the repositories in it that were named.
         ProtectHome = if homes == [ ] then true else "tmpfs";
         BindPaths = map (path: "-${path}") homes;
         ReadWritePaths = map (path: "-${path}") elsewhere;
-        PrivateTmp = true;
-        PrivateMounts = true;
         DevicePolicy = "closed";
         DeviceAllow = [
           "/dev/kvm rw"
@@ -187,14 +182,7 @@ in
           "/dev/vhost-net rw"
           "/dev/vhost-vsock rw"
         ];
-        ProtectClock = true;
         # Not ProtectControlGroups: the limits of machines are files there, and they are ours.
-        ProtectHostname = true;
-        ProtectKernelLogs = true;
-        ProtectKernelModules = true;
-        ProtectKernelTunables = true;
-        ProtectProc = "invisible";
-        LockPersonality = true;
         RemoveIPC = true;
         RestrictAddressFamilies = [
           "AF_UNIX"
@@ -202,17 +190,7 @@ in
           "AF_INET6"
           "AF_NETLINK"
         ];
-        RestrictNamespaces = true;
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
         # Not MemoryDenyWriteExecute: QEMU writes code where there is no KVM.
-        SystemCallArchitectures = "native";
-        SystemCallErrorNumber = "EPERM";
-        SystemCallFilter = [
-          # QEMU shuts itself in further.
-          "@system-service seccomp"
-          "~@privileged @resources"
-        ];
       };
     };
   };

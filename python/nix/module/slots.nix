@@ -23,31 +23,9 @@ let
   # As the daemon reckons for machines of its own: QEMU, its tables, translated code.
   roomMib = slots.memory + 256 + slots.memory / 8;
 
-  sandbox = {
-    NoNewPrivileges = true;
+  sandbox = (import ./sandbox.nix).hypervisor // {
     ProtectHome = true;
-    ProtectSystem = "strict";
-    PrivateTmp = true;
-    PrivateMounts = true;
-    ProtectClock = true;
     ProtectControlGroups = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
-    ProtectKernelTunables = true;
-    ProtectProc = "invisible";
-    LockPersonality = true;
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    SystemCallArchitectures = "native";
-    SystemCallErrorNumber = "EPERM";
-    SystemCallFilter = [
-      # QEMU shuts itself in further.
-      "@system-service seccomp"
-      "~@privileged @resources"
-    ];
-    UMask = "0077";
   };
 
   # What the runner was when it was started, also after a switch: its way to stop, and what the

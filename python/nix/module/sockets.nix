@@ -176,7 +176,7 @@ in
         "network.target"
         "microvm-orchestrator.service"
       ];
-      serviceConfig = {
+      serviceConfig = (import ./sandbox.nix).small // {
         ExecStart = lib.concatStringsSep " " [
           (lib.getExe pkgs.socat)
           (lib.concatStringsSep "," [
@@ -203,30 +203,10 @@ in
         AmbientCapabilities = lib.optional (tcp.port < 1024) "CAP_NET_BIND_SERVICE";
         CapabilityBoundingSet = if tcp.port < 1024 then "CAP_NET_BIND_SERVICE" else "";
         UMask = "0077";
-        ProtectSystem = "strict";
-        ProtectHome = true;
-        PrivateDevices = true;
-        ProtectClock = true;
-        ProtectControlGroups = true;
-        ProtectHostname = true;
-        ProtectKernelLogs = true;
-        ProtectKernelModules = true;
-        ProtectKernelTunables = true;
-        ProtectProc = "invisible";
-        LockPersonality = true;
-        MemoryDenyWriteExecute = true;
         RestrictAddressFamilies = [
           "AF_INET"
           "AF_INET6"
           "AF_UNIX"
-        ];
-        RestrictNamespaces = true;
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
-        SystemCallArchitectures = "native";
-        SystemCallFilter = [
-          "@system-service"
-          "~@privileged @resources"
         ];
       };
     };

@@ -18,33 +18,8 @@ let
       cfg.backup.directory;
   tool = lib.getExe' pkgs.coreutils;
 
-  sandbox = {
+  sandbox = (import ./sandbox.nix).client // {
     Type = "oneshot";
-    CapabilityBoundingSet = "";
-    NoNewPrivileges = true;
-    ProtectSystem = "strict";
-    ProtectHome = true;
-    PrivateTmp = true;
-    PrivateDevices = true;
-    PrivateNetwork = true;
-    ProtectClock = true;
-    ProtectControlGroups = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
-    ProtectKernelTunables = true;
-    ProtectProc = "invisible";
-    LockPersonality = true;
-    MemoryDenyWriteExecute = true;
-    RestrictAddressFamilies = "AF_UNIX";
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    SystemCallArchitectures = "native";
-    SystemCallFilter = [
-      "@system-service"
-      "~@privileged @resources"
-    ];
     UMask = "0077";
   };
 in
