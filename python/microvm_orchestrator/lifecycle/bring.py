@@ -14,9 +14,8 @@ from microvm_orchestrator.lifecycle import guest
 from microvm_orchestrator.model.access import Role, Scope
 from microvm_orchestrator.model.artifact import DIGEST
 from microvm_orchestrator.model.records import SYSTEM, Actor
-from microvm_orchestrator.model.run import RUN, RunRecord
-from microvm_orchestrator.store.questions import OneTask, RecordById
-from microvm_orchestrator.store.runs import last_run
+from microvm_orchestrator.store.questions import OneTask
+from microvm_orchestrator.store.runs import last_run, run_by_id
 
 if TYPE_CHECKING:
     from microvm_orchestrator.artifacts import Artifacts
@@ -45,7 +44,7 @@ async def find(run: Run, artifacts: Artifacts, reference: str) -> tuple[str, str
     owner = run.record.owner
     if DIGEST.fullmatch(reference):
         for run_id in await artifacts.holders(reference):
-            record = await _record(run, run_id)
+            record = await run_by_id(run.store, run_id, SYSTEM)
             if record is not None and record.owner == owner:
                 return run_id, reference
         raise errors.NotFound(f"no run of {owner} has the artifact {reference}")
@@ -61,8 +60,3 @@ async def find(run: Run, artifacts: Artifacts, reference: str) -> tuple[str, str
             hint="artifact_list shows what it has left",
         )
     return record.run_id, found[0].digest
-
-
-async def _record(run: Run, run_id: str) -> RunRecord | None:
-    stored = await run.store.query(RecordById(RUN, run_id), SYSTEM)
-    return None if stored is None else RunRecord.model_validate(stored.body)

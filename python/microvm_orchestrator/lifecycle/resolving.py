@@ -25,7 +25,7 @@ from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.model.run import RUN, MergeOutcome, MergeState, RunRecord, Step
 from microvm_orchestrator.store.base import Tell
 from microvm_orchestrator.store.every import every_record
-from microvm_orchestrator.store.questions import OneTask
+from microvm_orchestrator.store.questions import OneTask, RecordById
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,8 +176,7 @@ async def _resolved_by(store: Store, task_id: str) -> str | None:
 
 async def _settle(store: Store, run: RunRecord, by_task: str, outcome: MergeOutcome) -> None:
     for _ in range(_TRIES):
-        found = await every_record(store, RUN, SYSTEM, run.run_id)
-        record = next((each for each in found if each.id == run.run_id), None)
+        record = await store.query(RecordById(RUN, run.run_id), SYSTEM)
         if record is None:
             return
         now = RunRecord.model_validate(record.body)

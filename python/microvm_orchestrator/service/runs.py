@@ -66,8 +66,8 @@ from microvm_orchestrator.service.tasks import (
     submit,
     submitted_as,
 )
-from microvm_orchestrator.store.questions import OneTask, RecordById
-from microvm_orchestrator.store.runs import last_run
+from microvm_orchestrator.store.questions import OneTask
+from microvm_orchestrator.store.runs import last_run, run_by_id
 
 _USUAL_OUTPUT = 1 << 16
 _OUTPUT_MOST = 1 << 20
@@ -315,9 +315,8 @@ async def _has_ended(service: Service, record: RunRecord) -> bool:
     """Whether its program says nothing any more."""
     if service.host.runs.find(record.task_id) is None:
         return True
-    stored = await service.store.query(RecordById(RUN, record.run_id), SYSTEM)
-    step = Step.OVER if stored is None else RunRecord.model_validate(stored.body).step
-    return step in {Step.COLLECTING, Step.REVIEWING, Step.MERGING, Step.OVER}
+    now = await run_by_id(service.store, record.run_id, SYSTEM)
+    return now is None or now.step in {Step.COLLECTING, Step.REVIEWING, Step.MERGING, Step.OVER}
 
 
 @declare("run_diff", "GET /v1/runs/{task_id}/diff", role=Role.VIEWER, effect=Effect.READ)

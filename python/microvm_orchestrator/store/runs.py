@@ -20,5 +20,10 @@ async def last_run(store: Store, task: Task, by: Actor) -> RunRecord | None:
 
 async def run_of(store: Store, task: Task, attempt: int, by: Actor) -> RunRecord | None:
     """Find the run of one attempt of a task; None when there was none."""
-    stored = await store.query(RecordById(RUN, f"{task.task_id}.{attempt}"), by)
+    return await run_by_id(store, f"{task.task_id}.{attempt}", by)
+
+
+async def run_by_id(store: Store, run_id: str, by: Actor) -> RunRecord | None:
+    """Find a run as it is by now; None when it is not kept."""
+    stored = await store.query(RecordById(RUN, run_id), by)
     return None if stored is None else RunRecord.model_validate(stored.body)
