@@ -24,7 +24,13 @@ from microvm_orchestrator.egress.providers import (
     headers_out,
 )
 from microvm_orchestrator.egress.scrub import Scrubber
-from microvm_orchestrator.egress.upstream import Headers, Outgoing, Upstream, forward
+from microvm_orchestrator.egress.upstream import (
+    Headers,
+    Outgoing,
+    Upstream,
+    forward,
+    refuse_compressed,
+)
 from microvm_orchestrator.egress.usage import AnswerReader
 
 # What Anthropic takes; OpenAI takes less.
@@ -205,8 +211,7 @@ class _Tap:
 
     def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> Headers:
         told = {name.lower(): value for name, value in headers}
-        if told.get("content-encoding", "identity") != "identity":
-            raise Refusal(502, f"{self._draft.host} compresses its answer though nobody asked")
+        refuse_compressed(told.items(), self._draft.host)
         self._draft.status = status
         if self._metered and 200 <= status < 300:
             kind = told.get("content-type", "")

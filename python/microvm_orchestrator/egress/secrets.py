@@ -19,7 +19,13 @@ from microvm_orchestrator.egress.credentials import Credential, Credentials, Kin
 from microvm_orchestrator.egress.http import Connection, Head, Refusal
 from microvm_orchestrator.egress.proxy import BODY_MOST, METHODS, end_to_end
 from microvm_orchestrator.egress.scrub import Scrubber
-from microvm_orchestrator.egress.upstream import Headers, Outgoing, Upstream, forward
+from microvm_orchestrator.egress.upstream import (
+    Headers,
+    Outgoing,
+    Upstream,
+    forward,
+    refuse_compressed,
+)
 
 if TYPE_CHECKING:
     from microvm_orchestrator.config import SecretUse
@@ -150,9 +156,7 @@ class _Tap:
 
     def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> Headers:
         told = end_to_end(headers)
-        named = {name.lower(): value for name, value in told}
-        if named.get("content-encoding", "identity") != "identity":
-            raise Refusal(502, f"{self._draft.host} compresses its answer though nobody asked")
+        refuse_compressed(told, self._draft.host)
         self._draft.status = status
         return [(name, self._clean(name.lower(), value)) for name, value in told]
 

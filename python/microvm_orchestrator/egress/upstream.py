@@ -75,6 +75,13 @@ class Tap(Protocol):
     def rest(self) -> bytes: ...
 
 
+def refuse_compressed(headers: Iterable[tuple[str, str]], host: str) -> None:
+    """Raises: Refusal for an answer in which nothing could be found, and nobody asked for that."""
+    told = {name.lower(): value for name, value in headers}
+    if told.get("content-encoding", "identity") != "identity":
+        raise Refusal(502, f"{host} compresses its answer though nobody asked")
+
+
 async def forward(
     connection: Connection, head: Head, out: Outgoing, upstream: Upstream, tap: Tap
 ) -> None:
