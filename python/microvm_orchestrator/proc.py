@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -44,8 +45,7 @@ _DRAIN_S = 1.0
 _CHUNK = 1 << 16
 STDOUT_CAP = 1 << 20
 # `PR_CAP_AMBIENT` of prctl(2), and what it is asked to do.
-_AMBIENT, _IS_SET, _RAISE, _LOWER = 47, 1, 2, 3
-_LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
+_AMBIENT, _RAISE, _LOWER = 47, 2, 3
 _STDERR_CAP = 1 << 16
 _LINES_TOLD = 12
 
@@ -274,19 +274,24 @@ def _handing_down_no_capability() -> Generator[None]:
 
     What we hand down is a matter of the thread, and a program is started by the one that calls.
     """
-    if sys.platform != "linux":
-        yield
-        return
-    prctl = ctypes.CDLL(None).prctl
-    most = int(_LAST_CAPABILITY.read_text())
-    ours = [number for number in range(most + 1) if prctl(_AMBIENT, _IS_SET, number, 0, 0) == 1]
+    ours = _handed_to_us()
     for number in ours:
-        prctl(_AMBIENT, _LOWER, number, 0, 0)
+        ctypes.CDLL(None).prctl(_AMBIENT, _LOWER, number, 0, 0)
     try:
         yield
     finally:
         for number in ours:
-            prctl(_AMBIENT, _RAISE, number, 0, 0)
+            ctypes.CDLL(None).prctl(_AMBIENT, _RAISE, number, 0, 0)
+
+
+@functools.cache
+def _handed_to_us() -> tuple[int, ...]:
+    """Number the capabilities that we were started with to hand down; they do not change."""
+    if sys.platform != "linux":
+        return ()
+    status = Path("/proc/thread-self/status").read_text(encoding="utf-8").splitlines()
+    [held] = [int(line.split()[1], 16) for line in status if line.startswith("CapAmb:")]
+    return tuple(number for number in range(held.bit_length()) if held >> number & 1)
 
 
 @dataclass(frozen=True, slots=True)
