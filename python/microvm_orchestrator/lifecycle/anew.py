@@ -124,6 +124,8 @@ def _continued(
 
 
 def cut_off(run: RunRecord, why: str) -> MergeOutcome:
-    """Tell how such an attempt ended that came to no verdict; it can be asked for once more."""
+    """Tell how such an attempt ended; without a verdict it can be asked for once more."""
+    if run.merge.state not in {MergeState.NONE, MergeState.PENDING}:
+        return run.merge
     update = {"state": MergeState.FAILED, "reason": why[:1000], "ref": f"refs/tasks/{run.task_id}"}
     return run.merge.model_copy(update=update)

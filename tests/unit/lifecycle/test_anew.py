@@ -133,6 +133,15 @@ async def test_one_that_is_cut_off_can_be_asked_for_once_more(site: Site) -> Non
     assert again.continues == record.run_id
 
 
+async def test_one_that_is_cut_off_when_the_branch_has_moved_is_merged_all_the_same(
+    site: Site,
+) -> None:
+    _, _, _, record = await begun(site)
+    merged = MergeOutcome(state=MergeState.MERGED, into="main", how="fast_forward")
+    record = record.model_copy(update={"merge": merged})
+    assert anew.cut_off(record, "it was cancelled") == merged
+
+
 async def test_where_the_task_cannot_be_tried_the_mark_goes(site: Site) -> None:
     run = await refused(site)
     bob = Actor("bob", Role.OPERATOR, "test", "run_merge", Scope(everything=False))
