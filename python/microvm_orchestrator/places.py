@@ -76,7 +76,15 @@ def find_socket(env: Mapping[str, str]) -> Path:
     if given := env.get(SOCKET_VARIABLE):
         return Path(given)
     own = socket(env)
-    return own if own.exists() or not SYSTEM_SOCKET.exists() else SYSTEM_SOCKET
+    return own if _is_there(own) or not _is_there(SYSTEM_SOCKET) else SYSTEM_SOCKET
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether somebody is there to be asked. Where we may not look, nobody is for us.
+
+    `Path.exists` raises there, for a client whose HOME is another's.
+    """
+    return os.access(path, os.F_OK)
 
 
 def find_config(env: Mapping[str, str]) -> Path | None:

@@ -234,6 +234,30 @@ def test_a_client_finds_the_socket_it_was_told(tmp_path: Path) -> None:
     assert places.find_socket({"RUNTIME_DIRECTORY": str(tmp_path)}) == tmp_path / "socket"
 
 
+def test_a_client_whose_home_is_shut_to_it_looks_for_the_daemon_of_the_system(
+    tmp_path: Path,
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    tmp_path.chmod(0o700)
+    script = (
+        "import os, sys; os.setgid(65534); os.setuid(65534)\n"
+        "from microvm_orchestrator import places\n"
+        "print(places.find_socket({'HOME': sys.argv[1]}))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-S", "-c", as_program(script), tmp_path],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    # Where there is none, it names its user's own, which nobody answers at.
+    own = tmp_path / ".local/state/microvm-orchestrator/microvm-orchestrator/socket"
+    found = places.SYSTEM_SOCKET if os.access(places.SYSTEM_SOCKET, os.F_OK) else own
+    assert ran.stdout.strip() == str(found)
+
+
 def test_the_configuration_file_is_the_one_that_was_named(tmp_path: Path) -> None:
     assert places.find_config({places.CONFIG_VARIABLE: str(tmp_path)}) == tmp_path
 
