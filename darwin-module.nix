@@ -148,7 +148,7 @@ in
     machine = mkOption {
       type = types.deferredModule;
       default = { };
-      example = lib.literalExpression ''{ services.microvm-orchestrator.slots.count = 2; }'';
+      example = lib.literalExpression "{ services.microvm-orchestrator.slots.count = 2; }";
       description = ''
         What else the NixOS in the machine is to be; all options of the NixOS module are there.
       '';
@@ -340,7 +340,12 @@ in
     launchd.daemons.microvm-orchestrator = {
       script = ''
         set -eu
-        /usr/bin/install -d -m 0700 ${lib.escapeShellArgs [ cfg.stateDir handedOver ]}
+        /usr/bin/install -d -m 0700 ${
+          lib.escapeShellArgs [
+            cfg.stateDir
+            handedOver
+          ]
+        }
         # What is made in a folder has its group on a Mac, and the socket is made in this one.
         /usr/bin/install -d -m 0750 -g ${lib.escapeShellArg cfg.socket.group} \
           ${lib.escapeShellArg (dirOf cfg.socket.path)}

@@ -69,13 +69,14 @@ in
         '';
       }
       {
-        assertion = !lib.elem cfg.clientGroup [
-          "wheel"
-          "kvm"
-          "root"
-          "nixbld"
-          "libvirtd"
-        ];
+        assertion =
+          !lib.elem cfg.clientGroup [
+            "wheel"
+            "kvm"
+            "root"
+            "nixbld"
+            "libvirtd"
+          ];
         message = ''
           services.microvm-orchestrator.clientGroup is ${cfg.clientGroup}, which has a meaning of
           its own. Name a group that is for clients only.

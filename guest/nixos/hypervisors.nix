@@ -24,8 +24,7 @@ in
     vfkit.socket = lib.mkOption {
       type = lib.types.strMatching "/.{1,102}";
       default = "/var/run/microvm-orchestrator/${config.networking.hostName}.sock";
-      defaultText = lib.literalExpression
-        ''"/var/run/microvm-orchestrator/''${config.networking.hostName}.sock"'';
+      defaultText = lib.literalExpression ''"/var/run/microvm-orchestrator/''${config.networking.hostName}.sock"'';
       description = ''
         The socket on the Mac that leads to the agent. vfkit makes one for each port, and wants its
         whole path.

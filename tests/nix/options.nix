@@ -17,6 +17,4 @@ let
     example = text (option.example or null);
   };
 in
-map told (
-  lib.filter isOurs (lib.optionAttrSetToDocList host.options.services.microvm-orchestrator)
-)
+map told (lib.filter isOurs (lib.optionAttrSetToDocList host.options.services.microvm-orchestrator))

@@ -20,6 +20,7 @@ from nix.evaluation import ROOT, Flake
 
 PACKAGE = ROOT / "python/package.nix"
 PINNED = ROOT / "python/nix/pinned.nix"
+NIXFMT = shutil.which("nixfmt")
 SYSTEMS = ["aarch64-darwin", "aarch64-linux", "x86_64-linux"]
 
 
@@ -150,6 +151,13 @@ def test_the_lock_names_what_the_flake_takes_in_and_nothing_else() -> None:
     assert nodes.keys() == {"root", "nixpkgs", "microvm", "nix-darwin"}
     assert nodes["microvm"]["inputs"] == {"nixpkgs": ["nixpkgs"], "spectrum": []}
     assert nodes["nix-darwin"]["inputs"] == {"nixpkgs": ["nixpkgs"]}
+
+
+@pytest.mark.skipif(NIXFMT is None, reason="this host has no nixfmt")
+def test_every_file_has_the_format_that_the_flake_checks() -> None:
+    assert NIXFMT
+    ran = subprocess.run([NIXFMT, "--check", *FILES], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_nix_itself_reads_every_file(flake: Flake) -> None:

@@ -1,7 +1,12 @@
 # What an address with a prefix length covers, told from its text. Above are the bridges.
 { lib }:
 let
-  inherit (lib) concatStrings concatMapStringsSep concatStringsSep toInt;
+  inherit (lib)
+    concatStrings
+    concatMapStringsSep
+    concatStringsSep
+    toInt
+    ;
 
   powerOfTwo = n: if n == 0 then 1 else 2 * powerOfTwo (n - 1);
   bits =
@@ -11,16 +16,14 @@ let
         lib.reverseList (lib.range 0 (width - 1))
       )
     );
-  number =
-    digits: lib.foldl' (sum: digit: 2 * sum + toInt digit) 0 (lib.stringToCharacters digits);
+  number = digits: lib.foldl' (sum: digit: 2 * sum + toInt digit) 0 (lib.stringToCharacters digits);
   chunks =
     size: text:
     if text == "" then
       [ ]
     else
       [ (lib.substring 0 size text) ] ++ chunks size (lib.substring size (-1) text);
-  padded =
-    width: text: text + concatStrings (lib.genList (_: "0") (width - lib.stringLength text));
+  padded = width: text: text + concatStrings (lib.genList (_: "0") (width - lib.stringLength text));
 
   parseV4 =
     text:
@@ -38,9 +41,7 @@ let
         address = concatMapStringsSep "." toString octets;
         prefixLength = length;
         prefix = lib.substring 0 length (concatStrings (map (bits 8) octets));
-        first = concatMapStringsSep "." (part: toString (number part)) (
-          chunks 8 (padded 32 prefix)
-        );
+        first = concatMapStringsSep "." (part: toString (number part)) (chunks 8 (padded 32 prefix));
         network = "${first}/${toString length}";
       };
 

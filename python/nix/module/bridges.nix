@@ -71,9 +71,9 @@ let
   natRules =
     name:
     lib.optionals bridges.${name}.nat (
-      map (
-        network: "${network.family} saddr ${network.network} oifname != \"${name}\" masquerade"
-      ) (networksOf name)
+      map (network: "${network.family} saddr ${network.network} oifname != \"${name}\" masquerade") (
+        networksOf name
+      )
     );
   lines = indent: rules: lib.concatMapStrings (rule: "${indent}${rule}\n") rules;
   out = lib.filter (name: bridges.${name}.egress != "none") names;

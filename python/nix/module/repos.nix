@@ -35,8 +35,7 @@ let
   said =
     repo:
     lib.concatMap (
-      name:
-      lib.optionals (repo.${name} != null) [ "--${words.${name}}=${toString repo.${name}}" ]
+      name: lib.optionals (repo.${name} != null) [ "--${words.${name}}=${toString repo.${name}}" ]
     ) (lib.attrNames words)
     ++ map (host: "--egress=${host}") repo.egress;
 

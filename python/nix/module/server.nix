@@ -31,11 +31,13 @@ let
   capabilities = lib.optional kernelNetworks "CAP_NET_ADMIN";
 
   repoPaths = lib.mapAttrsToList (_: repo: repo.path) cfg.repos;
-  inHome = path: lib.any (home: lib.hasPrefix home path) [
-    "/home/"
-    "/root/"
-    "/run/user/"
-  ];
+  inHome =
+    path:
+    lib.any (home: lib.hasPrefix home path) [
+      "/home/"
+      "/root/"
+      "/run/user/"
+    ];
   homes = lib.filter inHome repoPaths;
   elsewhere =
     lib.filter (path: !inHome path) repoPaths

@@ -47,19 +47,13 @@ let
     if schema ? properties then
       types.submodule {
         options = lib.mapAttrs (
-          name: field:
-          option field (!lib.elem name (schema.required or [ ]))
+          name: field: option field (!lib.elem name (schema.required or [ ]))
         ) schema.properties;
       }
     else
       types.attrsOf (typeOf schema.additionalProperties);
 
-  typeOf =
-    schema:
-    if schema ? anyOf then
-      types.oneOf (map typeOf schema.anyOf)
-    else
-      plain schema;
+  typeOf = schema: if schema ? anyOf then types.oneOf (map typeOf schema.anyOf) else plain schema;
 
   option =
     schema: optional:

@@ -247,13 +247,14 @@ in
       "vhost_vsock"
     ];
 
-    systemd.tmpfiles.rules = lib.optional (runners != [ ]) "d ${folder} 0755 root root -"
-    ++ lib.concatMap (name: [
-      # To be passed through by a root without capabilities, who makes the taps.
-      "d ${folder}/${name} 0711 ${cfg.user} kvm -"
-      "L+ ${folder}/${name}/current - - - - ${slots.runners.${name}.runner}"
-      "L+ /nix/var/nix/gcroots/microvm-slot-${name} - - - - ${folder}/${name}/booted"
-    ]) runners;
+    systemd.tmpfiles.rules =
+      lib.optional (runners != [ ]) "d ${folder} 0755 root root -"
+      ++ lib.concatMap (name: [
+        # To be passed through by a root without capabilities, who makes the taps.
+        "d ${folder}/${name} 0711 ${cfg.user} kvm -"
+        "L+ ${folder}/${name}/current - - - - ${slots.runners.${name}.runner}"
+        "L+ /nix/var/nix/gcroots/microvm-slot-${name} - - - - ${folder}/${name}/booted"
+      ]) runners;
 
     security.polkit = lib.mkIf (runners != [ ]) {
       enable = lib.mkDefault true;

@@ -17,10 +17,7 @@ let
   isV6 = lib.hasInfix ":" tcp.address;
   bracketed = if isV6 then "[${tcp.address}]" else tcp.address;
   plain =
-    if hasTls then
-      "127.0.0.1:${toString tcp.tls.plainPort}"
-    else
-      "${bracketed}:${toString tcp.port}";
+    if hasTls then "127.0.0.1:${toString tcp.tls.plainPort}" else "${bracketed}:${toString tcp.port}";
   allowed = cfg.settings.tcp.allowed_hosts;
 in
 {

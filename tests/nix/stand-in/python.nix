@@ -47,10 +47,11 @@ let
       format ? "setuptools",
       ...
     }:
-    assert builtins.convertHash {
-      inherit hash;
-      toHashFormat = "base16";
-    } != "";
+    assert
+      builtins.convertHash {
+        inherit hash;
+        toHashFormat = "base16";
+      } != "";
     mkDrv {
       name = "${pname}-${version}";
       env = { inherit format hash; };

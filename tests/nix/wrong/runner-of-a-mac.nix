@@ -3,6 +3,8 @@
 {
   services.microvm-orchestrator = {
     enable = true;
-    slots.runners.web.runner = pkgs.hello // { hypervisor = "vfkit"; };
+    slots.runners.web.runner = pkgs.hello // {
+      hypervisor = "vfkit";
+    };
   };
 }
