@@ -96,7 +96,10 @@ python3Packages.buildPythonApplication (finalAttrs: {
     python3Packages.typer
     python3Packages.uvicorn
   ]
-  ++ lib.optionals isLinux [ python3Packages.pyroute2 ];
+  ++ lib.optionals isLinux [
+    python3Packages.libvirt
+    python3Packages.pyroute2
+  ];
 
   makeWrapperArgs = [
     "--prefix"

@@ -11,15 +11,19 @@ import re
 import shutil
 import subprocess
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from nix import scope
 from nix.evaluation import ROOT, Flake
 
 PACKAGE = ROOT / "python/package.nix"
 PINNED = ROOT / "python/nix/pinned.nix"
+# The one of the lock, and the next.
+PYTHONS = ({"python_version": "3.13"}, {"python_version": "3.14"})
 NIXFMT = shutil.which("nixfmt")
 SYSTEMS = ["aarch64-darwin", "aarch64-linux", "x86_64-linux"]
 
@@ -125,9 +129,25 @@ def test_what_nix_takes_from_the_registry_is_what_the_tests_ran_with() -> None:
         assert base64.b64decode(digest).hex() in locked[name][1], name
 
 
+def test_what_nix_takes_from_the_registry_is_given_all_that_it_needs() -> None:
+    parts = re.split(r'wheel "([^"]+)"', PINNED.read_text())[1:]
+    for name, text in zip(parts[::2], parts[1::2], strict=True):
+        given = set(re.findall(r"(?:pinned|python3Packages)\.([\w-]+)", text))
+        wanted = [Requirement(line) for line in metadata.distribution(name).requires or []]
+        needed = {
+            each.name.lower().replace("_", "-")
+            for each in wanted
+            if each.marker is None
+            or any(each.marker.evaluate({"extra": "", **there}) for there in PYTHONS)
+        }
+        assert needed <= given, name
+
+
 def test_the_package_depends_on_what_the_project_does() -> None:
     project = tomllib.loads((ROOT / "python/pyproject.toml").read_text())["project"]
-    named = {re.split(r"[^a-z0-9-]", word)[0] for word in project["dependencies"]}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["libvirt"]]
+    named = {re.split(r"[^a-z0-9-]", word)[0] for word in wanted}
+    named = {"libvirt" if name == "libvirt-python" else name for name in named}
     listed = re.search(r"\n  dependencies = \[(.*?);\n", PACKAGE.read_text(), re.DOTALL)
     assert listed
     assert set(re.findall(r"(?:pinned|python3Packages)\.([\w-]+)", listed[1])) == named
@@ -196,8 +216,18 @@ def test_the_outputs_are_those_that_the_guide_names(flake: Flake) -> None:
     ran = flake.nix("flake", "show", "--json", "--all-systems")
     assert ran.returncode == 0, ran.stderr
     shown = json.loads(ran.stdout)
-    for name in ("packages", "apps", "checks", "devShells", "formatter"):
+    for name in ("packages", "checks", "devShells", "formatter"):
         assert sorted(shown[name]) == SYSTEMS, name
+    demos = {system for system, apps in shown["apps"].items() if "demo" in apps}
+    assert demos == {"aarch64-linux", "x86_64-linux"}
+    sizes = {
+        system: {name.removeprefix("guest-size-") for name in checks if "-size-" in name}
+        for system, checks in shown["checks"].items()
+    }
+    hypervisors = {"qemu", "cloud-hypervisor", "firecracker"}
+    assert sizes["x86_64-linux"] == hypervisors
+    assert sizes["aarch64-linux"] == hypervisors | {"vfkit"}
+    assert {"package", "devShell", "formatting", "mac"} <= shown["checks"]["aarch64-darwin"].keys()
     linux = {"default", "guest-qemu", "guest-cloud-hypervisor", "guest-firecracker"}
     assert shown["packages"]["x86_64-linux"].keys() == linux
     assert shown["packages"]["aarch64-linux"].keys() == linux
