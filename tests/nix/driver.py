@@ -1,8 +1,9 @@
 """Runs the testScript of a NixOS test on machines that need not be NixOS: a driver of our own.
 
-A machine is a program that takes the words of QEMU which lead to a console, and whose system has a
-root shell there, as `backdoor` of NixOS has. The calls are those of NixOS's driver which our tests
-use, and mean the same. Above are the tests that have such machines; nothing outlives `run_script`.
+The calls are those of NixOS's driver which our tests use, and mean the same. One kind of machine is
+here: a program that takes the words of QEMU which lead to a console, and whose system has a root
+shell there, as `backdoor` of NixOS has. Another is in `contained`. Above are the tests that have
+such machines; nothing outlives `run_script`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
@@ -33,49 +35,18 @@ class Failed(AssertionError):
     """What a testScript asked for did not come true."""
 
 
-class Machine:
-    """A machine as a testScript sees it."""
+class Driven(ABC):
+    """A machine as a testScript sees it: what all have that somehow run a command as root."""
 
-    def __init__(self, name: str, program: Sequence[str | Path], folder: Path) -> None:
-        self.name = name
-        self._program = program
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self._shell: socket.socket | None = None
-        self.console = folder / f"{name}.console"
+    name: str
+    # Where it says what is for nobody in particular.
+    console: Path
 
+    @abstractmethod
     def start(self) -> None:
         """Start it, unless it runs."""
-        if self._process:
-            return
-        path = self._folder / f"{self.name}.shell"
-        path.unlink(missing_ok=True)
-        words = [
-            *("-chardev", f"socket,id=shell,path={path}"),
-            *("-device", "virtio-serial", "-device", "virtconsole,chardev=shell"),
-            *("-device", "virtio-rng-pci", "-serial", "stdio", "-nographic"),
-        ]
-        with (
-            socket.socket(socket.AF_UNIX) as ear,
-            self.console.open("ab") as console,
-        ):
-            ear.bind(str(path))
-            ear.listen(1)
-            ear.settimeout(BOOT_S)
-            self._process = subprocess.Popen(
-                [*self._program, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            self._shell, _ = ear.accept()
-        self._shell.settimeout(BOOT_S)
-        said = b""
-        # Whoever is heard says nothing more until asked.
-        while HELLO not in said or not said.endswith(b"\n"):
-            said += self._heard()
 
+    @abstractmethod
     def execute(
         self,
         command: str,
@@ -84,19 +55,14 @@ class Machine:
         timeout: int | None = COMMAND_S,
     ) -> tuple[int, str]:
         """Run a command of the shell, and give its status and what it said on stdout."""
-        self.start()
-        assert self._shell
-        self._shell.settimeout(None if timeout is None else timeout + _GRACE_S)
-        limit = f"timeout {timeout} " if timeout is not None else ""
-        quoted = shlex.quote(f"set -euo pipefail; {command}")
-        self._say(f"{limit}bash -c {quoted} | (base64 -w 0; echo)")
-        if not check_output:
-            return -2, ""
-        out = base64.b64decode(self._line()).decode(errors="replace")
-        if not check_return:
-            return -1, out
-        self._say("echo ${PIPESTATUS[0]}")
-        return int(self._line()), out
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Power it off, and wait until it has ended."""
+
+    @abstractmethod
+    def crash(self) -> None:
+        """Cut its power."""
 
     def succeed(self, *commands: str, timeout: int | None = COMMAND_S) -> str:
         """Run commands that succeed, and give all they say."""
@@ -138,23 +104,6 @@ class Machine:
     def systemctl(self, words: str) -> tuple[int, str]:
         return self.execute(f"systemctl {words}")
 
-    def shutdown(self) -> None:
-        """Power it off, and wait until it has ended."""
-        if self._process and self._shell:
-            self._say("systemctl poweroff")
-            self._process.wait(BOOT_S)
-        self.crash()
-
-    def crash(self) -> None:
-        """Cut its power."""
-        if self._process:
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        if self._shell:
-            self._shell.close()
-        self._process = self._shell = None
-
     def _retry(self, command: str, is_enough: Callable[[int], bool], timeout: int) -> str:
         deadline = time.monotonic() + timeout
         while True:
@@ -165,12 +114,95 @@ class Machine:
                 raise Failed(f"{self.name}: `{command}` still says {status}: {out}")
             time.sleep(_ASK_EVERY_S)  # nothing tells us when it would be of use
 
+    def last_words(self) -> str:
+        lines = self.console.read_text(errors="replace").splitlines()
+        return "Its console:\n" + "\n".join(lines[-_LAST_LINES:])
+
+
+class Machine(Driven):
+    """One that is a QEMU."""
+
+    def __init__(self, name: str, program: Sequence[str | Path], folder: Path) -> None:
+        self.name = name
+        self._program = program
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._shell: socket.socket | None = None
+        self.console = folder / f"{name}.console"
+
+    def start(self) -> None:
+        if self._process:
+            return
+        path = self._folder / f"{self.name}.shell"
+        path.unlink(missing_ok=True)
+        words = [
+            *("-chardev", f"socket,id=shell,path={path}"),
+            *("-device", "virtio-serial", "-device", "virtconsole,chardev=shell"),
+            *("-device", "virtio-rng-pci", "-serial", "stdio", "-nographic"),
+        ]
+        with (
+            socket.socket(socket.AF_UNIX) as ear,
+            self.console.open("ab") as console,
+        ):
+            ear.bind(str(path))
+            ear.listen(1)
+            ear.settimeout(BOOT_S)
+            self._process = subprocess.Popen(
+                [*self._program, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._shell, _ = ear.accept()
+        self._shell.settimeout(BOOT_S)
+        said = b""
+        # Whoever is heard says nothing more until asked.
+        while HELLO not in said or not said.endswith(b"\n"):
+            said += self._heard()
+
+    def execute(
+        self,
+        command: str,
+        check_return: bool = True,  # as in NixOS
+        check_output: bool = True,
+        timeout: int | None = COMMAND_S,
+    ) -> tuple[int, str]:
+        self.start()
+        assert self._shell
+        self._shell.settimeout(None if timeout is None else timeout + _GRACE_S)
+        limit = f"timeout {timeout} " if timeout is not None else ""
+        quoted = shlex.quote(f"set -euo pipefail; {command}")
+        self._say(f"{limit}bash -c {quoted} | (base64 -w 0; echo)")
+        if not check_output:
+            return -2, ""
+        out = base64.b64decode(self._line()).decode(errors="replace")
+        if not check_return:
+            return -1, out
+        self._say("echo ${PIPESTATUS[0]}")
+        return int(self._line()), out
+
+    def shutdown(self) -> None:
+        if self._process and self._shell:
+            self._say("systemctl poweroff")
+            self._process.wait(BOOT_S)
+        self.crash()
+
+    def crash(self) -> None:
+        if self._process:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if self._shell:
+            self._shell.close()
+        self._process = self._shell = None
+
     def _say(self, line: str) -> None:
         assert self._shell
         try:
             self._shell.sendall(f"{line}\n".encode())
         except BrokenPipeError as error:
-            raise Failed(f"{self.name}: it has ended. {self._last_words()}") from error
+            raise Failed(f"{self.name}: it has ended. {self.last_words()}") from error
 
     def _line(self) -> bytes:
         line = b""
@@ -183,16 +215,12 @@ class Machine:
         try:
             heard = self._shell.recv(1 << 16)
         except TimeoutError as error:
-            raise Failed(f"{self.name}: no answer. {self._last_words()}") from error
+            raise Failed(f"{self.name}: no answer. {self.last_words()}") from error
         except ConnectionResetError:
             heard = b""
         if not heard:
-            raise Failed(f"{self.name}: it has ended. {self._last_words()}")
+            raise Failed(f"{self.name}: it has ended. {self.last_words()}")
         return heard
-
-    def _last_words(self) -> str:
-        lines = self.console.read_text(errors="replace").splitlines()
-        return "Its console:\n" + "\n".join(lines[-_LAST_LINES:])
 
 
 def script_of(path: Path) -> str:
@@ -205,7 +233,7 @@ def script_of(path: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_script(script: str, machines: Sequence[Machine]) -> list[str]:
+def run_script(script: str, machines: Sequence[Driven]) -> list[str]:
     """Run a testScript on machines, which end with it; name the subtests that it passed."""
     passed: list[str] = []
 
