@@ -64,13 +64,17 @@
         // lib.mapAttrs runnerOf (guestsOf pkgs.stdenv.hostPlatform.system)
       );
 
-      apps = eachSystem (pkgs: {
-        demo = {
-          type = "app";
-          program = lib.getExe (pkgs.callPackage ./python/nix/demo.nix { inherit self; });
-          meta.description = "A daemon of its own, and commands in a NixOS machine that it starts";
-        };
-      });
+      # A daemon needs Linux, so a Mac has none to show.
+      apps = eachSystem (
+        pkgs:
+        lib.optionalAttrs pkgs.stdenv.hostPlatform.isLinux {
+          demo = {
+            type = "app";
+            program = lib.getExe (pkgs.callPackage ./python/nix/demo.nix { inherit self; });
+            meta.description = "A daemon of its own, and commands in a NixOS machine that it starts";
+          };
+        }
+      );
 
       nixosModules.default = lib.modules.importApply ./nixos-module.nix { inherit self; };
       darwinModules.default = lib.modules.importApply ./darwin-module.nix { inherit self; };
@@ -120,7 +124,18 @@
         ];
       };
 
-      checks = eachSystem (pkgs: import ./python/nix/checks.nix { inherit self pkgs; });
+      checks = eachSystem (
+        pkgs:
+        import ./python/nix/checks.nix {
+          inherit self pkgs;
+          guests =
+            guestsOf pkgs.stdenv.hostPlatform.system
+            # What is in a guest of a Mac is of Linux.
+            // lib.optionalAttrs (pkgs.stdenv.hostPlatform.system == "aarch64-linux") (
+              guestsOf "aarch64-darwin"
+            );
+        }
+      );
       devShells = eachSystem (pkgs: {
         default = pkgs.callPackage ./python/nix/shell.nix { inherit self; };
       });

@@ -1,8 +1,13 @@
-# What `nix flake check` builds: the package with its tests, the shell, the guest, the VM tests.
-{ self, pkgs }:
+# What `nix flake check` builds: the package with its tests, the shell, the sizes of the guests, the
+# VM tests; and what it evaluates for a Mac.
+{
+  self,
+  pkgs,
+  guests,
+}:
 let
   inherit (pkgs) lib;
-  inherit (pkgs.stdenv.hostPlatform) isDarwin isLinux system;
+  inherit (pkgs.stdenv.hostPlatform) isLinux system;
   folder = ../../tests/nixos;
 
   isTest = name: type: type == "regular" && lib.hasSuffix ".nix" name;
@@ -13,6 +18,12 @@ let
       pkgs.testers.runNixOSTest (lib.modules.importApply (folder + "/${name}") { inherit self; })
     )
   ) (lib.filterAttrs isTest found);
+
+  # Say how large each is; none has a limit, as what is in it is for its user to choose.
+  sizes = lib.mapAttrs' (
+    name: guest:
+    lib.nameValuePair "guest-size-${lib.removePrefix "guest-" name}" guest.config.system.build.closureSize
+  ) guests;
 
   sources = lib.fileset.toSource {
     root = ../..;
@@ -26,11 +37,9 @@ in
     find ${sources} -name '*.nix' -exec nixfmt --check {} +
     touch $out
   '';
+  # Evaluated, as only a Mac builds it.
+  mac = pkgs.writeText "mac" (
+    builtins.unsafeDiscardStringContext self.darwinConfigurations.mac.config.system.build.toplevel.drvPath
+  );
 }
-// lib.optionalAttrs isLinux (
-  tests
-  // {
-    # Says how large the guest is; it has no limit, as what is in it is for its user to choose.
-    guest-size = (self.lib.mkGuest { hostSystem = system; }).config.system.build.closureSize;
-  }
-)
+// lib.optionalAttrs isLinux (tests // sizes)

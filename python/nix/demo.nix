@@ -6,13 +6,12 @@
 }:
 let
   own = self.packages.${stdenv.hostPlatform.system};
-  runner = if stdenv.hostPlatform.isDarwin then own.guest-vfkit else own.guest-qemu;
 in
 writeShellApplication {
   name = "microvm-orchestrator-demo";
   runtimeInputs = [ own.default ];
   text = ''
-    runner=${runner}
+    runner=${own.guest-qemu}
     ${builtins.readFile ./demo.sh}
   '';
   meta.description = "A daemon of its own, and commands in a machine that it starts";
