@@ -68,6 +68,7 @@ lib.genAttrs [
   "hypothesis"
   "idna"
   "jsonschema"
+  "libvirt"
   "opentelemetry-api"
   "prometheus-client"
   "pydantic"
