@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,8 @@ _LIBVIRT_SOCKETS = (
     Path("/run/libvirt/virtqemud-sock"),
     Path("/run/libvirt/libvirt-sock"),
 )
-_NETEM = re.compile(r"/sch_netem\.ko", re.MULTILINE)
+# Where distributions keep the modules of the kernel that runs, and where NixOS does.
+_MODULES = (Path("/lib/modules"), Path("/run/booted-system/kernel-modules/lib/modules"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ async def observe(state_dir: Path, qemu: str = QEMU) -> Observed:
         libvirt_socket=next((str(path) for path in _LIBVIRT_SOCKETS if path.exists()), None),
         tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
         vhost_vsock=os.access("/dev/vhost-vsock", os.R_OK | os.W_OK),
-        netem=_has_netem(),
+        netem=has_module("sch_netem"),
         memory_available_mib=_memory_available_mib(),
         limits=cgroup.describe(),
     )
@@ -178,15 +180,17 @@ async def _version(program: str) -> str | None:
     return ran.stdout.decode(errors="replace").partition("\n")[0].strip()
 
 
-def _has_netem() -> bool:
-    if Path("/sys/module/sch_netem").exists():
+def has_module(name: str, places: Iterable[Path] = _MODULES) -> bool:
+    """Tell whether the kernel has a part, loaded, built in or as a file below one of the places."""
+    if (Path("/sys/module") / name).exists():
         return True
-    modules = Path("/lib/modules") / os.uname().release
-    for name in ("modules.dep", "modules.builtin"):
-        path = modules / name
-        if path.is_file() and _NETEM.search(path.read_text(encoding="utf-8")):
-            return True
-    return False
+    wanted = re.compile(rf"/{re.escape(name)}\.ko", re.MULTILINE)
+    lists = [
+        place / os.uname().release / file
+        for place in places
+        for file in ("modules.dep", "modules.builtin")
+    ]
+    return any(wanted.search(path.read_text(encoding="utf-8")) for path in lists if path.is_file())
 
 
 def _memory_available_mib() -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from microvm_orchestrator.machine.facts import Fact, Observed, explain, observe
+import pytest
+
+from microvm_orchestrator.machine.facts import Fact, Observed, explain, has_module, observe
 from microvm_orchestrator.machine.probe import Acceleration
 
 WORKSTATION = Observed(
@@ -69,3 +72,16 @@ async def test_this_host_is_seen_as_it_is(tmp_path: Path) -> None:
     assert seen.qemu is None
     assert seen.memory_available_mib > 0
     assert {fact.name for fact in explain(seen)} >= {"kvm", "qemu", "memory", "netem"}
+
+
+@pytest.mark.parametrize("packed", ["", ".xz"])
+def test_a_part_of_the_kernel_is_found_wherever_the_distribution_keeps_it(
+    tmp_path: Path, packed: str
+) -> None:
+    places = (tmp_path / "usual", tmp_path / "nixos")
+    assert not has_module("no_such_part", places)
+    folder = places[1] / os.uname().release
+    folder.mkdir(parents=True)
+    (folder / "modules.dep").write_text(f"kernel/net/sched/no_such_part.ko{packed}:\n")
+    assert has_module("no_such_part", places)
+    assert not has_module("such_part", places)
