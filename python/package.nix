@@ -89,6 +89,7 @@ python3Packages.buildPythonApplication (finalAttrs: {
     python3Packages.h11
     python3Packages.prometheus-client
     python3Packages.pydantic
+    python3Packages.pyyaml
     python3Packages.rich
     python3Packages.sdnotify
     python3Packages.starlette

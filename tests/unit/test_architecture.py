@@ -26,7 +26,7 @@ FLOORS = [
     {"cli", "mcp_server", "web"},
     {"service"},
     {"host"},
-    {"runs"},
+    {"runs", "clusters"},
     {"lifecycle"},
     {"execs", "forwards", "snapshots", "seeded"},
     {"machines"},

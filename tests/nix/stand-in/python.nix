@@ -78,6 +78,7 @@ lib.genAttrs [
   "pytest-xdist"
   "pytestCheckHook"
   "python-multipart"
+  "pyyaml"
   "rich"
   "sdnotify"
   "sse-starlette"

@@ -1,0 +1,1 @@
+"""Clusters: machines and networks that are defined, started, saved and ended together."""
