@@ -10,7 +10,8 @@
     │   ├── PackageUnknown
     │   ├── DevshellMissing
     │   ├── RepoRefused       a repository is not one that we can work with
-    │   └── NotOffered        a machine of this kind, or the way into it, does not do that
+    │   ├── NotOffered        a machine of this kind, or the way into it, does not do that
+    │   └── FaultNotOffered   networks of this kind cannot do that here
     ├── TooLarge              a limit on size or count was passed
     ├── Unauthenticated       we do not know who asks
     ├── Denied                we know, and the answer is no
@@ -127,6 +128,12 @@ class NotOffered(InvalidInput):
     """This kind of machine, or the way into it, does not offer that; another one may."""
 
     code = "not-offered"
+
+
+class FaultNotOffered(InvalidInput):
+    """Networks of this kind cannot do that on this host; another kind may."""
+
+    code = "fault-not-offered"
 
 
 class TooLarge(OrchestratorError):

@@ -10,16 +10,17 @@ links.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_interface
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Link
 from microvm_orchestrator.model.names import NAME
+from microvm_orchestrator.network.impairment import Behaviour, Impairment
 
 
 def _check_name(name: str) -> None:
@@ -115,6 +116,27 @@ class PortEvent:
     reason: str
 
 
+class Ends(NamedTuple):
+    """A way from one machine of a network to another, by their ids."""
+
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.source} -> {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a kind of networks can do to ways on this host, as it was tried out."""
+
+    # As `networks.kind` names it.
+    kind: str
+    can: frozenset[Behaviour]
+    # In words for a person, of what it can not.
+    reason: str = ""
+
+
 # Called for one port after the other; what is sent waits for it only at that port.
 OnPortEvent = Callable[[PortEvent], Awaitable[None]]
 
@@ -168,4 +190,33 @@ class Networks(Protocol):
 
     async def sweep(self, networks: Collection[str], ports: Collection[Port]) -> list[str]:
         """Take away what is ours and not among these, and name it in words for a log."""
+        ...
+
+
+class Impairable(Protocol):
+    """Networks whose ways can be made worse on purpose."""
+
+    async def abilities(self) -> Abilities:
+        """Try out what can be done to ways here. Raises: Unavailable."""
+        ...
+
+    async def impair(self, network_id: str, ways: Mapping[Ends, Impairment]) -> None:
+        """Let frames from one machine to another meet this from now on, and nothing else.
+
+        It holds for machines, with or without ports now, and through all that happens to their
+        ports; said again it changes nothing. Others' ways stay as they are. Either all of it holds
+        or, in the end, none.
+        Raises: NotFound when there is no such network, FaultNotOffered, Unavailable.
+        """
+        ...
+
+    async def mend(self, network_id: str, ways: Collection[Ends]) -> None:
+        """Let frames pass again as they should; also where nothing was wrong. Raises: Unavailable.
+
+        What was late on the way is lost.
+        """
+        ...
+
+    async def impaired(self, network_id: str) -> dict[Ends, Impairment]:
+        """Tell what frames do meet, as it stands where they pass. Raises: Unavailable."""
         ...

@@ -141,19 +141,23 @@ class Segment:
         self.plugs: dict[str, Plug] = {}
         self._by_mac: dict[bytes, Plug] = {}
 
-    def add(self, port: Port) -> None:
-        """Raises: Conflict when the MAC, or the machine's port, is another's; InvalidInput."""
+    def add(self, port: Port) -> Plug:
+        """Make a machine's place, or find it.
+
+        Raises: Conflict when the MAC, or the machine's port, is another's; InvalidInput.
+        """
         old = self.plugs.get(port.machine_id)
         if old is not None:
             if old.port != port:
                 raise errors.Conflict(
                     f"machine {port.machine_id} has another port in network {port.network_id}"
                 )
-            return
+            return old
         plug = Plug(port)
         if self._by_mac.setdefault(plug.guard.mac, plug) is not plug:
             raise errors.Conflict(f"two machines of network {port.network_id} have MAC {port.mac}")
         self.plugs[port.machine_id] = plug
+        return plug
 
     def drop(self, plug: Plug) -> None:
         del self.plugs[plug.port.machine_id]

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import AsyncGenerator, Collection
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ from microvm_orchestrator.machine import sockets
 from microvm_orchestrator.machine.base import Link
 from microvm_orchestrator.network.addresses import prefixes
 from microvm_orchestrator.network.base import (
+    Abilities,
+    Ends,
     Network,
     OnPortEvent,
     Port,
@@ -32,9 +35,10 @@ from microvm_orchestrator.network.base import (
     PortEvent,
     PortUsage,
 )
-from microvm_orchestrator.network.impairment import Impairment, Late, Way, WayUsage
+from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Behaviour, Impairment
 from microvm_orchestrator.network.pace import Pace
 from microvm_orchestrator.network.segment import Lying, Plug, Segment
+from microvm_orchestrator.network.way import Late, Way, WayUsage
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -59,8 +63,8 @@ class Switch:
         self._on_event = on_event
         self._segments: dict[str, Segment] = {}
         self._lines: dict[Plug, _Line] = {}
-        # What is not as it should be, from the first to the second.
-        self._ways: dict[tuple[Plug, Plug], Way] = {}
+        # What is not as it should be, by network; also where there are no ports now.
+        self._ways: defaultdict[str, dict[Ends, Way]] = defaultdict(dict)
         self._late = late
         # How many machines are not listened to for a while because they flood.
         self._held_back = 0
@@ -75,6 +79,7 @@ class Switch:
             for plug in list(segment.plugs.values()):
                 await self.release(plug.port)
             del self._segments[network_id]
+            self._ways.pop(network_id, None)
 
     async def found(self) -> list[str]:
         return sorted(self._segments)
@@ -83,7 +88,10 @@ class Switch:
         segment = self._segments.get(port.network_id)
         if segment is None:
             raise errors.NotFound(f"there is no network {port.network_id}")
-        segment.add(port)
+        plug = segment.add(port)
+        for (source, target), way in self._ways[port.network_id].items():
+            if source == port.machine_id:
+                plug.ways[target] = way.take
         return Link(port.mac, port.ipv4, ipv6=port.ipv6)
 
     async def connect(self, port: Port, link: Path) -> None:
@@ -101,10 +109,10 @@ class Switch:
         if plug is not None:
             await self._hang_up(plug)
             segment = self._segments[port.network_id]
-            for other in segment.plugs.values():
-                self._mend(plug, other)
-                self._mend(other, plug)
             segment.drop(plug)
+            for ends, way in self._ways[port.network_id].items():
+                if port.machine_id in ends:
+                    way.forget()
 
     async def usage(self, port: Port) -> PortUsage:
         return self._plug(port).usage()
@@ -122,37 +130,52 @@ class Switch:
                     swept.append(f"port of {plug.port.machine_id} in network {network_id}")
         return swept
 
-    def impair(self, source: Port, target: Port, impairment: Impairment, *, seed: int) -> None:
-        """Let frames from one machine to another meet this from now on.
+    async def abilities(self) -> Abilities:
+        return Abilities("userspace", frozenset(Behaviour))
 
-        What was late on the way is lost. Raises: NotFound.
-        """
-        ours, theirs = self._plug(source), self._plug(target)
-        self._mend(ours, theirs)
-        chances = f"{seed} {source.network_id} {source.machine_id} {target.machine_id}"
-        way = Way(impairment, chances, self._late, lambda frame: theirs.send(memoryview(frame), 1))
-        self._ways[ours, theirs] = way
-        ours.ways[target.machine_id] = way.take
+    async def impair(self, network_id: str, ways: Mapping[Ends, Impairment]) -> None:
+        if network_id not in self._segments:
+            raise errors.NotFound(f"there is no network {network_id}")
+        for ends, impairment in ways.items():
+            if impairment == AS_IT_SHOULD_BE:
+                self._mend(network_id, ends)
+            else:
+                self._impair(network_id, ends, impairment)
 
-    def mend(self, source: Port, target: Port) -> None:
-        """Let frames from one machine to another pass as they do where nothing was said."""
-        ours, theirs = self._find(source), self._find(target)
-        if ours is not None and theirs is not None:
-            self._mend(ours, theirs)
+    async def mend(self, network_id: str, ways: Collection[Ends]) -> None:
+        for ends in ways:
+            self._mend(network_id, ends)
 
-    def impaired(self, network_id: str) -> dict[tuple[str, str], tuple[Impairment, WayUsage]]:
-        """Tell of each way that is impaired, by the machines that it leads from and to."""
-        return {
-            (source.port.machine_id, target.port.machine_id): (way.impairment, way.usage())
-            for (source, target), way in self._ways.items()
-            if source.port.network_id == network_id
-        }
+    async def impaired(self, network_id: str) -> dict[Ends, Impairment]:
+        ways = self._ways.get(network_id, {})
+        return {ends: way.impairment for ends, way in sorted(ways.items())}
 
-    def _mend(self, source: Plug, target: Plug) -> None:
-        way = self._ways.pop((source, target), None)
+    def way_usage(self, network_id: str) -> dict[Ends, WayUsage]:
+        """Tell what has befallen frames on each way that is impaired."""
+        return {ends: way.usage() for ends, way in self._ways.get(network_id, {}).items()}
+
+    def _impair(self, network_id: str, ends: Ends, impairment: Impairment) -> None:
+        ways, segment = self._ways[network_id], self._segments[network_id]
+        if ends in ways:
+            ways[ends].change(impairment)
+            return
+
+        def send(frame: bytes) -> None:
+            plug = segment.plugs.get(ends.target)
+            if plug is not None:
+                plug.send(memoryview(frame), 1)
+
+        way = ways[ends] = Way(impairment, f"{network_id} {ends}", self._late, send)
+        if ends.source in segment.plugs:
+            segment.plugs[ends.source].ways[ends.target] = way.take
+
+    def _mend(self, network_id: str, ends: Ends) -> None:
+        way = self._ways.get(network_id, {}).pop(ends, None)
         if way is not None:
-            way.close()
-            del source.ways[target.port.machine_id]
+            way.forget()
+            plug = self._segments[network_id].plugs.get(ends.source)
+            if plug is not None:
+                del plug.ways[ends.target]
 
     def _find(self, port: Port) -> Plug | None:
         segment = self._segments.get(port.network_id)
