@@ -28,6 +28,7 @@ from microvm_orchestrator.model.machine import (
     ENDED,
     MACHINE,
     Machine,
+    MachineDisk,
     MachineState,
 )
 from microvm_orchestrator.model.names import new_id
@@ -77,6 +78,9 @@ class Wish:
     cache: str | None = None
     # The name of a repository's history that it gets to read.
     history: str | None = None
+    disks: tuple[MachineDisk, ...] = ()
+    # What its guest calls itself, where that is not its name.
+    hostname: str | None = None
 
     def made(self, machine: Machine) -> bool:
         """Whether a machine is what this asked for."""
@@ -84,6 +88,7 @@ class Wish:
         plain = ("image", "memory_mib", "vcpus", "accel", "name", "disk_mib", "cache")
         return (
             all(getattr(machine, name) == getattr(self, name) for name in plain)
+            and tuple(machine.disks) == self.disks
             and base.Limits(*limits) == self.limits
             and len(machine.networks) == len(self.networks)
             and all(map(_is_at, machine.networks, self.networks))
@@ -244,6 +249,8 @@ class Machines:
             max_disk_bytes_s=wish.limits.disk_bytes,
             cache=wish.cache,
             history=wish.history,
+            disks=list(wish.disks),
+            hostname=wish.hostname,
             accel=wish.accel,
             state=MachineState.DEFINED,
             created_at=moment(await self._store.now()),
@@ -255,8 +262,18 @@ class Machines:
         await self._store.save(record, by, expect=0, tell=tell)
         return machine
 
-    async def start(self, reference: str, by: Actor, *, wait_for_room: bool = True) -> Machine:
+    async def start(
+        self,
+        reference: str,
+        by: Actor,
+        *,
+        wait_for_room: bool = True,
+        snapshot_id: str | None = None,
+    ) -> Machine:
         """Boot a machine, and return when its guest is ready.
+
+        With a snapshot of a machine with the same parts it goes on where that one was saved, this
+        once: it is itself, with its own names, and its disks are what was saved.
 
         Raises: NotFound, StateForbids, NoRoom, MachineBootFailed. One who is cancelled leaves the
             machine stopped and nothing of it on the host.
@@ -275,7 +292,7 @@ class Machines:
 
             lent = await self._starting.hold(machine, by, wait=wait_for_room)
             try:
-                running = await self._starting.start(machine, lent, enter)
+                running = await self._starting.start(machine, lent, enter, snapshot_id)
             except BaseException as error:
                 await self._not_started(machine.machine_id, error)
                 raise

@@ -47,12 +47,22 @@ class Snapshots:
         machine = await self._machines.get(reference, by)
         async with self._machines.turn(machine.machine_id):
             running = self._machines.live(await self._machines.get(machine.machine_id, by))
-            return await self._save(machine, running, by)
+            return await self.save_held(machine, running, by)
 
-    async def _save(self, machine: Machine, running: base.Machine, by: Actor) -> MachineSnapshot:
-        """Write down that there will be a snapshot, make it, and write down what came of it."""
+    async def save_held(
+        self,
+        machine: Machine,
+        running: base.Machine,
+        by: Actor,
+        *,
+        snapshot_id: str | None = None,
+    ) -> MachineSnapshot:
+        """Write down that there will be a snapshot, make it, and write down what came of it.
+
+        The caller holds the machine's turn. Raises: StateForbids, MachineFailed.
+        """
         snapshot = MachineSnapshot(
-            snapshot_id=new_id("s"),
+            snapshot_id=snapshot_id or new_id("s"),
             state=SnapshotState.SAVING,
             machine_id=machine.machine_id,
             owner=by.name,
@@ -60,6 +70,7 @@ class Snapshots:
             memory_mib=machine.memory_mib,
             vcpus=machine.vcpus,
             disk_mib=machine.disk_mib,
+            disks=machine.disks,
             networks=[place.network_id for place in machine.networks],
             created_at=moment(await self._store.now()),
         )
@@ -115,6 +126,7 @@ class Snapshots:
             saved.spec.accel,
             name=name,
             disk_mib=snapshot.disk_mib,
+            disks=tuple(snapshot.disks),
             networks=tuple(Attachment(network_id) for network_id in snapshot.networks),
             limits=saved.spec.limits,
         )

@@ -121,22 +121,26 @@ class Starting:
         machine: Machine,
         lent: Volume | None,
         enter: Callable[[str | None], Awaitable[None]],
+        snapshot_id: str | None = None,
     ) -> base.Machine:
         """Let a machine run; `enter` is told what it is called on the host, before it is.
+
+        It goes on where a snapshot was saved, if one is given, or it was branched off from one.
 
         Raises: NotFound, MachineBootFailed.
         """
         if machine.runtime_id is not None:
             # It begins anew, and has kept nothing but its console.
             await self._hypervisor.remove(machine.runtime_id)
-        if (pool := await self._pool(machine)) is not None:
+        snapshot_id = snapshot_id or machine.snapshot_id
+        if snapshot_id is None and (pool := await self._pool(machine)) is not None:
             return await pool.claim(_hostname(machine), enter)
         await enter(None)
         spec = await self._spec(machine)
         spec = replace(spec, links=await self._links(machine))
         if lent is not None:
             spec = replace(spec, disks=(*spec.disks, lent.disk))
-        running = await self._begin(machine, spec)
+        running = await self._begin(spec, snapshot_id)
         try:
             await self._connect(machine, running)
         except BaseException:
@@ -145,12 +149,12 @@ class Starting:
             raise
         return running
 
-    async def _begin(self, machine: Machine, spec: base.MachineSpec) -> base.Machine:
-        if machine.snapshot_id is None:
+    async def _begin(self, spec: base.MachineSpec, snapshot_id: str | None) -> base.Machine:
+        if snapshot_id is None:
             return await self._hypervisor.start(spec)
-        snapshot = await self._hypervisor.find_snapshot(machine.snapshot_id)
+        snapshot = await self._hypervisor.find_snapshot(snapshot_id)
         if snapshot is None:
-            raise errors.NotFound(f"snapshot {machine.snapshot_id} is gone")
+            raise errors.NotFound(f"snapshot {snapshot_id} is gone")
         # Of a cache that the saved machine had, it gets a copy of its own.
         return await self._hypervisor.clone(snapshot, replace(spec, disks=snapshot.spec.disks))
 
@@ -162,7 +166,7 @@ class Starting:
             await self._networks.connect(machine, running.links)
 
     async def _pool(self, machine: Machine) -> Pool | None:
-        if self._warm is None or machine.snapshot_id or machine.cache or machine.networks:
+        if self._warm is None or machine.cache or machine.networks:
             return None
         with contextlib.suppress(errors.OrchestratorError):  # what is wrong is told by the boot
             return self._warm.find(await self._spec(machine))
@@ -175,7 +179,7 @@ class Starting:
         return base.MachineSpec(
             machine_id=machine.machine_id,
             boot=boot,
-            disks=_own_disks(machine.disk_mib) + (self._history(machine) if with_history else ()),
+            disks=_own_disks(machine) + (self._history(machine) if with_history else ()),
             memory_mib=machine.memory_mib,
             vcpus=machine.vcpus,
             accel=base.Accel(machine.accel),
@@ -194,10 +198,11 @@ class Starting:
 
 
 def _hostname(machine: Machine) -> str:
-    return machine.name or machine.machine_id.replace("_", "-")
+    return machine.hostname or machine.name or machine.machine_id.replace("_", "-")
 
 
-def _own_disks(disk_mib: int | None) -> tuple[base.Disk, ...]:
-    if disk_mib is None:
-        return ()
-    return (base.Disk(_SCRATCH, read_only=False, size_mib=disk_mib),)
+def _own_disks(machine: Machine) -> tuple[base.Disk, ...]:
+    sizes = {disk.serial: disk.size_mib for disk in machine.disks}
+    if machine.disk_mib is not None:
+        sizes = {_SCRATCH: machine.disk_mib, **sizes}
+    return tuple(base.Disk(name, read_only=False, size_mib=size) for name, size in sizes.items())

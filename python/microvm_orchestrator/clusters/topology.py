@@ -40,6 +40,7 @@ _SERIAL_CHARS = 20
 _NAMING = "must be 1 to 31 small letters, digits and hyphens, with no hyphen at either end"
 # What a machine calls disks of its own.
 _OWN_SERIALS = frozenset({"root", "scratch", "cache"})
+_OPTION = "opt-"
 
 
 def read(text: str) -> Topology:
@@ -255,12 +256,17 @@ def _backend_problems(path: str, node: TopologyNode, parts: _Parts) -> Iterator[
         if disk.bus is not Bus.VIRTIO:
             yield f"{where}.bus", f"microVMs have no {disk.bus} disks, only virtio"
         serial = serial_of(disk)
-        if not serial or len(serial) > _SERIAL_CHARS or serial in _OWN_SERIALS:
-            allowed = f"up to {_SERIAL_CHARS} characters, none of {', '.join(sorted(_OWN_SERIALS))}"
+        if not _may_be_serial(serial):
+            allowed = f"up to {_SERIAL_CHARS} characters, none of root, scratch, cache, opt-…"
             yield f"{where}.path", f"a microVM cannot call a disk {serial!r}: {allowed}"
         elif serial in serials:
             yield f"{where}.path", f"its guest knows {serials[serial]} as {serial} already"
         serials.setdefault(serial, where)
+
+
+def _may_be_serial(serial: str) -> bool:
+    own = serial in _OWN_SERIALS or serial.startswith(_OPTION)
+    return 0 < len(serial) <= _SERIAL_CHARS and not own
 
 
 def serial_of(disk: ExtraDisk) -> str:

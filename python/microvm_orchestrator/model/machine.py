@@ -39,6 +39,13 @@ class _Told(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class MachineDisk(_Told):
+    """A further disk of a machine: empty at first, and its guest does what it likes with it."""
+
+    serial: str = Field(description="by which the guest knows it")
+    size_mib: int
+
+
 class Machine(_Told):
     """A virtual machine of this host."""
 
@@ -50,6 +57,12 @@ class Machine(_Told):
     memory_mib: int
     vcpus: int
     disk_mib: int | None = Field(default=None, description="size of its scratch disk, if any")
+    disks: list[MachineDisk] = Field(
+        default=[], description="further disks, which it keeps as it does its scratch disk"
+    )
+    hostname: str | None = Field(
+        default=None, description="what its guest calls itself, where that is not its name"
+    )
     accel: str
     networks: list[Place] = Field(
         default=[], description="its places in networks; the first is its eth0"
@@ -102,6 +115,7 @@ class MachineSnapshot(_Told):
     memory_mib: int
     vcpus: int
     disk_mib: int | None = None
+    disks: list[MachineDisk] = []
     networks: list[str] = Field(
         default=[], description="ids of the networks it was in; what starts from it is in them too"
     )

@@ -139,7 +139,7 @@ class ExtraDisk(_Part):
         description="where it lies on the host; a microVM keeps it with its other disks, and its "
         "guest knows it by the name of the file"
     )
-    size_gb: Annotated[int, Field(strict=True, ge=1, le=16_384)]
+    size_gb: Annotated[int, Field(strict=True, ge=1, le=4000)]
     bus: Bus = Bus.VIRTIO
 
 
@@ -150,7 +150,7 @@ class TopologyNode(_Part):
     role: NodeRole = "node"
     vcpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     memory_mb: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] = 512
-    disk_gb: Annotated[int, Field(strict=True, ge=1, le=16_384)] | None = Field(
+    disk_gb: Annotated[int, Field(strict=True, ge=1, le=4000)] | None = Field(
         default=None,
         description="of a disk for all that a microVM writes, which it keeps over a crash; without "
         "one it writes into its memory",
