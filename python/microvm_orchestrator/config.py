@@ -147,6 +147,17 @@ class Tcp(Section):
         return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+class Pages(Section):
+    """The web pages, which show and change nothing."""
+
+    enabled: bool = Field(
+        default=True,
+        strict=True,
+        description="Whether they are served, on the unix socket and on the network; there they "
+        "need a token, as everything does.",
+    )
+
+
 class Access(Section):
     """Who may do what, when the kernel tells us who asks."""
 
@@ -402,6 +413,7 @@ class Settings(Section):
     state_dir: Directory = Field(description="Where the store lies; made if it is missing.")
     socket: Socket = Field(description=Socket.__doc__)
     tcp: Tcp = Field(default=Tcp(), description=Tcp.__doc__)
+    pages: Pages = Field(default=Pages(), description=Pages.__doc__)
     access: Access = Field(default=Access(), description=Access.__doc__)
     store: Store = Field(default=Store(), description=Store.__doc__)
     leases: Leases = Field(default=Leases(), description=Leases.__doc__)

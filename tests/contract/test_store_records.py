@@ -198,6 +198,17 @@ async def test_tasks_are_listed_by_what_is_asked_of_them(store: Store) -> None:
         assert [item.key for item in found] == keys, question
 
 
+async def test_a_list_of_tasks_can_begin_with_the_newest(store: Store) -> None:
+    keys = [f"k{i}" for i in range(5)]
+    await submit(store, *(task(key) for key in keys))
+    found = await every(store, TaskList(newest_first=True, limit=2))
+    assert [item.key for item in found] == keys[::-1]
+    page = await store.query(TaskList(newest_first=True, limit=2), ALICE)
+    # Such a cursor is a place in the list, from which one can turn back.
+    back = await store.query(TaskList(cursor=page.cursor), ALICE)
+    assert [item.key for item in back.items] == ["k4"]
+
+
 async def test_a_page_that_is_just_full_is_the_last(store: Store) -> None:
     await submit(store, *(task(f"k{i}") for i in range(4)))
     page = await store.query(TaskList(limit=4), ALICE)

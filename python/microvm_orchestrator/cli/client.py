@@ -110,7 +110,7 @@ class Client:
         return self._exchange("whoami", "/healthz", None, self.answer_timeout_s).value
 
     def _exchange(self, name: str, target: str, body: bytes | None, timeout_s: float) -> Answer:
-        connection = self._open(timeout_s)
+        connection = self.open(timeout_s)
         headers = {"accept": "application/json"}
         if body is not None:
             headers["content-type"] = "application/json"
@@ -128,7 +128,7 @@ class Client:
             connection.close()
         return _read(name, response.status, data)
 
-    def _open(self, timeout_s: float) -> http.client.HTTPConnection:
+    def open(self, timeout_s: float) -> http.client.HTTPConnection:
         """Connect; what fails here was not sent. Raises: Unavailable, Denied, InvalidInput."""
         connection = self._connection(timeout_s)
         try:
@@ -144,7 +144,7 @@ class Client:
 
     def dial(self, timeout_s: float) -> socket.socket:
         """Connect, for what is no HTTP. Raises: as `call`."""
-        return cast("socket.socket", self._open(timeout_s).sock)
+        return cast("socket.socket", self.open(timeout_s).sock)
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         if self.url is None:

@@ -42,6 +42,7 @@ from microvm_orchestrator.cli import (
     task,
     template,
     token,
+    web,
     webhook,
     whoami,
     worker,
@@ -84,7 +85,7 @@ NOUNS = {
 # Commands that are one word; the commands of `work` are of the noun task.
 SINGLE = (
     *(allow.app, whoami.app, credential.setup, metrics.app, doctor.app),
-    *(serve.app, bridge.app, completion.app),
+    *(serve.app, bridge.app, web.app, completion.app),
 )
 
 

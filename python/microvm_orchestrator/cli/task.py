@@ -162,6 +162,9 @@ def list_(
         str | None,
         typer.Option("--text", metavar="TEXT", help="Only where it occurs in title or key."),
     ] = None,
+    newest_first: Annotated[
+        bool | None, typer.Option("--newest-first", help="List them the other way round.")
+    ] = None,
     limit: Limit = None,
     cursor: Cursor = None,
 ) -> None:
@@ -173,6 +176,7 @@ def list_(
         "owner": owner,
         "worker": worker,
         "text": text,
+        "newest_first": newest_first,
         "limit": limit,
         "cursor": cursor,
     }

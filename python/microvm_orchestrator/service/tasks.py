@@ -123,6 +123,7 @@ class TaskListRequest(ListRequest):
     text: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
         default=None, description="occurs in the title or the key"
     )
+    newest_first: Flag = Field(default=False, description="list them the other way round")
 
 
 class TaskWait(TaskRef):
@@ -364,6 +365,7 @@ async def task_list(
         owner=request.owner,
         worker=request.worker,
         text=request.text,
+        newest_first=request.newest_first,
         limit=request.limit,
         cursor=request.cursor,
     )

@@ -81,7 +81,7 @@ def task_list(tx: Tx, question: TaskList) -> Page[TaskBrief]:
     where, values = _task_filter(tx, question)
     rows = tx.all(
         f"{_with_body('task_body.spec, task_body.progress')} WHERE {where}"
-        " ORDER BY task.seq LIMIT ?",
+        f" ORDER BY task.seq {'DESC' if question.newest_first else 'ASC'} LIMIT ?",
         *values,
         question.limit + 1,
     )
@@ -113,8 +113,9 @@ def _with_body(columns: str) -> str:
 
 
 def _task_filter(tx: Tx, question: TaskList) -> tuple[str, list[object]]:
-    after = page_place(question.cursor, 0)
-    where, values = "task.seq > ?", list[object]([after])
+    begin = (1 << 63) - 1 if question.newest_first else 0
+    beyond = "<" if question.newest_first else ">"
+    where, values = f"task.seq {beyond} ?", list[object]([page_place(question.cursor, begin)])
     if question.states:
         where += f" AND task.state IN ({', '.join('?' * len(question.states))})"
         values += question.states

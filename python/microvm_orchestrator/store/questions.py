@@ -43,7 +43,7 @@ class OneTask(Query[Task]):
 
 @dataclass(frozen=True, slots=True)
 class TaskList(Query[Page[TaskBrief]]):
-    """Newest last. `text` looks into title and key."""
+    """Newest last, or first. `text` looks into title and key."""
 
     states: tuple[TaskState, ...] = ()
     group: str | None = None
@@ -51,6 +51,7 @@ class TaskList(Query[Page[TaskBrief]]):
     owner: str | None = None
     worker: str | None = None
     text: str | None = None
+    newest_first: bool = False
     limit: int = 50
     cursor: str | None = None
 

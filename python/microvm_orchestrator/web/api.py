@@ -82,7 +82,7 @@ async def _serve(service: Service, terms: Terms, layout: Layout, request: Reques
     caller = caller_of(request)
     arguments = await _arguments(request, layout, terms.limits.max_request_bytes)
     work = service.invoke(caller, layout.call.name, arguments)
-    answer = await (_while_connected(request, work) if layout.call.waits else work)
+    answer = await (while_connected(request, work) if layout.call.waits else work)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -117,7 +117,7 @@ def _key(request: Request, layout: Layout, given: Mapping[str, object]) -> dict[
     return {IDEMPOTENCY_FIELD: key}
 
 
-async def _while_connected(request: Request, work: Awaitable[BaseModel]) -> BaseModel:
+async def while_connected(request: Request, work: Awaitable[BaseModel]) -> BaseModel:
     """Wait for `work`, and stop waiting when the client goes: a claim must not go to nobody.
 
     Raises: what `work` raises; ClientDisconnect.

@@ -1,7 +1,8 @@
 """Everything that is served over HTTP, as one ASGI application.
 
 Above sits the daemon, which hands it to the listener; below are the REST routes, the event stream,
-health and metrics. MCP has routes of its own, which appear when its libraries are loaded.
+the pages, health and metrics. MCP has routes of its own, which appear when its libraries are
+loaded.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from microvm_orchestrator.web.framing import OneEndOnly
 from microvm_orchestrator.web.identity import Known
 from microvm_orchestrator.web.metrics import CONTENT_TYPE
 from microvm_orchestrator.web.origin import OwnPagesOnly
+from microvm_orchestrator.web.pages import Pages
 from microvm_orchestrator.web.problems import problem
 
 if TYPE_CHECKING:
@@ -68,11 +70,25 @@ def application(
         redirect_slashes=False,
         default=unknown_address,
     )
-    known = Known(_WithMcp(rest, mcp), identity)
+    known: ASGIApp = Known(_WithMcp(rest, mcp), identity)
+    if service.settings.pages.enabled:
+        known = _WithPages(known, Pages(service, identity))
     origins = service.settings.tcp.allowed_origins
     # Tells browsers that pages from there may read what they asked for.
     shared = CORSMiddleware(known, origins, _METHODS, ["*"]) if origins else known
     return OneEndOnly(OwnPagesOnly(shared, service.settings.tcp))
+
+
+class _WithPages:
+    """Sends who looks for a page there, before it is asked who that is: they ask themselves."""
+
+    def __init__(self, others: ASGIApp, pages: Pages) -> None:
+        self._others = others
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        serves = self._pages.serves(scope["path"])
+        await (self._pages if serves else self._others)(scope, receive, send)
 
 
 class _WithMcp:

@@ -54,7 +54,12 @@ class OwnPagesOnly:
 
     def _takes(self, origin: str, host: str, *, on_network: bool) -> bool:
         # The host has been checked, so a page from there is our own.
-        return origin in self._origins or (on_network and origin == f"http://{host}")
+        if origin in self._origins:
+            return True
+        # Who ends TLS in front of us is known by a name of the settings, and tells us nothing.
+        encrypted = host in self._hosts or _name(host) in self._hosts
+        own = {f"http://{host}", *([f"https://{host}"] if encrypted else [])}
+        return on_network and origin in own
 
 
 def _name(host: str) -> str:

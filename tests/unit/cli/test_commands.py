@@ -126,7 +126,7 @@ def test_every_command_that_talks_to_the_daemon_can_print_json() -> None:
     }
     # Those that have the terminal to themselves, and those that have no answer.
     interactive = {("machine", "shell"), ("machine", "attach"), ("exec", "attach")}
-    assert silent == {("serve",), ("connect",), ("completion",)} | interactive
+    assert silent == {("serve",), ("connect",), ("web",), ("completion",)} | interactive
 
 
 def test_the_fast_way_of_the_bridge_takes_the_options_of_its_command() -> None:
