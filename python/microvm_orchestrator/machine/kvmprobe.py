@@ -39,8 +39,9 @@ _TSC_TRIES = 2
 
 
 def _code(iterations: int) -> bytes:
-    """Assemble `mov ecx, n; 1: dec ecx; jnz 1b; out 0xf4, al; hlt`."""
-    return b"\xb9" + struct.pack("<I", iterations) + b"\xff\xc9\x75\xfc" + b"\xe6\xf4\xf4"
+    """Assemble `mov ecx, n; 1: dec ecx; jnz 1b; out 0xf4, al`, twice, and `hlt`."""
+    loop = b"\xb9" + struct.pack("<I", iterations) + b"\xff\xc9\x75\xfc" + b"\xe6\xf4"
+    return loop + loop + b"\xf4"
 
 
 def kvm_ns_per_instruction() -> float:
@@ -63,12 +64,16 @@ def kvm_ns_per_instruction() -> float:
     processor = fcntl.ioctl(machine, _CREATE_VCPU, 0)
     shared = mmap.mmap(processor, fcntl.ioctl(kvm, _GET_VCPU_MMAP_SIZE, 0))
     _enter_long_mode(processor)
-    begun = time.perf_counter()
-    fcntl.ioctl(processor, _RUN, 0)
-    took = time.perf_counter() - begun
-    why = struct.unpack_from("<I", shared, 8)[0]
-    if why != _EXIT_IO:
-        raise OSError(f"the guest left with reason {why} instead of its output")
+    took = 0.0
+    # The first time pays for what happens once: virtualisation is switched on in each processor,
+    # and where that is nested, a hypervisor sees it all for the first time.
+    for _ in range(2):
+        begun = time.perf_counter()
+        fcntl.ioctl(processor, _RUN, 0)
+        took = time.perf_counter() - begun
+        why = struct.unpack_from("<I", shared, 8)[0]
+        if why != _EXIT_IO:
+            raise OSError(f"the guest left with reason {why} instead of its output")
     return took * 1e9 / (2 * _ITERATIONS)
 
 
