@@ -44,6 +44,7 @@ in
       }) network.interfaces;
       forwarding = config.boot.kernel.sysctl."net.ipv4.conf.all.forwarding";
       emulated = config.boot.binfmt.emulatedSystems;
+      etc = lib.filter (lib.hasPrefix "microvm-") (lib.attrNames config.environment.etc);
       libvirt = config.virtualisation.libvirtd.enable;
       user = { inherit (config.users.users.microvm) group home isSystemUser; };
       wanted = config.systemd.targets.multi-user.wants;

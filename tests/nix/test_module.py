@@ -30,7 +30,11 @@ KINDS = {".service", ".socket", ".slice", ".timer"}
 UNITS = sorted(path for path in RENDERED.iterdir() if path.suffix in KINDS)
 SERVER = "microvm-orchestrator.service"
 # What the units call of a slot's runner.
-RUNNER = ("current/bin/microvm-run", "current/bin/tap-up", "booted/bin/tap-down")
+RUNNER = (
+    "/etc/microvm-slots/web/bin/microvm-run",
+    "/run/microvm-slot-taps/web/booted/bin/tap-up",
+    "/run/microvm-slot-taps/web/booted/bin/tap-down",
+)
 # Where the units lie that a distribution brings; ours are ordered by some of them.
 SYSTEM_UNITS = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 # As `systemd-analyze security` counts: 0 is no exposure at all, 10 is all there is.
@@ -168,7 +172,7 @@ def lay_out(root: Path) -> list[str]:
     for folder in SYSTEM_UNITS:
         if folder.is_dir():
             shutil.copytree(folder, root / folder.relative_to("/"), symlinks=True)
-    programs = [f"/var/lib/microvm-slots/web/{name}" for name in RUNNER]
+    programs = list(RUNNER)
     for path in UNITS:
         shutil.copy(path, units)
         lines = [line for line in path.read_text().splitlines() if line.startswith("Exec")]
@@ -227,6 +231,19 @@ def test_the_units_give_the_server_one_capability_and_slots_none() -> None:
     server = (RENDERED / SERVER).read_text()
     assert "\nCapabilityBoundingSet=CAP_NET_ADMIN\n" in server
     assert "\nCapabilityBoundingSet=\n" in (RENDERED / "microvm-slot@.service").read_text()
+
+
+def test_root_starts_nothing_that_lies_where_a_guest_could_write() -> None:
+    taps = (RENDERED / "microvm-slot-taps@.service").read_text().splitlines()
+    assert not any(line.startswith("User=") for line in taps)
+    started = [line.partition("=")[2].lstrip("-") for line in taps if line.startswith("Exec")]
+    assert len(started) == 3
+    # Nix's own, or in a folder that systemd makes for root.
+    assert "RuntimeDirectory=microvm-slot-taps/%i" in taps
+    allowed = ("/nix/store/", "/run/microvm-slot-taps/%i/booted/")
+    assert [program for program in started if not program.startswith(allowed)] == []
+    # What that is made from lies there when the system is switched to.
+    assert any(program.endswith("-remember /etc/microvm-slots/%i") for program in started)
 
 
 def test_a_switch_leaves_machines_running() -> None:

@@ -43,6 +43,9 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 trap 'echo powered off >>told; exit 0' USR1
 { id -un; grep CapBnd /proc/self/status; ls /var/lib; } >told
 ls /run/microvm-orchestrator /run/credentials >>told 2>&1 || true
+for place in /proc/[0-9]*/root/var/lib/microvm-orchestrator; do
+    [ ! -e "$place" ] || echo "it can see: $place" >>told
+done
 echo $$ >pid
 while :; do sleep 0.1; done
 """
@@ -67,10 +70,10 @@ echo sk-ant-api03-not-a-real-key | tee /run/secrets/anthropic >/run/secrets/gith
 mkdir -m 700 /var/lib/microvm-orchestrator
 ln -s /run/images /var/lib/microvm-orchestrator/images
 chown microvm:microvm /var/lib/microvm-orchestrator
-mkdir -p /var/lib/microvm-slots/web
-ln -s /run/store/runner /var/lib/microvm-slots/web/current
+mkdir -p /var/lib/microvm-slots/web /run/store/slots
+ln -s /run/store/runner /run/store/slots/web
 chown microvm:kvm /var/lib/microvm-slots/web
-chmod 711 /var/lib/microvm-slots/web
+chmod 700 /var/lib/microvm-slots/web
 mount --make-rshared /
 exec env -i container=test PATH="$PATH" {SYSTEMD} --system --unit=ours.target \
     --default-standard-output=null --default-standard-error=null
@@ -101,6 +104,7 @@ class Host:
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = text.replace("/etc/microvm-slots/", "/run/store/slots/")
     path.write_text(STORE_PATH.sub("/run/store/", text))
     path.chmod(0o755)
 
@@ -222,6 +226,9 @@ def test_a_machine_of_a_daemon_without_root_outlives_it_and_ends(host: Host) -> 
 
 def test_a_slot_has_no_capability_and_sees_nothing_of_the_daemon(host: Host) -> None:
     folder = "/var/lib/microvm-slots/web"
+    # A process that runs as another slot does.
+    another = ("--unit=other", "--uid=microvm", "--gid=kvm", "sleep", "infinity")
+    host.system.run("systemd-run", *another)
     host.systemctl("start", SLOT)
     host.system.until("pid", "ls", folder)
     told = host.system.run("cat", f"{folder}/told").splitlines()
@@ -232,6 +239,7 @@ def test_a_slot_has_no_capability_and_sees_nothing_of_the_daemon(host: Host) -> 
     ]
     group = host.systemctl("show", "--value", "--property=ControlGroup", SLOT)
     assert group == f"/microvm.slice/microvm-slots.slice/{SLOT}"
+    host.systemctl("stop", "other.service")
     # It is asked to power off, and waited for.
     host.systemctl("stop", SLOT)
     assert host.system.run("tail", "-n1", f"{folder}/told").strip() == "powered off"

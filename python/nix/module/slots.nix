@@ -13,6 +13,10 @@ let
   inherit (cfg) slots;
   option = "services.microvm-orchestrator";
   folder = "/var/lib/microvm-slots";
+  # Root starts a program of the runner's, to make taps. So its place is none that a guest, or who
+  # broke out of one, could put something else into.
+  declared = "/etc/microvm-slots";
+  taps = "/run/microvm-slot-taps";
   tool = lib.getExe' pkgs.coreutils;
 
   runners = lib.attrNames slots.runners;
@@ -32,7 +36,7 @@ let
   # garbage collector must leave it.
   remember = pkgs.writeShellScript "microvm-slot-remember" ''
     set -eu
-    ${tool "ln"} -sfT "$(${tool "readlink"} current)" booted
+    ${tool "ln"} -sfT "$(${tool "readlink"} -f "$1")" booted
   '';
   # microvm-shutdown asks the guest to power off and may return at once; systemd kills what is left
   # when this returns, or has taken too long.
@@ -173,12 +177,15 @@ in
       partOf = [ "microvm-slot@%i.service" ];
       after = [ "network.target" ];
       restartIfChanged = false;
-      unitConfig.ConditionPathExists = "${folder}/%i/current/bin/tap-up";
+      unitConfig.ConditionPathExists = "${declared}/%i/bin/tap-up";
       serviceConfig = sandbox // {
         Type = "oneshot";
         RemainAfterExit = true;
-        ExecStart = "${folder}/%i/current/bin/tap-up";
-        ExecStop = "-${folder}/%i/booted/bin/tap-down";
+        RuntimeDirectory = "microvm-slot-taps/%i";
+        WorkingDirectory = "${taps}/%i";
+        ExecStartPre = "${remember} ${declared}/%i";
+        ExecStart = "${taps}/%i/booted/bin/tap-up";
+        ExecStop = "-${taps}/%i/booted/bin/tap-down";
         CapabilityBoundingSet = "CAP_NET_ADMIN";
         DevicePolicy = "closed";
         DeviceAllow = [ "/dev/net/tun rw" ];
@@ -198,11 +205,11 @@ in
       ];
       # A switch leaves it running; it is what was declared anew when it is started the next time.
       restartIfChanged = false;
-      unitConfig.ConditionPathExists = "${folder}/%i/current/bin/microvm-run";
+      unitConfig.ConditionPathExists = "${declared}/%i/bin/microvm-run";
       serviceConfig = sandbox // {
         Slice = "microvm-slots.slice";
-        ExecStartPre = "${remember}";
-        ExecStart = "${folder}/%i/current/bin/microvm-run";
+        ExecStartPre = "${remember} ${declared}/%i";
+        ExecStart = "${declared}/%i/bin/microvm-run";
         ExecStop = "${stop}";
         WorkingDirectory = "${folder}/%i";
         # A guest that reboots ends its hypervisor.
@@ -218,6 +225,8 @@ in
         LimitMEMLOCK = "infinity";
         LimitNOFILE = 65536;
         CapabilityBoundingSet = "";
+        # Other slots run as the same user, and what they see could else be seen by /proc.
+        PrivateUsers = true;
         # Of what services keep, it sees its own folder.
         TemporaryFileSystem = "/var/lib:ro";
         BindPaths = "${folder}/%i";
@@ -247,12 +256,14 @@ in
       "vhost_vsock"
     ];
 
+    environment.etc = lib.mapAttrs' (
+      name: slot: lib.nameValuePair "microvm-slots/${name}" { source = slot.runner; }
+    ) slots.runners;
+
     systemd.tmpfiles.rules =
       lib.optional (runners != [ ]) "d ${folder} 0755 root root -"
       ++ lib.concatMap (name: [
-        # To be passed through by a root without capabilities, who makes the taps.
-        "d ${folder}/${name} 0711 ${cfg.user} kvm -"
-        "L+ ${folder}/${name}/current - - - - ${slots.runners.${name}.runner}"
+        "d ${folder}/${name} 0700 ${cfg.user} kvm -"
         "L+ /nix/var/nix/gcroots/microvm-slot-${name} - - - - ${folder}/${name}/booted"
       ]) runners;
 
