@@ -251,13 +251,6 @@ def test_a_switch_leaves_machines_running() -> None:
     assert "\nX-RestartIfChanged=false\n" in (RENDERED / "microvm-slot@.service").read_text()
 
 
-def test_the_rule_of_polkit_lets_the_daemons_user_act_on_slots_alone() -> None:
-    [pattern] = re.findall(r"/(\^.*\$)/", (RENDERED / "polkit.rules").read_text())
-    assert re.fullmatch(pattern, "microvm-slot@web.service")
-    for other in ("sshd.service", "microvm-slot@web.service.d", "xmicrovm-slot@web.service"):
-        assert re.fullmatch(pattern, other) is None
-
-
 @pytest.mark.parametrize("path", sorted(PROGRAMS.iterdir()), ids=lambda path: path.name)
 def test_a_script_of_the_units_is_one_for_bash(path: Path) -> None:
     ran = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
