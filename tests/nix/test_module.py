@@ -246,6 +246,13 @@ def test_root_starts_nothing_that_lies_where_a_guest_could_write() -> None:
     assert any(program.endswith("-remember /etc/microvm-slots/%i") for program in started)
 
 
+@pytest.mark.parametrize("name", ["backup", "metrics"])
+def test_no_clock_starts_a_daemon_whose_socket_was_stopped_too(name: str) -> None:
+    unit = (RENDERED / f"microvm-orchestrator-{name}.service").read_text()
+    assert "\nRequisite=microvm-orchestrator.socket\n" in unit
+    assert re.search(r"^(Requires|Wants|BindsTo|Upholds)=", unit, re.MULTILINE) is None
+
+
 def test_a_switch_leaves_machines_running() -> None:
     assert "\nKillMode=process\n" in (RENDERED / SERVER).read_text()
     assert "\nX-RestartIfChanged=false\n" in (RENDERED / "microvm-slot@.service").read_text()

@@ -18,6 +18,9 @@ let
       cfg.backup.directory;
   tool = lib.getExe' pkgs.coreutils;
 
+  # A daemon whose socket was stopped too is to stay down: no clock starts it.
+  listened = [ "microvm-orchestrator.socket" ];
+
   sandbox = (import ./sandbox.nix).client // {
     Type = "oneshot";
     UMask = "0077";
@@ -87,8 +90,8 @@ in
 
     systemd.services.microvm-orchestrator-backup = lib.mkIf cfg.backup.enable {
       description = "Copy of the microVM orchestrator's store";
-      requires = [ "microvm-orchestrator.service" ];
-      after = [ "microvm-orchestrator.service" ];
+      requisite = listened;
+      after = listened ++ [ "microvm-orchestrator.service" ];
       environment = {
         MICROVM_ORCHESTRATOR_SOCKET = cfg.socket.path;
         TZ = "UTC";
@@ -121,8 +124,8 @@ in
 
     systemd.services.microvm-orchestrator-metrics = lib.mkIf cfg.metrics.enable {
       description = "Figures of the microVM orchestrator";
-      after = [ "microvm-orchestrator.socket" ];
-      requires = [ "microvm-orchestrator.socket" ];
+      requisite = listened;
+      after = listened;
       # A reader sees the whole of a file or the one before.
       script = ''
         cd ${cfg.metrics.directory}
