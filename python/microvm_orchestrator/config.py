@@ -279,6 +279,11 @@ class Machines(Section):
     default_memory_mib: Count = Field(
         default=512, description="The memory of a machine when nothing is said."
     )
+    boot_timeout_s: Duration = Field(
+        default=120.0,
+        description="How long a machine may take until its guest answers. A cold boot takes a "
+        "second, under emulation five; a slow or busy host may need more.",
+    )
     cache_mib: Count = Field(
         default=4096, description="The size of a new cache disk; it takes what is written to it."
     )

@@ -104,7 +104,12 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
 
     async def usual(reference: str) -> MachineSpec:
         found = await anyio.to_thread.run_sync(boot, reference)
-        return MachineSpec("usual", found, memory_mib=settings.machines.default_memory_mib)
+        return MachineSpec(
+            "usual",
+            found,
+            memory_mib=settings.machines.default_memory_mib,
+            boot_timeout_s=settings.machines.boot_timeout_s,
+        )
 
     # Nothing happens to a machine before there are machines.
     async def on_change(change: Change) -> None:
@@ -135,7 +140,17 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         switch = await life.enter_async_context(_open_switch(settings.networks, on_port_event))
         networks = Networks(store, switch)
         history_of = partial(path_of, state_dir / places.REPOS)
-        machines = Machines(store, hypervisor, slots, boot, warm, caches, networks, history_of)
+        machines = Machines(
+            store,
+            hypervisor,
+            slots,
+            boot,
+            warm,
+            caches,
+            networks,
+            history_of,
+            boot_timeout_s=settings.machines.boot_timeout_s,
+        )
         snapshots = Snapshots(store, hypervisor, machines)
         execs = Execs(store, machines)
         forwards = Forwards(store, machines, settings.socket.path)

@@ -131,9 +131,13 @@ class Machines:
         caches: Caches | None = None,
         networks: Networks | None = None,
         history_of: Callable[[str], Path] | None = None,
+        *,
+        boot_timeout_s: float = base.BOOT_TIMEOUT_S,
     ) -> None:
         """`boot_of` finds what an image boots by its name or digest; it reads files."""
-        self._starting = Starting(hypervisor, slots, boot_of, warm, caches, networks, history_of)
+        self._starting = Starting(
+            hypervisor, slots, boot_of, warm, caches, networks, history_of, boot_timeout_s
+        )
         self._networks = networks
         self._store = store
         self._hypervisor = hypervisor

@@ -58,7 +58,9 @@ class Starting:
         caches: Caches | None,
         networks: Networks | None,
         history_of: Callable[[str], Path] | None,
+        boot_timeout_s: float,
     ) -> None:
+        self._boot_timeout_s = boot_timeout_s
         self._history_of = history_of
         self._hypervisor = hypervisor
         self._slots = slots
@@ -184,6 +186,7 @@ class Starting:
             vcpus=machine.vcpus,
             accel=base.Accel(machine.accel),
             hostname=_hostname(machine),
+            boot_timeout_s=self._boot_timeout_s,
             limits=base.Limits(
                 pids=machine.max_pids,
                 disk_operations=machine.max_disk_operations_s,
