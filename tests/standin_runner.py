@@ -74,8 +74,15 @@ def qemu_command(
     boot: Boot, kernel_words: str, *, memory_mib: int, vcpus: int, machine: str = MICROVM
 ) -> list[str]:
     """Write what microvm.nix has for a guest with a store disk and no network."""
-    (root,) = boot.disks
+    root, *more = boot.disks
     bus, legacy = ("device", "") if machine == MICROVM else ("pci", ",disable-legacy=on")
+    disks = ["-drive", f"id=store,format=raw,read-only=on,file={root.path},if=none,aio=io_uring"]
+    # A single disk needs no serial to be known by.
+    disks += ["-device", f"virtio-blk-{bus},drive=store{',serial=root' if more else ''}{legacy}"]
+    for disk in more:
+        name = f"id={disk.serial},format=raw,read-only=on,file={disk.path},if=none,aio=io_uring"
+        disks += ["-drive", name]
+        disks += ["-device", f"virtio-blk-{bus},drive={disk.serial},serial={disk.serial}{legacy}"]
     # fmt: off
     return [
         "/usr/bin/qemu-system-x86_64",
@@ -95,8 +102,7 @@ def qemu_command(
         "-cpu", "host,+x2apic,-sgx",
         "-device", "i8042",
         "-append", f"earlyprintk=ttyS0 console=ttyS0 reboot=t panic=-1 {kernel_words}",
-        "-drive", f"id=store,format=raw,read-only=on,file={root.path},if=none,aio=io_uring",
-        "-device", f"virtio-blk-{bus},drive=store{legacy}",
+        *disks,
         "-nographic",
         "-sandbox", "on",
         "-qmp", f"unix:{NAME}.sock,server,nowait",

@@ -57,10 +57,6 @@ class Driven(ABC):
         """Run a command of the shell, and give its status and what it said on stdout."""
 
     @abstractmethod
-    def shutdown(self) -> None:
-        """Power it off, and wait until it has ended."""
-
-    @abstractmethod
     def crash(self) -> None:
         """Cut its power."""
 
@@ -183,6 +179,7 @@ class Machine(Driven):
         return int(self._line()), out
 
     def shutdown(self) -> None:
+        """Power it off, and wait until it has ended."""
         if self._process and self._shell:
             self._say("systemctl poweroff")
             self._process.wait(BOOT_S)

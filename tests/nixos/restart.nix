@@ -80,9 +80,26 @@
         machine.succeed("/etc/changed/bin/switch-to-configuration test")
         machine.wait_for_unit(UNIT)
         assert shown("MainPID") != before
-        assert "debug" in machine.succeed("microvm-orchestrator config show")
+        words = machine.succeed(f"cat /proc/{shown('MainPID')}/cmdline").split("\0")
+        settings = words[words.index("--config") + 1]
+        assert "debug" in machine.succeed(f"microvm-orchestrator config show --config {settings}")
         assert inside("cat /proc/sys/kernel/random/boot_id") == boot_id
         assert machine.succeed(MACHINES) == hypervisor
+
+    with subtest("one that is stopped leaves the machine alone, and is started by its next client"):
+        machine.succeed(f"systemctl stop {UNIT}")
+        assert shown("ActiveState") == "inactive"
+        assert machine.succeed(MACHINES) == hypervisor
+        assert inside("cat /proc/sys/kernel/random/boot_id") == boot_id
+        machine.wait_for_unit(UNIT)
+
+    with subtest("unless its socket is stopped too"):
+        machine.succeed(f"systemctl stop microvm-orchestrator.socket {UNIT}")
+        machine.fail("microvm-orchestrator whoami")
+        assert shown("ActiveState") == "inactive"
+        assert machine.succeed(MACHINES) == hypervisor
+        machine.succeed(f"systemctl start {UNIT}")
+        assert inside("cat /proc/sys/kernel/random/boot_id") == boot_id
 
     with subtest("the run ends as if nothing had happened"):
         inside("touch /tmp/gate")

@@ -45,7 +45,7 @@
         )
         status, _ = machine.execute("microvm-orchestrator task wait other", timeout=1900)
         assert status == 8, status
-        assert "why" in machine.succeed("microvm-orchestrator run output other")
+        assert "why" in machine.succeed("microvm-orchestrator run output other 2>&1")
         count = "setpriv --reuid=microvm git -C /srv/git/tools.git rev-list --count main"
         assert machine.succeed(count) == "2\n"
   '';
