@@ -212,9 +212,12 @@ class ModelApi:
     _numbers: count[int] = field(default_factory=count)
 
     async def next(self) -> Received:
-        """Wait for the next request that nobody waited for yet."""
+        """Wait for the next request that nobody waited for yet; not for ever."""
         with anyio.fail_after(PATIENCE_S):
-            return await self._heard.receive()
+            return await self.heard()
+
+    async def heard(self) -> Received:
+        return await self._heard.receive()
 
     @property
     def conversation(self) -> list[Received]:
@@ -558,17 +561,22 @@ def _completion(part: Turn, request: Received, number: int) -> tuple[dict[str, A
 
 @asynccontextmanager
 async def open_model_api(
-    script: Script, *, keys: Sequence[str] | None = None, socket: Path | None = None
+    script: Script,
+    *,
+    keys: Sequence[str] | None = None,
+    socket: Path | None = None,
+    port: int = 0,
 ) -> AsyncGenerator[ModelApi]:
     """Answer by `script` until the block ends; whoever has none of `keys`, if given, is refused.
 
-    It listens on a port of the loopback address, or on `socket`, where `url` is only a name.
+    It listens on a port of the loopback address, any one if it is 0, or on `socket`, where `url` is
+    only a name.
     """
     if socket is not None:
         listener = await anyio.create_unix_listener(socket)
         url = "http://model.invalid"
     else:
-        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
         port = listener.listeners[0].extra(SocketAttribute.local_port)  # noqa: S610 - not Django's
         url = f"http://127.0.0.1:{port}"
     send, receive = anyio.create_memory_object_stream[Received](math.inf)

@@ -382,6 +382,9 @@ let
       "2a"
       "6"
     ];
+    python3 = hostTool "python3" [ "python3" ] // {
+      withPackages = _: self.python3;
+    };
     python3Packages = import ./python.nix { inherit lib mkDrv hostTool; };
     mkShell =
       {
@@ -483,7 +486,6 @@ let
         "kmod"
         "netcat"
         "procps"
-        "python3"
         "virtiofsd"
         "cloud-hypervisor"
         "firecracker"

@@ -3,13 +3,18 @@
 { self }:
 { lib, pkgs, ... }:
 let
+  # Claude Code is not free; this answers to its name.
+  agent = pkgs.writeScriptBin "claude" ''
+    #!${pkgs.python3}/bin/python3
+    ${builtins.readFile ./agent.py}
+  '';
   guest = self.lib.mkGuest {
     hostSystem = pkgs.stdenv.hostPlatform.system;
     name = "slot";
     modules = [
       {
         microvm-orchestrator.guest = {
-          packages = lib.mkForce [ ];
+          packages = lib.mkForce [ agent ];
           podman.enable = false;
           workspace.size = 512;
           storeDisk.size = null;
