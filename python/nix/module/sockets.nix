@@ -1,4 +1,4 @@
-# Where clients come in: the unix socket, and TCP with TLS or behind a proxy.
+# Where clients come in: the unix socket, TCP with TLS or behind a proxy, and the pages on both.
 {
   config,
   lib,
@@ -74,6 +74,16 @@ in
       };
     };
 
+    webUI.enable = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether to serve pages for a browser: over the socket by `microvm-orchestrator web`, and
+        where `tcp.enable` is set to whoever logs in there with a token. They show and change
+        nothing.
+      '';
+    };
+
     openFirewall = mkOption {
       type = types.bool;
       default = false;
@@ -137,6 +147,12 @@ in
         '';
       }
       {
+        assertion = cfg.settings.pages.enabled == cfg.webUI.enable;
+        message = ''
+          ${option}: settings.pages.enabled and webUI.enable say two things. Set webUI.enable alone.
+        '';
+      }
+      {
         assertion = !lib.hasPrefix "/var/lib/microvm-orchestrator/" cfg.socket.path;
         message = ''
           ${option}.socket.path is in the state directory, which only the daemon may enter. Clients
@@ -149,6 +165,7 @@ in
       socket.path = cfg.socket.path;
       socket.group = cfg.socket.group;
       tcp.listen = if tcp.enable then plain else null;
+      pages.enabled = lib.mkDefault cfg.webUI.enable;
     };
 
     networking.firewall.allowedTCPPorts = lib.optional cfg.openFirewall tcp.port;
