@@ -66,7 +66,7 @@ def shown(daemon: Daemon) -> Generator[Shown]:
         try:
             assert process.stdout is not None
             assert select.select([process.stdout], [], [], PATIENCE_S)[0], "it says nothing"
-            url = urlsplit(process.stdout.readline().strip())
+            url = urlsplit(str(process.stdout.readline()).strip())
             yield Shown(process, url.netloc, url.path)
         finally:
             process.send_signal(signal.SIGINT)
