@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -207,6 +208,16 @@ class KernelStage:
         """Let a program of this host say what there is."""
         command = ["nsenter", f"--net={self.netns}", *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def dump(self) -> str:
+        """Say all that there is of links, queues and rules, as somebody who looks would see it."""
+        # But for what goes on by itself: timers, and that there is a carrier.
+        passing = r"_timer +[\d.]+| state [A-Z]+|NO-CARRIER,|,LOWER_UP"
+        links = re.sub(passing, "", self.run("ip", "-details", "link", "show"))
+        queues = self.run("tc", "qdisc", "show")
+        devices = [line.split()[4] for line in queues.splitlines() if " htb " in f" {line} "]
+        classes = [self.run("tc", "class", "show", "dev", device) for device in devices]
+        return "\n".join([links, queues, *classes, self.run("nft", "list", "ruleset")])
 
 
 @contextmanager

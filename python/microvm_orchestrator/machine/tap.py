@@ -12,8 +12,9 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,6 +66,16 @@ def make_tap(name: str) -> None:
     tap = _attach(name)
     try:
         fcntl.ioctl(tap, _TUNSETPERSIST, 1)
+    finally:
+        os.close(tap)
+
+
+@contextmanager
+def passing_tap(name: str) -> Generator[None]:
+    """Have an interface where the calling thread is, and for no longer than the block."""
+    tap = _attach(name)
+    try:
+        yield
     finally:
         os.close(tap)
 

@@ -192,10 +192,6 @@ class Networks(Protocol):
         """Take away what is ours and not among these, and name it in words for a log."""
         ...
 
-
-class Impairable(Protocol):
-    """Networks whose ways can be made worse on purpose."""
-
     async def abilities(self) -> Abilities:
         """Try out what can be done to ways here. Raises: Unavailable."""
         ...

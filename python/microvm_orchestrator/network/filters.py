@@ -11,6 +11,7 @@ import json
 import shutil
 from ipaddress import IPv4Interface, ip_interface
 from pathlib import Path
+from typing import Any, cast
 
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.network.base import Port
@@ -36,11 +37,29 @@ async def refused(netns: Path | None, tap: str) -> int:
     raise errors.Unavailable("nft does not tell what it has counted")
 
 
+async def check(netns: Path | None, text: str) -> None:
+    """Look whether all of this could hold, and change nothing. Raises: as `load`."""
+    await _nft(netns, ["-c", "-f", "-"], text)
+
+
+async def told(netns: Path | None, family: str, table: str) -> list[dict[str, Any]]:
+    """Read a table, entry by entry; there may be none. Raises: as `load`."""
+    if table not in await tables(netns, family):
+        return []
+    answer = await _nft(netns, ["-j", "list", "table", family, table])
+    return cast("list[dict[str, Any]]", json.loads(answer)["nftables"])
+
+
 async def guarded(netns: Path | None) -> list[str]:
     """Name the interfaces that rules are there for, also those that are gone. Raises: as `load`."""
+    return await tables(netns, "netdev")
+
+
+async def tables(netns: Path | None, family: str) -> list[str]:
+    """Name the tables of a family. Raises: as `load`."""
     answer = await _nft(netns, ["-j", "list", "tables"])
-    tables = [entry["table"] for entry in json.loads(answer)["nftables"] if "table" in entry]
-    return [str(table["name"]) for table in tables if table["family"] == "netdev"]
+    found = [entry["table"] for entry in json.loads(answer)["nftables"] if "table" in entry]
+    return [str(table["name"]) for table in found if table["family"] == family]
 
 
 async def _nft(netns: Path | None, words: list[str], text: str = "") -> bytes:

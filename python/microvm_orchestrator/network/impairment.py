@@ -24,7 +24,8 @@ HOLD_S = 0.01
 # A frame that is never late but always overtaken would be for ever.
 _MOST_REORDERED = 0.9
 _MOST_S = 3600.0
-_MOST_BYTES = 1 << 40
+# What a queue of the kernel can be told.
+_LEAST_BYTES, _MOST_BYTES = 100, 1 << 36
 
 
 def _keep_chance(of: object, name: str) -> None:
@@ -134,8 +135,10 @@ class Impairment:
             )
         if self.spread is not Spread.UNIFORM and not self.jitter_s:
             raise errors.InvalidInput(f"delays are spread by a jitter; {self.spread} has none")
-        if self.rate_bytes is not None and not 0 < self.rate_bytes <= _MOST_BYTES:
-            raise errors.InvalidInput("a rate is more than nothing; to let nothing pass, cut")
+        if self.rate_bytes is not None and not _LEAST_BYTES <= self.rate_bytes <= _MOST_BYTES:
+            raise errors.InvalidInput(
+                f"a rate is at least {_LEAST_BYTES} bytes a second; to let nothing pass, cut"
+            )
         if self.reorder > _MOST_REORDERED and not self.delay_s:
             raise errors.InvalidInput(
                 f"without a delay no more than {_MOST_REORDERED} of all frames can be overtaken"
@@ -228,8 +231,8 @@ def aside(spread: Spread, chance: float) -> float:
     return max(-MOST_ASIDE, min(MOST_ASIDE, off))
 
 
-# Of a distribution of Pareto with a shape of 3 that goes no further than this: chosen so that, moved
-# to its middle and to a deviation of 1, it ends where the kernel's tables do.
+# Of a distribution of Pareto with a shape of 3 that goes no further than this: chosen so that,
+# moved to its middle and to a deviation of 1, it ends where the kernel's tables do.
 _FURTHEST = 3.727
 _MIDDLE = 1.5 - 0.5 / _FURTHEST**2
 _DEVIATION = math.sqrt(3 - 2 / _FURTHEST - _MIDDLE**2)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,8 +24,10 @@ from microvm_orchestrator.machine.base import Link, Tap
 from microvm_orchestrator.machine.tap import within
 from microvm_orchestrator.network import filters, netlink
 from microvm_orchestrator.network.addresses import prefixes
-from microvm_orchestrator.network.base import Network, Port, PortUsage
+from microvm_orchestrator.network.base import Abilities, Ends, Network, Port, PortUsage
 from microvm_orchestrator.network.guard import Guard
+from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Impairment
+from microvm_orchestrator.network.kernel_ways import KernelWays
 from microvm_orchestrator.network.netlink import Interface
 
 T = TypeVar("T")
@@ -49,6 +52,9 @@ class KernelNetworks:
         self._owner = owner
         # One verb at a time: each is several steps.
         self._turn = anyio.Lock()
+        self._ways = KernelWays(netns)
+        # By network and tap, the machines whose ways were spoken of; some are not there now.
+        self._named: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
     async def make(self, network: Network) -> None:
         prefixes(network)
@@ -81,6 +87,8 @@ class KernelNetworks:
             if await self._is_free(name, alias):
                 await self._do(lambda: netlink.make_tap(name))
                 await filters.load(self._netns, filters.guarding(name, port))
+                taps = [*await self._taps(port.network_id), name]
+                await self._ways.give(self._bridge(port.network_id), name, taps)
                 await self._do(lambda: netlink.mark(name, alias))
         return Link(port.mac, port.ipv4, ipv6=port.ipv6, tap=Tap(name, self._netns))
 
@@ -126,6 +134,34 @@ class KernelNetworks:
                     swept.append(f"network {network_id}")
             return swept + await self._sweep_unfinished()
 
+    async def abilities(self) -> Abilities:
+        async with self._turn:
+            return await self._ways.abilities()
+
+    async def impair(self, network_id: str, ways: Mapping[Ends, Impairment]) -> None:
+        async with self._turn:
+            if network_id not in await self._networks():
+                raise errors.NotFound(f"there is no network {network_id}")
+            await self._change(network_id, ways)
+
+    async def mend(self, network_id: str, ways: Collection[Ends]) -> None:
+        async with self._turn:
+            if network_id in await self._networks():
+                await self._change(network_id, dict.fromkeys(ways, AS_IT_SHOULD_BE))
+
+    async def impaired(self, network_id: str) -> dict[Ends, Impairment]:
+        async with self._turn:
+            if network_id not in await self._networks():
+                return {}
+            taps = await self._taps(network_id)
+            standing = await self._ways.stand(self._bridge(network_id), taps)
+        names = {**self._named[network_id], **taps}
+        # One that nobody has spoken of since the daemon started is known by its tap only.
+        return {
+            Ends(names.get(source, source), names.get(target, target)): impairment
+            for (source, target), impairment in standing.items()
+        }
+
     async def _sweep_unfinished(self) -> list[str]:
         """Take away what a daemon left that was ended while it made or removed something."""
         swept: list[str] = []
@@ -138,6 +174,10 @@ class KernelNetworks:
             if _OURS.fullmatch(name) and name not in there:
                 await filters.load(self._netns, filters.removing(name))
                 swept.append(f"rules for {name}")
+        for name in await filters.tables(self._netns, "bridge"):
+            if _OURS.fullmatch(name) and name not in there:
+                await self._ways.drop(name)
+                swept.append(f"rules for {name}")
         return swept
 
     # Steps, within a turn.
@@ -147,12 +187,31 @@ class KernelNetworks:
             if port.network_id == network_id:
                 await self._release(name)
         await self._do(lambda: netlink.delete(self._bridge(network_id)))
+        await self._ways.drop(self._bridge(network_id))
+        self._named.pop(network_id, None)
         if not await self._networks():
             await filters.load(self._netns, filters.showing(self._owner))
 
     async def _release(self, tap: str) -> None:
         await self._do(lambda: netlink.delete(tap))
         await filters.load(self._netns, filters.removing(tap))
+
+    async def _change(self, network_id: str, ways: Mapping[Ends, Impairment]) -> None:
+        taps = await self._taps(network_id)
+        between: dict[tuple[str, str], Impairment] = {}
+        for ends, impairment in ways.items():
+            source, target = (self._tap_of(network_id, machine_id) for machine_id in ends)
+            between[source, target] = impairment
+            self._named[network_id] |= {source: ends.source, target: ends.target}
+        await self._ways.change(self._bridge(network_id), between, taps)
+
+    async def _taps(self, network_id: str) -> dict[str, str]:
+        """Name the machines that have taps in a network now, by those."""
+        return {
+            name: port.machine_id
+            for name, port in (await self._ports()).items()
+            if port.network_id == network_id
+        }
 
     async def _find(self, port: Port) -> Interface:
         tap = await self._do(lambda: netlink.find(self._tap(port)))
@@ -201,7 +260,10 @@ class KernelNetworks:
         return _BRIDGE + _digest(self._owner, network_id)
 
     def _tap(self, port: Port) -> str:
-        return _TAP + _digest(self._owner, port.network_id, port.machine_id)
+        return self._tap_of(port.network_id, port.machine_id)
+
+    def _tap_of(self, network_id: str, machine_id: str) -> str:
+        return _TAP + _digest(self._owner, network_id, machine_id)
 
     def _alias_of(self, network_id: str) -> str:
         return f"{self._owner} network {network_id}"

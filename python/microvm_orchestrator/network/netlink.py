@@ -42,7 +42,7 @@ class Interface:
 
 
 def interfaces() -> list[Interface]:
-    with _opened() as netlink:
+    with opened() as netlink:
         return [_read(found) for found in netlink.get_links()]
 
 
@@ -51,7 +51,7 @@ def find(name: str) -> Interface | None:
         index = socket.if_nametoindex(name)
     except OSError:
         return None
-    with _opened() as netlink:
+    with opened() as netlink:
         return _read(netlink.link("get", index=index)[0])
 
 
@@ -65,7 +65,7 @@ def unhook() -> None:
 
 def make_bridge(name: str) -> None:
     """Make a bridge that speaks no protocol and floods what is for many."""
-    with _opened() as netlink:
+    with opened() as netlink:
         netlink.link(
             "add",
             ifname=name,
@@ -85,18 +85,18 @@ def make_tap(name: str) -> None:
         tap.make_tap(name)
     except OSError as error:
         raise errors.Unavailable(f"no tap can be made here: {error.strerror}") from error
-    with _opened() as netlink:
+    with opened() as netlink:
         netlink.link("set", index=_index(name), IFLA_AF_SPEC=_SILENT)
 
 
 def mark(name: str, alias: str) -> None:
-    with _opened() as netlink:
+    with opened() as netlink:
         netlink.link("set", index=_index(name), ifalias=alias)
 
 
 def plug(name: str, bridge: str, mac: str) -> None:
     """Put a tap into a bridge, with the one MAC behind it. Nothing is learned, nothing guessed."""
-    with _opened() as netlink:
+    with opened() as netlink:
         index = _index(name)
         netlink.link("set", index=index, master=_index(bridge))
         netlink.brport("set", index=index, learning=0, unicast_flood=0)
@@ -105,7 +105,7 @@ def plug(name: str, bridge: str, mac: str) -> None:
 
 
 def unplug(name: str) -> None:
-    with _opened() as netlink:
+    with opened() as netlink:
         index = _index(name)
         # Down first: outside of a bridge its frames would be for this host.
         netlink.link("set", index=index, state="down")
@@ -118,12 +118,13 @@ def delete(name: str) -> None:
         index = socket.if_nametoindex(name)
     except OSError:
         return
-    with _opened() as netlink:
+    with opened() as netlink:
         netlink.link("del", index=index)
 
 
 @contextmanager
-def _opened() -> Generator[Any]:
+def opened() -> Generator[Any]:
+    """Talk to the kernel. Raises: Unavailable, with its reason."""
     # pyroute2 has no types; what is taken from it is given one in `_read`.
     try:
         with cast("Any", IPRoute()) as netlink:

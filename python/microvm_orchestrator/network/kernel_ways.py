@@ -1,0 +1,171 @@
+"""What is wrong with ways between the kernel's ports: made so, and read back.
+
+Cuts and plain loss are rules of the bridge, which stay when a port goes and comes; all else are
+queues of the target's tap, which go with it, so they are given again when the port is made. The
+kernel is what counts: what is told is read from there. Above stand the kernel's networks; below,
+rules and queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import anyio.to_thread
+
+from microvm_orchestrator import errors, log
+from microvm_orchestrator.machine.tap import within
+from microvm_orchestrator.network import filters, queues, way_rules
+from microvm_orchestrator.network.base import Abilities
+from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Behaviour, Impairment
+from microvm_orchestrator.network.queues import Queue
+from microvm_orchestrator.network.way_rules import Rule
+
+T = TypeVar("T")
+
+# From one tap to another.
+Taps = tuple[str, str]
+Ways = Mapping[Taps, Impairment]
+
+# All that rules can say, to see whether nft and the kernel take it.
+_TRIAL = {("mvt0", "mvt1"): Rule(cut=True, loss=0.5, number=2)}
+# Class 1 is left alone: a queue itself is 1:0, and so it reads better.
+_FIRST = 2
+_BY_RULES = frozenset({Behaviour.CUT, Behaviour.LOSS})
+_log = log.get(__name__)
+
+
+class KernelWays:
+    """The ways of all bridges of one owner; one verb at a time, which the caller sees to."""
+
+    def __init__(self, netns: Path | None) -> None:
+        self._netns = netns
+        self._abilities: Abilities | None = None
+        # By bridge. For where there is no tap now, this alone knows.
+        self._wanted: dict[str, dict[Taps, Impairment]] = {}
+
+    async def abilities(self) -> Abilities:
+        if self._abilities is None or self._abilities.reason:
+            self._abilities = await self._try_out()
+        return self._abilities
+
+    async def change(self, bridge: str, ways: Ways, taps: Collection[str]) -> None:
+        """Let frames meet this. `taps` are those that are there now.
+
+        Raises: FaultNotOffered, Unavailable; all is as it was before then.
+        """
+        await self._check(ways.values())
+        before = await self._known(bridge, taps)
+        after = {
+            ends: impairment
+            for ends, impairment in {**before, **ways}.items()
+            if impairment != AS_IT_SHOULD_BE
+        }
+        try:
+            await self._apply(bridge, after, taps)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._go_back(bridge, before, taps)
+            raise
+        self._wanted[bridge] = after
+
+    async def stand(self, bridge: str, taps: Collection[str]) -> dict[Taps, Impairment]:
+        """Read what frames meet; of ways to a tap that is not there, what they will meet."""
+        rules = way_rules.rules_in(await filters.told(self._netns, "bridge", bridge))
+        given = await self._do(lambda: {tap: queues.queues_of(tap) or {} for tap in sorted(taps)})
+        standing: dict[Taps, Impairment] = {}
+        for (source, target), rule in rules.items():
+            queue = given.get(target, {}).get(rule.number, Queue())
+            standing[source, target] = Impairment(
+                cut=rule.cut, loss=rule.loss, rate_bytes=queue.rate_bytes
+            )
+        waiting = {
+            ends: impairment
+            for ends, impairment in self._wanted.get(bridge, {}).items()
+            if ends[1] not in taps and impairment.needs - _BY_RULES
+        }
+        both = {**standing, **waiting}
+        return {ends: both[ends] for ends in sorted(both) if both[ends] != AS_IT_SHOULD_BE}
+
+    async def give(self, bridge: str, tap: str, taps: Collection[str]) -> None:
+        """Let a tap that was just made have its queue."""
+        given = _queues(await self._known(bridge, taps)).get(tap)
+        if given:
+            await self._do(lambda: queues.give(tap, given))
+
+    async def drop(self, bridge: str) -> None:
+        """Forget a bridge that is no more."""
+        self._wanted.pop(bridge, None)
+        await filters.load(self._netns, way_rules.without(bridge))
+
+    async def _check(self, impairments: Collection[Impairment]) -> None:
+        needs = frozenset[Behaviour]().union(*(each.needs for each in impairments))
+        if needs <= _BY_RULES:
+            return
+        abilities = await self.abilities()
+        if lacking := sorted(needs - abilities.can):
+            raise errors.FaultNotOffered(
+                f"the kernel's networks cannot do {', '.join(lacking)} here: {abilities.reason}",
+                hint='networks in userspace can do it: set networks.kind = "userspace"',
+            )
+
+    async def _known(self, bridge: str, taps: Collection[str]) -> dict[Taps, Impairment]:
+        """What was said of a bridge, by whoever it was."""
+        if bridge not in self._wanted:
+            self._wanted[bridge] = await self.stand(bridge, taps)
+        return self._wanted[bridge]
+
+    async def _apply(self, bridge: str, ways: Ways, taps: Collection[str]) -> None:
+        given, numbers = _queues(ways), _numbers(ways)
+        for tap in sorted(taps):
+            await self._do(lambda tap=tap: _give(tap, given.get(tap, {})))
+        rules = {
+            ends: Rule(each.cut, 0.0 if each.chain is not None else each.loss, numbers.get(ends, 0))
+            for ends, each in ways.items()
+        }
+        await filters.load(self._netns, way_rules.table_of(bridge, rules))
+
+    async def _go_back(self, bridge: str, ways: Ways, taps: Collection[str]) -> None:
+        try:
+            await self._apply(bridge, ways, taps)
+        except errors.OrchestratorError as error:
+            _log.error("ways_not_restored", bridge=bridge, why=error.message)
+
+    async def _try_out(self) -> Abilities:
+        missing: list[str] = []
+        can = {Behaviour.CUT, Behaviour.LOSS}
+        await filters.check(self._netns, way_rules.table_of("mvbtrial", _TRIAL))
+        if await self._do(lambda: queues.lacks("htb")):
+            missing.append("htb")
+        else:
+            can.add(Behaviour.RATE)
+        missing.append("netem")
+        return Abilities("kernel", frozenset(can), f"this kernel has no {' and no '.join(missing)}")
+
+    async def _do(self, act: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(lambda: within(self._netns, act))
+
+
+def _numbers(ways: Ways) -> dict[Taps, int]:
+    """Number the classes of each tap by who sends to it."""
+    numbers: dict[Taps, int] = {}
+    used: dict[str, int] = {}
+    for source, target in sorted(ways):
+        if ways[source, target].needs - _BY_RULES:
+            numbers[source, target] = used[target] = used.get(target, _FIRST - 1) + 1
+    return numbers
+
+
+def _queues(ways: Ways) -> dict[str, dict[int, Queue]]:
+    """Tell which classes each tap has."""
+    given: dict[str, dict[int, Queue]] = {}
+    for (source, target), number in _numbers(ways).items():
+        given.setdefault(target, {})[number] = Queue(ways[source, target].rate_bytes)
+    return given
+
+
+def _give(tap: str, given: dict[int, Queue]) -> None:
+    # What waits in a queue that stays as it is goes on waiting.
+    if (queues.queues_of(tap) or {}) != given:
+        queues.give(tap, given)

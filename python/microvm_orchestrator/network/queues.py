@@ -1,0 +1,110 @@
+"""The queues of interfaces: what leaves this host by one waits there, in classes of their own.
+
+What goes out of a machine's tap goes to the machine, so the way from a source is a class of the
+*target's* queue, which the rules of the bridge put its frames in; all others pass by. Every
+function blocks for a millisecond or so, and works in the network namespace that the calling thread
+is in. Above stand the kernel's ways; below, pyroute2.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pyroute2 import NetlinkError
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine import tap
+from microvm_orchestrator.network import netlink
+
+_ROOT = 0xFFFFFFFF
+_MAJOR = 0x10000
+# A name that no interface of a port has.
+_PROBE = "mvp{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What frames of one class meet."""
+
+    rate_bytes: int | None = None
+
+
+def lacks(kind: str) -> bool:
+    """Try whether this kernel has queues of a kind, on an interface that is there for no longer.
+
+    Raises: Unavailable when it cannot be tried.
+    """
+    name = _PROBE.format(os.getpid())
+    with tap.passing_tap(name), netlink.opened() as opened:
+        try:
+            opened.tc("add", kind, index=socket.if_nametoindex(name), handle=_MAJOR)
+        except NetlinkError as error:
+            if cast("int", error.code) == errno.ENOENT:
+                return True
+            raise
+    return False
+
+
+def queues_of(name: str) -> dict[int, Queue] | None:
+    """Read the classes of an interface by their numbers; None when it has no classes of ours."""
+    with netlink.opened() as opened:
+        index = _index(name)
+        queues: list[Any] = list(opened.get_qdiscs(index=index))
+        if not any(each["parent"] == _ROOT and each["handle"] == _MAJOR for each in queues):
+            return None
+        return {
+            int(each["handle"]) - _MAJOR: Queue(_rate_of(each))
+            for each in list(opened.get_classes(index=index))
+        }
+
+
+def give(name: str, queues: Mapping[int, Queue]) -> None:
+    """Let an interface have these classes and no others; what waited is lost.
+
+    Raises: Unavailable, with no class of ours left.
+    """
+    take(name)
+    if not queues:
+        return
+    try:
+        with netlink.opened() as opened:
+            index = _index(name)
+            # Class 0 is none: what no rule names passes by.
+            opened.tc("add", "htb", index, handle=_MAJOR, default=0)
+            for number, queue in sorted(queues.items()):
+                opened.tc(
+                    "add-class",
+                    "htb",
+                    index,
+                    handle=_MAJOR + number,
+                    parent=_MAJOR,
+                    rate=queue.rate_bytes,
+                )
+    except BaseException:
+        take(name)
+        raise
+
+
+def take(name: str) -> None:
+    """Give an interface back the queue that it was made with, unless it has that."""
+    if queues_of(name) is not None:
+        with netlink.opened() as opened:
+            opened.tc("del", index=_index(name), handle=0, parent=_ROOT)
+
+
+def _rate_of(found: Any) -> int:
+    options = found.get_attr("TCA_OPTIONS")
+    large = options.get_attr("TCA_HTB_RATE64")
+    return int(large or options.get_attr("TCA_HTB_PARMS")["rate"])
+
+
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise errors.NotFound(f"there is no network interface {name}") from None

@@ -1,0 +1,206 @@
+"""What impaired ways leave in the kernel, what a fresh daemon reads there, and what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine.tap import within
+from microvm_orchestrator.network import netlink, queues
+from microvm_orchestrator.network.addresses import assign
+from microvm_orchestrator.network.base import Ends, Network, Port
+from microvm_orchestrator.network.impairment import Behaviour, Impairment
+from microvm_orchestrator.network.kernel import KernelNetworks
+from microvm_orchestrator.network.queues import Queue
+from microvm_orchestrator.network.way_rules import Rule, table_of, without
+from networking import KernelStage, kernel_stage
+
+LONG_S = 60.0
+NETWORK = Network("net")
+NAMES = ("a", "b", "c", "d", "e")
+CUT, LOSSY, NARROW = Impairment(cut=True), Impairment(loss=0.123456), Impairment(rate_bytes=12_345)
+FAST = Impairment(rate_bytes=1 << 36)
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncGenerator[KernelStage]:
+    with anyio.fail_after(LONG_S):
+        async with kernel_stage(tmp_path) as stage:
+            yield stage
+
+
+@pytest.fixture
+async def networks(stage: KernelStage) -> KernelNetworks:
+    networks = KernelNetworks(netns=stage.netns)
+    await networks.make(NETWORK)
+    for port in ports():
+        await networks.prepare(port)
+        await networks.connect(port, stage.path(port))
+    return networks
+
+
+def ports() -> list[Port]:
+    return [assign(NETWORK, name) for name in NAMES]
+
+
+def tap_of(stage: KernelStage, machine_id: str) -> str:
+    found = within(stage.netns, netlink.interfaces)
+    return next(each.name for each in found if f" net {machine_id} " in each.alias)
+
+
+async def test_when_all_is_mended_the_kernel_is_as_it_was_to_the_byte(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    pristine = stage.dump()
+    everything = {
+        Ends(source, target): impairment
+        for source in NAMES
+        for target in NAMES
+        for impairment in [(CUT, LOSSY, NARROW, FAST)[(ord(source) + ord(target)) % 4]]
+        if source != target
+    }
+    await networks.impair("net", everything)
+    assert await networks.impaired("net") == everything
+    dump = stage.dump()
+    assert dump != pristine
+    # However it came to be, it is the same.
+    await networks.mend("net", list(everything))
+    assert stage.dump() == pristine
+    for ends, impairment in reversed(everything.items()):
+        await networks.impair("net", {ends: impairment})
+    assert stage.dump() == dump
+    for ends in everything:
+        await networks.mend("net", [ends])
+    assert stage.dump() == pristine
+
+
+async def test_a_fresh_daemon_reads_what_an_earlier_one_did(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    ways = {Ends("a", "b"): CUT, Ends("b", "a"): LOSSY, Ends("c", "a"): NARROW}
+    await networks.impair("net", ways)
+    dump = stage.dump()
+    fresh = KernelNetworks(netns=stage.netns)
+    assert await fresh.impaired("net") == ways
+    await fresh.impair("net", {Ends("a", "b"): CUT})
+    assert stage.dump() == dump
+    await fresh.impair("net", {Ends("d", "a"): NARROW})
+    assert await fresh.impaired("net") == {**ways, Ends("d", "a"): NARROW}
+    await fresh.mend("net", [Ends("d", "a"), *ways])
+    assert await fresh.impaired("net") == {}
+
+
+async def test_what_it_does_not_know_by_name_is_told_all_the_same(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    await networks.impair("net", {Ends("a", "b"): CUT})
+    tap = tap_of(stage, "b")
+    await networks.release(ports()[1])
+    fresh = KernelNetworks(netns=stage.netns)
+    assert await fresh.impaired("net") == {Ends("a", tap): CUT}
+    await fresh.mend("net", [Ends("a", "b")])
+    assert await fresh.impaired("net") == {}
+
+
+async def test_what_somebody_took_away_is_seen_to_be_missing(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    await networks.impair("net", {Ends("a", "b"): NARROW, Ends("b", "c"): CUT})
+    stage.run("tc", "qdisc", "delete", "dev", tap_of(stage, "b"), "root")
+    assert await networks.impaired("net") == {Ends("b", "c"): CUT}
+    await networks.impair("net", {Ends("a", "b"): NARROW})
+    assert await networks.impaired("net") == {Ends("a", "b"): NARROW, Ends("b", "c"): CUT}
+    (table,) = (
+        line.split()[2]
+        for line in stage.run("nft", "list", "tables", "bridge").splitlines()
+        if " mvb" in line
+    )
+    stage.run("nft", "delete", "table", "bridge", table)
+    assert await networks.impaired("net") == {}
+
+
+async def test_a_change_that_fails_half_way_leaves_all_as_it_was(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    before = {Ends("a", "b"): CUT, Ends("c", "b"): NARROW}
+    await networks.impair("net", before)
+    dump = stage.dump()
+    # Somebody has a queue of their own where ours is to be, after another one of ours was made.
+    last = max(tap_of(stage, name) for name in "de")
+    stage.run("tc", "qdisc", "add", "dev", last, "root", "handle", "7:", "tbf", *SHAPED)
+    foreign = stage.dump()
+    with pytest.raises(errors.Unavailable):
+        await networks.impair("net", {Ends("a", "d"): NARROW, Ends("a", "e"): NARROW})
+    assert stage.dump() == foreign
+    assert await networks.impaired("net") == before
+    stage.run("tc", "qdisc", "delete", "dev", last, "root")
+    assert stage.dump() == dump
+
+
+SHAPED = ("rate", "1mbit", "burst", "10k", "latency", "50ms")
+
+
+async def test_rules_of_a_bridge_that_is_gone_are_swept(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    await networks.impair("net", {Ends("a", "b"): CUT})
+    (bridge,) = (
+        each.name for each in within(stage.netns, netlink.interfaces) if each.name.startswith("mvb")
+    )
+    within(stage.netns, lambda: netlink.delete(bridge))
+    assert f"rules for {bridge}" in await networks.sweep([], [])
+    assert await networks.sweep([], []) == []
+    assert "mvb" not in stage.run("nft", "list", "ruleset")
+
+
+async def test_five_machines_are_parted_in_one_step_of_nft(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    ways = {
+        Ends(*ends): CUT
+        for one in ("a", "b")
+        for two in ("c", "d", "e")
+        for ends in ((one, two), (two, one))
+    }
+    await networks.impair("net", ways)
+    assert await networks.impaired("net") == ways
+    assert "qdisc htb" not in stage.dump()
+
+
+async def test_what_this_kernel_lacks_is_found_by_trying(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    assert within(stage.netns, lambda: queues.lacks("htb")) is False
+    assert within(stage.netns, lambda: queues.lacks("nonsense")) is True
+    before = stage.dump()
+    abilities = await networks.abilities()
+    assert stage.dump() == before
+    assert {Behaviour.CUT, Behaviour.LOSS, Behaviour.RATE} <= abilities.can
+    assert bool(abilities.reason) == (abilities.can != frozenset(Behaviour))
+
+
+async def test_an_interface_has_the_classes_it_was_given_and_no_others(stage: KernelStage) -> None:
+    given = {2: Queue(1000), 9: Queue(1 << 36)}
+
+    def check() -> None:
+        netlink.make_tap("mvtx")
+        assert queues.queues_of("mvtx") is None
+        queues.take("mvtx")
+        queues.give("mvtx", given)
+        assert queues.queues_of("mvtx") == given
+        queues.give("mvtx", {3: Queue(100)})
+        assert queues.queues_of("mvtx") == {3: Queue(100)}
+        queues.give("mvtx", {})
+        assert queues.queues_of("mvtx") is None
+        with pytest.raises(errors.NotFound):
+            queues.give("mvty", given)
+
+    within(stage.netns, check)
+
+
+def test_rules_that_say_nothing_are_no_table() -> None:
+    assert table_of("mvbx", {("a", "b"): Rule()}) == without("mvbx")
