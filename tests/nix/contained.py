@@ -108,6 +108,8 @@ exec env -i container=test PATH="$PATH" {SYSTEMD} --system --unit=ours.target
 class Contained(Driven):
     """A host in namespaces, as a testScript sees it."""
 
+    ask_every_s = 0.2
+
     def __init__(self, name: str, folder: Path, image: Boot) -> None:
         self.name = name
         self.console = folder / "console"

@@ -27,7 +27,6 @@ BOOT_S = 300.0
 COMMAND_S = 900
 # Beyond what the guest itself gives a command.
 _GRACE_S = 60.0
-_ASK_EVERY_S = 1.0
 _LAST_LINES = 40
 
 
@@ -41,6 +40,8 @@ class Driven(ABC):
     name: str
     # Where it says what is for nobody in particular.
     console: Path
+    # How soon it is asked again whether something has come true.
+    ask_every_s = 1.0
 
     @abstractmethod
     def start(self) -> None:
@@ -108,7 +109,7 @@ class Driven(ABC):
                 return out
             if time.monotonic() > deadline:
                 raise Failed(f"{self.name}: `{command}` still says {status}: {out}")
-            time.sleep(_ASK_EVERY_S)  # nothing tells us when it would be of use
+            time.sleep(self.ask_every_s)  # nothing tells us when it would be of use
 
     def last_words(self) -> str:
         lines = self.console.read_text(errors="replace").splitlines()
@@ -228,6 +229,11 @@ def script_of(path: Path) -> str:
     assert "${" not in script, path
     lines = [line.removeprefix("    ") for line in script.splitlines()]
     return "\n".join(lines) + "\n"
+
+
+def subtests_of(script: str) -> list[str]:
+    """Name the subtests that a testScript has, in order."""
+    return re.findall(r'(?m)^ *with subtest\("(.*)"\):$', script)
 
 
 def run_script(script: str, machines: Sequence[Driven]) -> list[str]:

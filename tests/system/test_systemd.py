@@ -27,7 +27,8 @@ SYSTEMD = Path("/usr/lib/systemd/systemd")
 PROGRAM = Path(sys.executable).with_name("microvm-orchestrator")
 UNIT = "microvm-orchestrator.service"
 # Nothing of this host is started: the only unit that is wanted is ours. The group that this begins
-# in becomes the root of all groups that it sees.
+# in becomes the root of all groups that it sees. What a unit with the usual dependencies brings along
+# is not let in: it changes what all have in common, and clears /tmp.
 BOOT = f"""
 set -e
 mount --make-rprivate /
@@ -38,6 +39,7 @@ chmod 700 /var/lib/microvm-orchestrator
 ln -s "$1" /var/lib/microvm-orchestrator/images
 cp "$2" /run/systemd/system/{UNIT}
 printf '[Unit]\\nDefaultDependencies=no\\n' >/run/systemd/system/ours.target
+ln -s /dev/null /run/systemd/system/sysinit.target
 exec env -i container=test PATH="$PATH" {SYSTEMD} --system --unit=ours.target \
     --default-standard-output=null --default-standard-error=null
 """
@@ -47,11 +49,12 @@ def why_not() -> str:
     """Say why there can be no systemd here; empty when there can."""
     if os.geteuid():
         return "only root makes the namespaces for a systemd"
-    if groups.root() is None:
-        return "no second version of control groups is mounted"
+    if (root := groups.root()) is None or not os.access(root, os.W_OK):
+        return "no second version of control groups is mounted for us to write"
     if not SYSTEMD.exists() or shutil.which("systemctl") is None:
         return "this host has no systemd"
-    tried = subprocess.run(["unshare", "-fpmiuC", "true"], check=False, capture_output=True)
+    words = ["unshare", "-fpmiuCn", "--mount-proc", "true"]
+    tried = subprocess.run(words, check=False, capture_output=True)
     return "" if tried.returncode == 0 else "no namespaces can be made here"
 
 
