@@ -27,8 +27,8 @@ SYSTEMD = Path("/usr/lib/systemd/systemd")
 PROGRAM = Path(sys.executable).with_name("microvm-orchestrator")
 UNIT = "microvm-orchestrator.service"
 # Nothing of this host is started: the only unit that is wanted is ours. The group that this begins
-# in becomes the root of all groups that it sees. What a unit with the usual dependencies brings along
-# is not let in: it changes what all have in common, and clears /tmp.
+# in becomes the root of all groups that it sees. What a unit with the usual dependencies brings
+# along is not let in: it changes what all have in common, and clears /tmp.
 BOOT = f"""
 set -e
 mount --make-rprivate /
