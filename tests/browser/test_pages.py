@@ -13,6 +13,8 @@ import pytest
 from browser.chromium import PROGRAM, Chromium, Tab, chromium
 from daemon import COMMAND, STOP_S, running_daemon
 from microvm_orchestrator.cli.client import Client
+from system.living import living
+from system.running import HOLD, let_go, started
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -85,6 +87,32 @@ def test_a_task_changes_on_its_page_while_one_looks_at_it(tmp_path: Path) -> Non
         assert tab.says("document.querySelectorAll('main b, main img, main script').length") == 0
         assert tab.says("document.title").startswith("</h1>")
         assert tab.complaints == []
+
+
+def test_what_a_program_says_is_there_as_it_says_it_and_as_nothing_but_text(
+    tmp_path: Path,
+) -> None:
+    said = "document.getElementById('said')"
+    with living(tmp_path / "state") as stage, chromium(tmp_path) as browser:
+        script = (
+            f"cat <<'END'\n{HOSTILE}\nEND\nprintf '\\033[31mred\\033[0m\\n' >&2\n{HOLD}echo after"
+        )
+        task_id = started(stage, script=script)
+        with entered(stage.daemon, browser) as (tab, here):
+            tab.go(f"{here}/tasks/{task_id}")
+            tab.until(f"{said}.textContent.includes('held')")
+            tab.says("globalThis.mark = 'still the same page'")
+            assert HOSTILE in tab.says(f"{said}.textContent")
+            assert tab.says("document.querySelector('#said .stderr').textContent") == "red\n"
+            assert tab.says(STATE) == "running"
+            let_go(stage, task_id)
+            tab.until(f"{said}.textContent.includes('after') && 'ended' in {said}.dataset")
+            tab.until(f"{STATE} === 'done'")
+            tab.until("document.getElementById('run').innerText.includes('Exit code')")
+            assert tab.says(f"{said}.textContent").count("after") == 1
+            assert tab.says(f"{said}.querySelectorAll(':not(span)').length") == 0
+            assert tab.says("globalThis.mark") == "still the same page"
+            assert tab.complaints == []
 
 
 def test_the_first_page_tells_of_a_new_task_and_keeps_the_focus(tmp_path: Path) -> None:

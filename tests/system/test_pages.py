@@ -60,9 +60,10 @@ class Shown:
 
 
 @contextmanager
-def shown(daemon: Daemon) -> Generator[Shown]:
-    words = [str(COMMAND), "web", "--socket", str(daemon.socket)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+def shown(daemon: Daemon, *more: str, **env: str) -> Generator[Shown]:
+    words = [str(COMMAND), "web", *(more or ("--socket", str(daemon.socket)))]
+    told = {**os.environ, **env}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=told) as process:
         try:
             assert process.stdout is not None
             assert select.select([process.stdout], [], [], PATIENCE_S)[0], "it says nothing"
@@ -152,6 +153,37 @@ def test_web_carries_what_happens_as_it_happens(daemon: Daemon) -> None:
             task_id = client.call("task_submit", {"title": "now"}).value["task_id"]
             while task_id.encode() not in answer.readline():
                 pass
+
+
+def test_web_shows_a_daemon_on_a_network_too_by_a_token(daemon: Daemon) -> None:
+    given = {"name": "eve", "role": "viewer"}
+    token = Client(daemon.socket).call("token_create", given).value["token"]
+    where = ("--address", f"http://{daemon.tcp}")
+    with shown(daemon, *where, MICROVM_ORCHESTRATOR_TOKEN=token) as here:
+        cookie = cookie_of(ask(here.address, here.enter))
+        page = ask(here.address, "/", cookie=cookie)
+        assert "eve (viewer)" in page.body
+        assert token not in page.body + str(page.headers)
+
+
+def test_web_opens_a_browser_without_telling_everybody_where(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    heard = tmp_path / "heard"
+    os.mkfifo(heard)
+    browser = tmp_path / "browser"
+    browser.write_text(
+        "#!/bin/sh\npage=${1#file://}\n"
+        f'{{ echo "$*"; stat -c %a "$page"; cat "$page"; }} > {heard}\n'
+    )
+    browser.chmod(0o755)
+    socket = ("--socket", str(daemon.socket))
+    with shown(daemon, "--open", *socket, BROWSER=f"{browser} %s", TMPDIR=str(tmp_path)) as here:
+        words, mode, page = heard.read_text().split("\n", 2)
+        assert here.enter not in words
+        assert mode == "600"
+        assert f"url=http://{here.address}{here.enter}" in page
+    assert list(tmp_path.glob("*.html")) == []
 
 
 def test_web_says_when_the_daemon_is_away_and_goes_on_when_it_is_back(tmp_path: Path) -> None:

@@ -113,9 +113,12 @@ class _Handler(BaseHTTPRequestHandler):
         return hmac.compare_digest(shown.value.encode(), self.server.cookie.encode())
 
     def _pass_on(self) -> None:
+        client = self.server.client
         headers = {name: value for name in _PASSED if (value := self.headers.get(name)) is not None}
+        if client.token is not None:
+            headers["authorization"] = f"Bearer {client.token}"
         try:
-            connection = self.server.client.open(_PATIENCE_S)
+            connection = client.open(_PATIENCE_S)
         except errors.OrchestratorError as error:
             self._refuse(503, f"{error.message}\n{error.hint or ''}")
             return

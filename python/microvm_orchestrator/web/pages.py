@@ -143,7 +143,7 @@ class Pages:
         self._router = Router(
             [
                 *routes,
-                Route("/live", self._served(self._live)),
+                Route("/live", self._served(self._live, "GET")),
                 Route("/login", self._served(self._login, "POST")),
                 Route("/logout", self._served(self._logout, "POST")),
                 *(

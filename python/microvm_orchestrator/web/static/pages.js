@@ -4,12 +4,16 @@
 
 (() => {
   const SETTLE_MS = 250;
+  // However much happens, the daemon is asked no more often.
+  const LEAST_MS = 1000;
   const PAUSE_MS = 1000;
   const PIECES_MOST = 4000;
   const main = document.getElementById("main");
   const sign = document.getElementById("sign");
+  let live = main?.dataset.live;
   let stream = null;
   let planned = 0;
+  let drawn = -LEAST_MS;
   let asking = false;
   let again = false;
 
@@ -50,7 +54,9 @@
     asking = true;
     try {
       const fresh = await ask(location.href);
+      drawn = performance.now();
       if (fresh !== null) {
+        live = fresh.getElementById("main")?.dataset.live ?? live;
         document.querySelectorAll("[data-part]").forEach((old) => {
           put(old, fresh.getElementById(old.id));
         });
@@ -67,7 +73,8 @@
   }
 
   function plan() {
-    if (planned === 0) planned = setTimeout(redraw, SETTLE_MS);
+    const left = drawn + LEAST_MS - performance.now();
+    if (planned === 0) planned = setTimeout(redraw, Math.max(SETTLE_MS, left));
   }
 
   function listen() {
@@ -78,13 +85,24 @@
       return;
     }
     if (stream !== null) return;
-    stream = new EventSource(main.dataset.live);
+    stream = new EventSource(live);
     stream.onopen = () => {
       say("Live");
       plan();
     };
     stream.onmessage = plan;
-    stream.onerror = () => say("Not live: the daemon is away.");
+    stream.onerror = () => {
+      say("Not live: the daemon is away.");
+      if (stream?.readyState === EventSource.CLOSED) begin();
+    };
+  }
+
+  // A stream that was refused is not tried again by the browser: the page tells why, or a new one.
+  async function begin() {
+    stream = null;
+    await pause(PAUSE_MS);
+    await redraw();
+    if (stream === null) listen();
   }
 
   async function follow() {
@@ -116,7 +134,7 @@
     }
   }
 
-  if (main !== null && main.dataset.live !== undefined) {
+  if (live !== undefined) {
     document.addEventListener("visibilitychange", listen);
     listen();
   }
