@@ -5,8 +5,9 @@
 Its guest is the real agent as a process of this host, so commands run here, and who they run on is
 never changed. What the guest keeps is a folder, which is what is saved and loaded. The contract
 suite of machines runs on this and on the real one; what passes there may be tested on this alone.
-Words on the guest's kernel command line make its boot go wrong: `fake.silent`, `fake.panic`; with
-`fake.hostile[=BOOT]` another agent is there, see `hostile_agent.py`.
+Words on the guest's kernel command line make its boot go wrong: `fake.silent`, `fake.panic`; one
+with `fake.unsaved` cannot be saved; with `fake.hostile[=BOOT]` another agent is there, see
+`hostile_agent.py`.
 """
 
 # pyright: basic
@@ -237,11 +238,18 @@ class Qemu:
         pass
 
     def do_migrate(self, uri: str) -> None:
+        if "fake.unsaved" in self.guest.kernel:
+            os.close(self.files.pop(uri.partition(":")[2]))
+            self.tell("MIGRATION", status="failed")
+            return
         self.do_stop()
         state = self.state if self.waits and not self.guest.pid else self.guest.pack()
         with os.fdopen(self.files.pop(uri.partition(":")[2]), "wb") as out:
             out.write(state)
         self.tell("MIGRATION", status="completed")
+
+    def do_migrate_cancel(self) -> None:
+        pass
 
     def do_set_link(self, **_: object) -> None:
         pass

@@ -42,7 +42,8 @@
         │   ├── BundleRefused  the commits a guest sent may not enter
         │   ├── MachineCrashed
         │   ├── MachineLost
-        │   └── SnapshotDamaged
+        │   ├── SnapshotDamaged
+        │   └── NodesFailed   some nodes of a cluster did not; the others are kept
         ├── PackageRefused    what was fetched is not what it should be
         ├── ImageDamaged      an image is no longer what it was built as
         └── UnknownOutcome    the one exception: it may have happened
@@ -342,6 +343,12 @@ class SnapshotDamaged(MachineFailed):
     """The files of a snapshot are not those that were saved."""
 
     code = "snapshot-damaged"
+
+
+class NodesFailed(MachineFailed):
+    """Some nodes of a cluster did not do what was asked; it names them, and what is left."""
+
+    code = "nodes-failed"
 
 
 class PackageRefused(Unavailable):

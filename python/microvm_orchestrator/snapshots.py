@@ -162,6 +162,12 @@ class Snapshots:
         with contextlib.suppress(errors.NotFound):
             await self._machines.delete(machine_id, SYSTEM)
 
+    async def check(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
+        """Find one from which a machine can be started. Raises: NotFound, SnapshotDamaged."""
+        snapshot = await self._ready(snapshot_id, by)
+        await self._hypervisor.check(snapshot_id)
+        return snapshot
+
     async def verify(self, snapshot_id: str, by: Actor) -> None:
         """Read all of a snapshot, and compare. Raises: NotFound, SnapshotDamaged."""
         await self._ready(snapshot_id, by)

@@ -1,0 +1,132 @@
+"""Clusters as callers know them: nodes that are machines, networks between them, and snapshots."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.model.topology import Backend, Topology
+from microvm_orchestrator.model.values import Moment
+
+# The kinds of record clusters and their snapshots are stored as.
+CLUSTER = "cluster"
+CLUSTER_SNAPSHOT = "cluster_snapshot"
+
+
+class ClusterState(StrEnum):
+    """Where a cluster stands; how its nodes are is theirs to say."""
+
+    # Something of it is missing; defining it again makes that.
+    INCOMPLETE = "incomplete"
+    DEFINED = "defined"
+    # Nothing of it runs, and only what it had written is kept.
+    DESTROYED = "destroyed"
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClusterNetwork(_Told):
+    """A network of a cluster."""
+
+    name: str
+    network_id: str | None = Field(default=None, description="null while it is not made")
+    prefixes: list[str]
+    reason: str = Field(default="", description="why it is not there")
+
+
+class Node(_Told):
+    """A machine of a cluster."""
+
+    name: str
+    role: str
+    backend: Backend
+    machine_id: str
+    reason: str = Field(default="", description="why it is not there")
+
+
+class Cluster(_Told):
+    """Machines and networks that belong together."""
+
+    cluster_id: str
+    name: str
+    owner: str
+    state: ClusterState
+    topology: Topology
+    networks: list[ClusterNetwork]
+    nodes: list[Node]
+    notes: list[str] = Field(
+        default=[], description="what the topology says in vain, as its nodes have no use of it"
+    )
+    created_at: Moment
+
+    def node(self, name: str) -> Node | None:
+        return next((node for node in self.nodes if node.name == name), None)
+
+
+class NodeStatus(_Told):
+    """How a node was when it was looked at."""
+
+    name: str
+    role: str
+    backend: Backend
+    machine_id: str
+    state: MachineState | None = Field(description="null for one that is not made")
+    reason: str = Field(description="why it is in this state, or not reached")
+    addresses: dict[str, list[str]] = Field(description="in each network, without prefixes")
+    reachable: bool = Field(description="its guest answered just now, over its control channel")
+    round_trip_s: float | None = Field(default=None, description="how long the answer took")
+
+
+class ClusterStatus(_Told):
+    """How a cluster was when it was looked at."""
+
+    cluster_id: str
+    name: str
+    owner: str
+    state: ClusterState
+    networks: list[ClusterNetwork]
+    nodes: list[NodeStatus]
+    notes: list[str] = []
+    created_at: Moment
+
+
+class ClusterSnapshotState(StrEnum):
+    """Where a snapshot of a cluster stands."""
+
+    SAVING = "saving"
+    READY = "ready"
+
+
+class SavedNode(_Told):
+    """A node in a snapshot."""
+
+    snapshot_id: str = Field(description="of its machine")
+    unique_mib: float = Field(default=0.0, description="what it takes on the disk by itself")
+
+
+class ClusterSnapshot(_Told):
+    """All nodes of a cluster as they were at one moment, with memory and disks."""
+
+    cluster_id: str
+    cluster: str = Field(description="the cluster's name")
+    name: str
+    owner: str
+    state: ClusterSnapshotState
+    nodes: dict[str, SavedNode]
+    # Those that ran, and are to go on if the daemon ends before they do.
+    held: list[str] = Field(default=[], description="machines that stand still for it now")
+    topology: Topology
+    skew_s: float = Field(
+        default=0.0,
+        description="at most so long lies between the moments at which two nodes were stopped",
+    )
+    pause_s: float = Field(default=0.0, description="how long the cluster stood still")
+    created_at: Moment
+
+    @property
+    def record_id(self) -> str:
+        return f"{self.cluster_id}.{self.name}"
