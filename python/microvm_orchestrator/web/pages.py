@@ -158,7 +158,9 @@ class Pages:
 
     def serves(self, path: str) -> bool:
         """Tell whether an address is a page, or of one."""
-        return path == "/" or path.split("/")[1] in _OURS
+        # A request may be about no path at all, as in `OPTIONS *`.
+        begin, _, rest = path.partition("/")
+        return path == "/" or (not begin and rest.partition("/")[0] in _OURS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._router(scope, receive, send)

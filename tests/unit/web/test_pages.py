@@ -120,6 +120,16 @@ async def test_pages_only_show(tmp_path: Path) -> None:
         assert (await here.http.get("/login")).status_code == 405
 
 
+@pytest.mark.parametrize("path", ["*", "", "//tasks", "/taskss", "/v1/tasks", "/Tasks"])
+async def test_what_only_looks_like_a_page_is_none(tmp_path: Path, path: str) -> None:
+    async with served(tmp_path) as here, await anyio.connect_unix(here.path) as raw:
+        await raw.send(f"GET {path or 'x'} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+        with anyio.fail_after(5):
+            head = (await raw.receive()).partition(b"\r\n\r\n")[0]
+        assert b"text/html" not in head
+        assert b" 500 " not in head
+
+
 async def test_without_the_setting_there_are_none(tmp_path: Path) -> None:
     async with served(tmp_path, pages={"enabled": False}) as here:
         for path in (*PAGES, "/live", "/login"):
