@@ -215,7 +215,7 @@ def test_a_tool_a_route_and_a_resource_nobody_has_are_not_found(world: World) ->
     assert doors.stream(place, None, "task_destroy", b"{}").code == "rpc -32602"
     assert doors.streamable(place, None, "__init__", b"{}").code == "rpc -32602"
     for path in (
-        "/",
+        "/nobody",
         "/v2/tasks",
         "/v1",
         "/v1/",
