@@ -91,11 +91,16 @@ class System:
             time.sleep(0.1)  # systemd tells nobody outside of it
 
 
+def parts_of_the_guide() -> list[str]:
+    """Read what it lets somebody write: the service, its socket, and what shuts it in."""
+    return re.findall(r"```ini\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+
+
 @contextmanager
 def booted(folder: Path) -> Generator[System]:
     """Run a systemd with our service until the block ends; all it has started ends with it."""
     anyio.run(built_image)
-    [unit] = re.findall(r"```ini\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    unit, _, _ = parts_of_the_guide()
     assert "/usr/local/bin/microvm-orchestrator" in unit
     own = unit.replace("/usr/local/bin/microvm-orchestrator", str(PROGRAM))
     (folder / UNIT).write_text(own.replace("[Unit]\n", "[Unit]\nDefaultDependencies=no\n"))
@@ -142,6 +147,8 @@ def test_machines_outlive_a_service_that_is_restarted_and_one_that_crashes(tmp_p
         place = f"0::/system.slice/{UNIT}/microvm-orchestrator/{machine}"
         assert system.group_of(qemu) == place
 
+        system.service("reload")
+        assert system.shown("MainPID") == daemon
         system.service("restart")
         assert system.shown("MainPID") != daemon
         assert system.run(PROGRAM, *boot_id) == first
@@ -162,3 +169,47 @@ def test_machines_outlive_a_service_that_is_restarted_and_one_that_crashes(tmp_p
         assert system.shown("ActiveState") == "inactive"
         left = system.run("sh", "-c", "pgrep -f ^qemu-system || true").split()
         assert left == []
+
+
+needs_systemd_analyze = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="this host has no systemd-analyze"
+)
+
+
+@needs_systemd_analyze
+def test_systemd_finds_nothing_wrong_with_the_units_of_the_guide(tmp_path: Path) -> None:
+    service, socket, inside = parts_of_the_guide()
+    units = tmp_path / "etc/systemd/system"
+    (units / f"{UNIT}.d").mkdir(parents=True)
+    shutil.copytree("/usr/lib/systemd/system", tmp_path / "usr/lib/systemd/system", symlinks=True)
+    for program in ("usr/local/bin/microvm-orchestrator", "bin/kill"):
+        (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / program).touch(mode=0o755)
+    (units / UNIT).write_text(service)
+    (units / "microvm-orchestrator.socket").write_text(socket)
+    (units / f"{UNIT}.d/user.conf").write_text(inside)
+    words = ["systemd-analyze", "verify", f"--root={tmp_path}", UNIT, "microvm-orchestrator.socket"]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@needs_systemd_analyze
+def test_who_shuts_it_in_by_the_guide_has_it_as_the_module_for_nixos_has_it(
+    tmp_path: Path,
+) -> None:
+    service, _, inside = parts_of_the_guide()
+    (tmp_path / UNIT).write_text(service + inside)
+    words = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager"]
+    ran = subprocess.run([*words, tmp_path / UNIT], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+    rendered = ROOT / f"tests/nix/rendered/{UNIT}"
+    of_nix = {line for line in rendered.read_text().splitlines() if _shuts_in(line)}
+    assert of_nix - set(inside.splitlines()) == set()
+
+
+def _shuts_in(line: str) -> bool:
+    """Tell what is the same for every host that has no network of the kernel."""
+    prefixes = ("Lock", "NoNew", "Private", "Protect", "Remove", "RestrictN", "RestrictR")
+    return line.startswith((*prefixes, "RestrictS", "SystemCall", "UMask")) and (
+        not line.startswith("ProtectHome")
+    )
