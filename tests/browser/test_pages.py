@@ -95,7 +95,8 @@ def test_what_a_program_says_is_there_as_it_says_it_and_as_nothing_but_text(
     said = "document.getElementById('said')"
     with living(tmp_path / "state") as stage, chromium(tmp_path) as browser:
         script = (
-            f"cat <<'END'\n{HOSTILE}\nEND\nprintf '\\033[31mred\\033[0m\\n' >&2\n{HOLD}echo after"
+            f"cat <<'END'\n{HOSTILE}\nEND\nprintf '\\033[31mred\\033[0m\\n' >&2\n"
+            f"{HOLD}echo after; exit 1"
         )
         task_id = started(stage, script=script)
         with entered(stage.daemon, browser) as (tab, here):
@@ -107,11 +108,17 @@ def test_what_a_program_says_is_there_as_it_says_it_and_as_nothing_but_text(
             assert tab.says(STATE) == "running"
             let_go(stage, task_id)
             tab.until(f"{said}.textContent.includes('after') && 'ended' in {said}.dataset")
-            tab.until(f"{STATE} === 'done'")
+            tab.until(f"{STATE} === 'failed'")
             tab.until("document.getElementById('run').innerText.includes('Exit code')")
             assert tab.says(f"{said}.textContent").count("after") == 1
             assert tab.says(f"{said}.querySelectorAll(':not(span)').length") == 0
             assert tab.says("globalThis.mark") == "still the same page"
+            # The next attempt is another run, which is followed from its beginning.
+            stage.ask("task_retry", task_id=task_id)
+            tab.until(f"{said}.textContent.includes('held') && !('ended' in {said}.dataset)")
+            assert "after" not in tab.says(f"{said}.textContent")
+            let_go(stage, task_id)
+            tab.until(f"{said}.textContent.includes('after') && 'ended' in {said}.dataset")
             assert tab.complaints == []
 
 

@@ -7,7 +7,10 @@
   // However much happens, the daemon is asked no more often.
   const LEAST_MS = 1000;
   const PAUSE_MS = 1000;
+  // Of what a program said, the end; the daemon has the whole.
   const PIECES_MOST = 4000;
+  const LETTERS_MOST = 2 << 20;
+  const AT_ONCE = 1 << 18;
   const main = document.getElementById("main");
   const sign = document.getElementById("sign");
   let live = main?.dataset.live;
@@ -60,6 +63,15 @@
         document.querySelectorAll("[data-part]").forEach((old) => {
           put(old, fresh.getElementById(old.id));
         });
+        const said = document.getElementById("said");
+        const another = fresh.getElementById("said");
+        // Whoever follows one that goes on finds out by itself.
+        if (another !== null && said?.dataset.ended !== undefined) {
+          if (another.dataset.run !== said.dataset.run) {
+            said.replaceWith(document.importNode(another, true));
+            follow();
+          }
+        }
       }
     } catch {
       say("The daemon does not answer.");
@@ -110,7 +122,8 @@
     if (said === null) return;
     while (said.dataset.ended === undefined) {
       await visible();
-      const address = `${said.dataset.from}?offset=${said.dataset.next}&timeout_s=20`;
+      const place = `offset=${said.dataset.next}&limit=${AT_ONCE}&timeout_s=20`;
+      const address = `${said.dataset.from}?${place}`;
       let fresh = null;
       try {
         fresh = (await ask(address))?.getElementById("said") ?? null;
@@ -125,7 +138,11 @@
       if (another) said.replaceChildren();
       const atEnd = said.scrollTop + said.clientHeight >= said.scrollHeight - 4;
       if (!another) said.append(...[...fresh.children].map((each) => document.importNode(each, true)));
-      while (said.children.length > PIECES_MOST) said.firstElementChild.remove();
+      let letters = said.textContent.length;
+      while (said.children.length > PIECES_MOST || letters > LETTERS_MOST) {
+        letters -= said.firstElementChild.textContent.length;
+        said.firstElementChild.remove();
+      }
       if (atEnd) said.scrollTop = said.scrollHeight;
       said.dataset.run = fresh.dataset.run;
       said.dataset.next = another ? "0" : fresh.dataset.next;
