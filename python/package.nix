@@ -149,7 +149,8 @@ python3Packages.buildPythonApplication (finalAttrs: {
     "tests/unit/cli/test_setup_token.py"
     "tests/unit/egress/test_claude_code.py"
     "tests/unit/images/test_packages.py"
-    # Its other half is in the documentation.
+    # Their other half is in the documentation.
+    "tests/unit/cli/test_guides.py"
     "tests/unit/git/test_content.py"
     # It starts the program without the libraries that a build names in PYTHONPATH.
     "tests/unit/git/test_landing_under_fire.py"
