@@ -128,7 +128,7 @@ def main() -> None:
     build(json.loads((rendered / "host.json").read_text()), rendered / "nftables.conf")
     # All at once, as most of them are to wait in vain.
     with ThreadPoolExecutor(len(asked)) as threads:
-        print(json.dumps(list(threads.map(lambda each: met(*each), asked))))
+        print(json.dumps(list(threads.map(met, *zip(*asked, strict=True)))))
 
 
 if __name__ == "__main__":
