@@ -231,6 +231,9 @@ class Reporter:
 
 def _is_another(now: _Open, trouble: Trouble, text: str) -> bool:
     """Whether a headline begins a report of its own while one is open."""
+    if trouble is now.trouble is Trouble.PANIC:
+        # A program can write such a line to a console; the kernel's own word comes through.
+        return text.strip() != now.headline
     later = _LATER.get(now.trouble)
     if later is not None and later.match(text):
         return trouble is not now.trouble and now.trouble is not Trouble.PANIC

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from microvm_orchestrator.model.values import Moment
+
 
 class Level(StrEnum):
     """How grave the kernel took a line to be, as `dmesg` names it; the gravest is first."""
@@ -95,3 +99,68 @@ class KernelReport:
     count: int = 1
     # Its end was not seen: it was cut off, or goes on.
     open: bool = False
+
+
+# The kind of record in which the marks of a machine stand.
+MARKS = "kernel_marks"
+
+
+class Source(StrEnum):
+    """Where the lines of a kernel come from."""
+
+    # Of the kernel itself, by what runs beside it.
+    RING = "ring"
+    # What it has said aloud; all there is of a kernel that answers no more.
+    CONSOLE = "console"
+
+
+class Since(StrEnum):
+    """What became of the mark that lines were asked from."""
+
+    # None was asked for: all that there is.
+    BEGINNING = "beginning"
+    MARK = "mark"
+    # Gone from the ring, or of an earlier boot: all that there is came after it, and some is gone.
+    LOST = "lost"
+
+
+class KernelMark(BaseModel):
+    """A line in a kernel's log by which what comes later is told from what was before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mark: str
+    machine_id: str
+    boot_id: str = Field(description="of the boot it was written in")
+    timestamp: float | None = Field(description="seconds since that boot, by the guest's kernel")
+    console_offset: int = Field(description="where its console stood before")
+    marked_at: Moment
+
+
+class KernelMarks(BaseModel):
+    """The marks of one machine, the oldest first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    machine_id: str
+    marks: list[KernelMark] = []
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLog:
+    """What a machine's kernel has said, and what that tells."""
+
+    machine_id: str
+    source: Source
+    since: Since
+    lines: tuple[KernelLine, ...]
+    reports: tuple[KernelReport, ...]
+    # Reports beyond those that are kept.
+    more_reports: int = 0
+    # Something older than the lines was left out.
+    cut: bool = False
+    # Why it comes from there, or what is lacking.
+    reason: str = ""
+
+    def has(self, trouble: Trouble) -> bool:
+        return any(report.trouble is trouble for report in self.reports)

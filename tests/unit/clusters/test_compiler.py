@@ -125,7 +125,7 @@ SAID: list[tuple[str, tuple[str, str | None, int | None, int | None, str | None,
         ("error", None, None, None, None, "could not compile `foo`"),
     ),
     (
-        "\x1b[01m\x1b[Kmain.c:3:5:\x1b[m\x1b[K \x1b[01;31m\x1b[Kerror: \x1b[m\x1b[Kexpected \u2018;\u2019",
+        "\x1b[01m\x1b[Kmain.c:3:5:\x1b[m\x1b[K \x1b[31merror: \x1b[m\x1b[Kexpected \u2018;\u2019",
         ("error", "main.c", 3, 5, None, "expected \u2018;\u2019"),
     ),
     ("In file included from main.c:1:", ("none", None, None, None, None, "")),

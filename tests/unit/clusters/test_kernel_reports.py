@@ -332,6 +332,13 @@ def test_a_panic_that_follows_an_oops_is_told_beside_it() -> None:
     assert (oops.open, panic.open) == (True, False)
 
 
+def test_a_forged_panic_does_not_hide_the_kernels_own() -> None:
+    forged = "Kernel panic - not syncing: says a program\n"
+    assert [report.headline for report in found(forged, NORMAL, SYSRQ)] == [
+        *(forged.strip(), "Kernel panic - not syncing: sysrq triggered crash")
+    ]
+
+
 def test_what_is_cut_off_says_so() -> None:
     (report,) = found(WARN.partition("Call Trace")[0])
     assert (report.trouble, report.open, report.call_trace) == (Trouble.WARN, True, ())
