@@ -34,6 +34,7 @@
         ├── Stopping
         ├── NoRoom            every place for a machine is taken
         ├── CommandFailed     a program of this host ended badly
+        ├── FaultUnverified   a fault, or its end, was not seen where it has to be
         ├── MachineFailed     a machine did not do what was asked
         │   ├── MachineBootFailed
         │   ├── MachineUnreachable
@@ -284,6 +285,12 @@ class CommandFailed(Unavailable):
         self.status = status
         self.stdout = stdout
         self.stderr = stderr
+
+
+class FaultUnverified(Unavailable):
+    """What was broken or healed was looked for where it has to be, and is not so."""
+
+    code = "fault-unverified"
 
 
 class MachineFailed(Unavailable):

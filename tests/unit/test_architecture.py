@@ -27,7 +27,7 @@ FLOORS = [
     {"service"},
     {"host"},
     {"runs", "clusters"},
-    {"lifecycle"},
+    {"lifecycle", "faults"},
     {"execs", "forwards", "snapshots", "seeded"},
     {"machines"},
     {"starting"},

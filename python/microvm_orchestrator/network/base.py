@@ -196,6 +196,10 @@ class Networks(Protocol):
         """Try out what can be done to ways here. Raises: Unavailable."""
         ...
 
+    async def check(self, impairments: Collection[Impairment]) -> None:
+        """Tell in advance whether all of this can be done. Raises: FaultNotOffered, Unavailable."""
+        ...
+
     async def impair(self, network_id: str, ways: Mapping[Ends, Impairment]) -> None:
         """Let frames from one machine to another meet this from now on, and nothing else.
 

@@ -138,6 +138,10 @@ class KernelNetworks:
         async with self._turn:
             return await self._ways.abilities()
 
+    async def check(self, impairments: Collection[Impairment]) -> None:
+        async with self._turn:
+            await self._ways.check(impairments)
+
     async def impair(self, network_id: str, ways: Mapping[Ends, Impairment]) -> None:
         async with self._turn:
             if network_id not in await self._networks():

@@ -46,16 +46,30 @@ class KernelWays:
         self._wanted: dict[str, dict[Taps, Impairment]] = {}
 
     async def abilities(self) -> Abilities:
+        # What a kernel has, it keeps; what it has not, it may come to load.
         if self._abilities is None or self._abilities.reason:
             self._abilities = await self._try_out()
         return self._abilities
+
+    async def check(self, impairments: Collection[Impairment]) -> None:
+        """Raises: FaultNotOffered, Unavailable."""
+        needs = frozenset[Behaviour]().union(*(each.needs for each in impairments))
+        known = self._abilities.can if self._abilities is not None else _BY_RULES
+        if needs <= known:
+            return
+        abilities = await self.abilities()
+        if lacking := sorted(needs - abilities.can):
+            raise errors.FaultNotOffered(
+                f"the kernel's networks cannot do {', '.join(lacking)} here: {abilities.reason}",
+                hint='networks in userspace can do it: set networks.kind = "userspace"',
+            )
 
     async def change(self, bridge: str, ways: Ways, taps: Collection[str]) -> None:
         """Let frames meet this. `taps` are those that are there now.
 
         Raises: FaultNotOffered, Unavailable; all is as it was before then.
         """
-        await self._check(ways.values())
+        await self.check(ways.values())
         before = await self._known(bridge, taps)
         after = {
             ends: impairment
@@ -98,17 +112,6 @@ class KernelWays:
         """Forget a bridge that is no more."""
         self._wanted.pop(bridge, None)
         await filters.load(self._netns, way_rules.without(bridge))
-
-    async def _check(self, impairments: Collection[Impairment]) -> None:
-        needs = frozenset[Behaviour]().union(*(each.needs for each in impairments))
-        if needs <= _BY_RULES:
-            return
-        abilities = await self.abilities()
-        if lacking := sorted(needs - abilities.can):
-            raise errors.FaultNotOffered(
-                f"the kernel's networks cannot do {', '.join(lacking)} here: {abilities.reason}",
-                hint='networks in userspace can do it: set networks.kind = "userspace"',
-            )
 
     async def _known(self, bridge: str, taps: Collection[str]) -> dict[Taps, Impairment]:
         """What was said of a bridge, by whoever it was."""

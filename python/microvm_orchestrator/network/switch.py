@@ -133,6 +133,9 @@ class Switch:
     async def abilities(self) -> Abilities:
         return Abilities("userspace", frozenset(Behaviour))
 
+    async def check(self, impairments: Collection[Impairment]) -> None:
+        """Whatever it is, it can be done here."""
+
     async def impair(self, network_id: str, ways: Mapping[Ends, Impairment]) -> None:
         if network_id not in self._segments:
             raise errors.NotFound(f"there is no network {network_id}")

@@ -1,0 +1,319 @@
+"""The ledger of faults: each is written down before it is applied, verified, and healed for sure.
+
+What a network is to be like follows from the faults that are open, and from nothing else: one is
+applied or healed by saying anew what its ways meet, together with what others do to them, and by
+reading it back. So to heal twice is to heal once, one fault does not undo another, and whoever
+starts after a crash makes the networks what the records say: a fault whose injection nobody was
+told of is taken back, one that was active is active again. Above stands the service; below, the
+store and one kind of networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Collection, Iterable
+from contextlib import asynccontextmanager
+
+import anyio
+from pydantic import JsonValue
+
+from microvm_orchestrator import errors, log
+from microvm_orchestrator.faults.plans import Plan, Ways, read, together, told
+from microvm_orchestrator.model.fault import FAULT, Fault, FaultState
+from microvm_orchestrator.model.names import new_id
+from microvm_orchestrator.model.records import SYSTEM, Actor, Record
+from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.network.base import Ends, Networks
+from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Impairment
+from microvm_orchestrator.store.base import Store, Tell
+from microvm_orchestrator.store.every import every_record
+from microvm_orchestrator.store.questions import RecordById
+
+# A network that cannot be healed now is tried again so often.
+_AGAIN_S = 5.0
+# How many faults that have ended are kept to be looked at.
+_KEPT = 500
+_GONE = "its network is gone"
+_log = log.get(__name__)
+
+
+class Ledger:
+    """All faults of one daemon; one verb at a time."""
+
+    def __init__(self, store: Store, switch: Networks) -> None:
+        self._store = store
+        self._switch = switch
+        # Those that have not ended, oldest first.
+        self._open: dict[str, Fault] = {}
+        # Networks that may not be as the open faults say.
+        self._unsure: set[str] = set()
+        self._turn = anyio.Lock()
+        # Set when something is to heal earlier than was known.
+        self._sooner = anyio.Event()
+
+    # What is known
+
+    async def visible(self, by: Actor) -> list[Fault]:
+        """The faults that somebody may know of, oldest first; also some that have ended."""
+        return [fault for fault in await self._all(by) if by.sees_of(fault.owner)]
+
+    async def get(self, fault_id: str, by: Actor) -> Fault:
+        """Raises: NotFound."""
+        record = await self._store.query(RecordById(FAULT, fault_id), by)
+        if record is not None:
+            fault = Fault.model_validate(record.body)
+            if by.sees_of(fault.owner):
+                return fault
+        raise errors.NotFound(f"no fault {fault_id}", hint="fault_list shows the faults")
+
+    # Verbs
+
+    async def inject(self, plan: Plan, by: Actor) -> Fault:
+        """Break something, and return when it was seen to be broken.
+
+        Raises: NotFound when there is no such network, FaultNotOffered, Conflict with another
+            fault, and FaultUnverified or Unavailable when it came to nothing; then nothing is left
+            of it, or it is healed as soon as that is possible.
+        """
+        async with self._turn:
+            if plan.network_id not in await self._switch.found():
+                raise errors.NotFound(f"there is no network {plan.network_id}")
+            await self._switch.check(list(plan.ways.values()))
+            # Two that cannot both be are refused before anything is written.
+            wanted = self._meeting(plan.network_id, plan.ways, also=plan.ways)
+            standing = await self._switch.impaired(plan.network_id)
+            fault = Fault(
+                fault_id=new_id("f"),
+                kind=plan.kind,
+                state=FaultState.APPLYING,
+                owner=by.name,
+                network_id=plan.network_id,
+                machines=plan.machines,
+                ways=told(plan.ways),
+                before=told({ends: standing[ends] for ends in plan.ways if ends in standing}),
+                parameters=dict(plan.parameters),
+                ttl_s=plan.ttl_s,
+                created_at=moment(await self._store.now()),
+            )
+            # From here on it is known, whoever leaves: it comes to hold, or is taken back.
+            with anyio.CancelScope(shield=True):
+                await self._write(fault, by, expect=0)
+                try:
+                    await self._make_so(plan.network_id, wanted)
+                    fault = await self._activate(fault, by)
+                except BaseException as error:
+                    await self._take_back(fault, str(error))
+                    raise
+        return fault
+
+    async def heal(self, fault_id: str, by: Actor) -> Fault:
+        """End a fault, and return when it was seen to be gone; one that has ended stays so.
+
+        Raises: NotFound; FaultUnverified or Unavailable when it is not healed yet: it will be.
+        """
+        await self.get(fault_id, by)
+        async with self._turn:
+            if fault_id in self._open:
+                await self._heal(self._open[fault_id], by)
+        return await self.get(fault_id, by)
+
+    async def heal_all(self, by: Actor, network_id: str | None = None) -> int:
+        """End all faults, or those of a network, and count them.
+
+        One that cannot be healed now keeps none of the others. Raises: as `heal`, at the end.
+        """
+        healed = 0
+        failed: errors.OrchestratorError | None = None
+        async with self._turn:
+            for fault in list(self._open.values()):
+                if not by.sees_of(fault.owner) or network_id not in {None, fault.network_id}:
+                    continue
+                try:
+                    await self._heal(fault, by)
+                    healed += 1
+                except errors.OrchestratorError as error:
+                    failed = error
+        if failed is not None:
+            raise failed
+        return healed
+
+    # What happens by itself
+
+    async def reconcile(self) -> None:
+        """Make the networks what the records say, before machines are connected to them.
+
+        The networks have to be made already. What cannot be healed now is tried again later.
+        """
+        async with self._turn:
+            faults = await self._all(SYSTEM)
+            self._open = {each.fault_id: each for each in faults if not each.state.ended}
+            await self._forget_old(faults)
+            found = await self._switch.found()
+            for fault in list(self._open.values()):
+                if fault.state is FaultState.APPLYING:
+                    # Nobody was told that it is there.
+                    self._blame(fault, "the daemon ended while it was applied")
+                elif fault.network_id not in found:
+                    self._blame(fault.model_copy(update={"state": FaultState.HEALING}), _GONE)
+            self._unsure = set(found)
+            await self._heal_due()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Heal what is due until the block ends; what is active then stays so."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._watch)
+            yield
+            group.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            self._sooner = anyio.Event()
+            async with self._turn:
+                pause = await self._heal_due()
+            with anyio.move_on_after(pause):
+                await self._sooner.wait()
+
+    async def _heal_due(self) -> float:
+        """Heal what is due, or was to be healed already; return how long to wait for more."""
+        for network_id in sorted(self._unsure):
+            await self._assert(network_id)
+        now = await self._store.now()
+        pause = _AGAIN_S if self._unsure else math.inf
+        for fault in list(self._open.values()):
+            left_s = _left_s(fault, now)
+            if left_s > 0:
+                pause = min(pause, left_s)
+                continue
+            try:
+                await self._heal(fault, SYSTEM)
+            except errors.OrchestratorError as error:
+                _log.error("fault_not_healed", fault=fault.fault_id, why=error.message)
+                pause = min(pause, _AGAIN_S)
+        return pause
+
+    async def _assert(self, network_id: str) -> None:
+        """Let a network be as the open faults say, and as nothing else does."""
+        mine = [each for each in self._open.values() if each.network_id == network_id]
+        ways = {ends for fault in mine for ends in read(fault.ways)}
+        try:
+            strays = set(await self._switch.impaired(network_id)) - ways
+            if strays:
+                _log.warning("fault_unknown", network=network_id, ways=sorted(map(str, strays)))
+            await self._make_so(network_id, self._meeting(network_id, {*ways, *strays}))
+        except errors.OrchestratorError as error:
+            _log.error("faults_not_asserted", network=network_id, why=error.message)
+        else:
+            self._unsure.discard(network_id)
+
+    # Steps, within a turn
+
+    def _meeting(
+        self,
+        network_id: str,
+        ways: Iterable[Ends],
+        *,
+        also: Ways | None = None,
+        but: str = "",
+    ) -> dict[Ends, Impairment]:
+        """Tell what ways are to meet by the faults that hold."""
+        holding = [
+            read(fault.ways)
+            for fault in self._open.values()
+            if fault.network_id == network_id
+            and fault.state is FaultState.ACTIVE
+            and fault.fault_id != but
+        ]
+        return together([*holding, *([also] if also else [])], list(ways))
+
+    async def _make_so(self, network_id: str, wanted: dict[Ends, Impairment]) -> None:
+        """Let ways meet this, and see it. Raises: FaultUnverified, Unavailable."""
+        await self._switch.impair(network_id, wanted)
+        standing = await self._switch.impaired(network_id)
+        wrong = [ends for ends, its in wanted.items() if standing.get(ends, AS_IT_SHOULD_BE) != its]
+        if wrong:
+            ways = ", ".join(map(str, wrong))
+            raise errors.FaultUnverified(
+                f"what frames meet in network {network_id} is not what it should be: {ways}"
+            )
+
+    async def _activate(self, fault: Fault, by: Actor) -> Fault:
+        now = await self._store.now()
+        fault = fault.model_copy(
+            update={
+                "state": FaultState.ACTIVE,
+                "active_at": moment(now),
+                "heals_at": moment(now + fault.ttl_s) if fault.ttl_s is not None else None,
+            }
+        )
+        await self._write(fault, by, audited=True)
+        self._sooner.set()
+        return fault
+
+    async def _take_back(self, fault: Fault, reason: str) -> None:
+        """End a fault that did not come to hold; the first error is what the caller hears."""
+        try:
+            await self._heal(self._blame(fault, reason), SYSTEM)
+        except errors.OrchestratorError as error:
+            _log.error("fault_not_taken_back", fault=fault.fault_id, why=error.message)
+            self._sooner.set()
+
+    def _blame(self, fault: Fault, reason: str) -> Fault:
+        self._open[fault.fault_id] = fault = fault.model_copy(update={"reason": reason})
+        return fault
+
+    async def _heal(self, fault: Fault, by: Actor) -> None:
+        """End a fault that has not ended."""
+        with anyio.CancelScope(shield=True):
+            await self._end(fault, by)
+
+    async def _end(self, fault: Fault, by: Actor) -> None:
+        ended = FaultState.HEALED
+        if fault.state is FaultState.APPLYING:
+            ended = FaultState.FAILED
+        elif fault.state is FaultState.ACTIVE:
+            fault = fault.model_copy(update={"state": FaultState.HEALING})
+            await self._write(fault, by)
+        if fault.network_id in await self._switch.found():
+            rest = self._meeting(fault.network_id, read(fault.ways), but=fault.fault_id)
+            await self._make_so(fault.network_id, rest)
+        now = moment(await self._store.now())
+        fault = fault.model_copy(update={"state": ended, "ended_at": now})
+        await self._write(fault, by, audited=True)
+
+    # The records
+
+    async def _all(self, by: Actor) -> list[Fault]:
+        return [Fault.model_validate(r.body) for r in await every_record(self._store, FAULT, by)]
+
+    async def _write(
+        self, fault: Fault, by: Actor, *, expect: int | None = None, audited: bool = False
+    ) -> None:
+        record = Record(FAULT, fault.fault_id, fault.model_dump(mode="json"))
+        body: dict[str, JsonValue] = {
+            "kind": fault.kind,
+            "network_id": fault.network_id,
+            "machines": list(fault.machines),
+        }
+        if fault.reason:
+            body["reason"] = fault.reason
+        tell = Tell(fault.state, body, audited=audited and by is not SYSTEM)
+        await self._store.save(record, by, expect=expect, tell=tell)
+        if fault.state.ended:
+            self._open.pop(fault.fault_id, None)
+        else:
+            self._open[fault.fault_id] = fault
+
+    async def _forget_old(self, faults: Collection[Fault]) -> None:
+        ended = [each for each in faults if each.state.ended]
+        for fault in ended[:-_KEPT]:
+            await self._store.erase(FAULT, fault.fault_id, SYSTEM)
+
+
+def _left_s(fault: Fault, now: float) -> float:
+    """Tell how long a fault lasts; one that is to be healed already lasts no longer."""
+    if fault.state is not FaultState.ACTIVE:
+        return 0.0
+    if fault.heals_at is None:
+        return math.inf
+    return fault.heals_at.timestamp() - now

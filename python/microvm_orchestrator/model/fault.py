@@ -1,0 +1,104 @@
+"""Faults as callers know them: what was broken on purpose, where it stands, and what it affects."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from microvm_orchestrator.model.values import Moment
+
+# The kind of record they are stored as.
+FAULT = "fault"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, le=3600)]
+
+
+class FaultState(StrEnum):
+    """Where a fault stands."""
+
+    APPLYING = "applying"
+    ACTIVE = "active"
+    HEALING = "healing"
+    HEALED = "healed"
+    # It never came to hold, and nothing of it is left.
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in {FaultState.HEALED, FaultState.FAILED}
+
+
+class FaultKind(StrEnum):
+    """What is broken."""
+
+    # Machines of a network do not hear certain others.
+    PARTITION = "partition"
+    # What machines say to certain others comes late, twice, wrong, or not at all.
+    IMPAIR = "impair"
+    # A machine is alone: neither heard by any other of its network nor hearing one.
+    LINK_DOWN = "link_down"
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LossBursts(_Told):
+    """Loss after Gilbert and Elliott: a way is good or bad, and may change at each frame."""
+
+    worsens: Share = Field(description="chance that a good way turns bad")
+    recovers: Share = Field(description="chance that a bad way turns good")
+    loss_bad: Share = Field(default=1.0, description="share that is lost while it is bad")
+    loss_good: Share = Field(default=0.0, description="share that is lost while it is good")
+
+
+class Meets(_Told):
+    """What befalls the frames that go from one machine to another; by default, nothing."""
+
+    cut: bool = Field(default=False, description="nothing passes")
+    loss: Share = Field(default=0.0, description="share that is lost")
+    loss_correlation: Share = Field(
+        default=0.0, description="how much the loss of a frame follows that of the one before"
+    )
+    bursts: LossBursts | None = Field(default=None, description="instead of both")
+    delay_s: Seconds = Field(default=0.0, description="how late frames come")
+    jitter_s: Seconds = Field(default=0.0, description="how far delays are from that")
+    spread: str = Field(default="uniform", description="of delays: uniform, normal or pareto")
+    corrupt: Share = Field(default=0.0, description="share that has one bit changed")
+    duplicate: Share = Field(default=0.0, description="share that comes twice")
+    reorder: Share = Field(default=0.0, description="share that comes out of its turn")
+    rate_bytes: int | None = Field(default=None, description="what passes in a second")
+    seed: str = Field(default="", description="names the luck of its frames, in userspace")
+
+
+class FaultWay(_Told):
+    """One direction between two machines of a network, and what its frames meet."""
+
+    source: str = Field(description="id of the machine that sends")
+    target: str = Field(description="id of the machine that it is for")
+    meets: Meets
+
+
+class Fault(_Told):
+    """Something that was broken on purpose, from before it is until after it is no more."""
+
+    fault_id: str
+    kind: FaultKind
+    state: FaultState
+    owner: str
+    network_id: str
+    machines: list[str] = Field(description="ids of the machines it affects")
+    ways: list[FaultWay] = Field(description="what it does, whatever other faults do")
+    before: list[FaultWay] = Field(
+        default=[], description="those of its ways that were not as they should be already"
+    )
+    parameters: dict[str, JsonValue] = Field(default={}, description="as it was asked for")
+    ttl_s: float | None = Field(default=None, description="after which it heals by itself")
+    reason: str = Field(default="", description="why it failed, or is not healed yet")
+    created_at: Moment
+    active_at: Moment | None = None
+    heals_at: Moment | None = None
+    ended_at: Moment | None = None

@@ -1,0 +1,199 @@
+"""Whatever is injected, healed, stopped, started and restarted: in the end all is as it was."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from faulting import ALICE, MACHINES, Doom, Ground, Killed, ground
+from microvm_orchestrator.faults import grudges
+from microvm_orchestrator.faults.plans import Plan, impairing, link_down, partition, read
+from microvm_orchestrator.model.fault import FaultState
+from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.network.impairment import Impairment, combined
+from networking import STAGES, why_no_kernel
+from storing import HandClock
+
+# So many compositions, on each kind of networks.
+SLICE = {"switch": 25, "kernel": 5}
+WHOLE = 500
+LONG_S = 120.0
+
+
+@dataclass(frozen=True)
+class Inject:
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Heal:
+    number: int
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A machine is stopped and, unless it was, started: in any order with all others."""
+
+    machine: str
+
+
+@dataclass(frozen=True)
+class Pass:
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Restart:
+    # After so many steps of what comes next; None for one that ends in peace.
+    killed_at: int | None
+
+
+Act = Inject | Heal | Cycle | Pass | Restart
+
+ORDERS = st.permutations(MACHINES)
+MACHINE = st.sampled_from(MACHINES)
+SHARES = st.sampled_from([0.05, 0.3])
+# What every kernel can.
+IMPAIRMENTS = st.builds(
+    Impairment,
+    loss=st.sampled_from([0.0, 0.1, 0.25]),
+    rate_bytes=st.sampled_from([10_000, 1_000_000]),
+    cut=st.booleans(),
+)
+ALL_IMPAIRMENTS = st.builds(
+    Impairment,
+    loss=SHARES,
+    delay_s=st.sampled_from([0.0, 0.1]),
+    corrupt=SHARES,
+    duplicate=SHARES,
+    reorder=SHARES,
+    seed=st.sampled_from(["", "seven"]),
+)
+
+
+def impaired(impairments: st.SearchStrategy[Impairment]) -> st.SearchStrategy[Plan]:
+    def plan(order: list[str], count: int, impairment: Impairment) -> Plan:
+        return impairing("net", order[0], order[1 : 1 + count], impairment)
+
+    return st.builds(plan, ORDERS, st.integers(1, 4), impairments)
+
+
+def plans(impairments: st.SearchStrategy[Impairment]) -> st.SearchStrategy[Plan]:
+    grudge = st.one_of(
+        ORDERS.map(grudges.halves),
+        ORDERS.map(grudges.majorities_ring),
+        ORDERS.map(grudges.bridged),
+        ORDERS.map(lambda order: grudges.one_way(order[:1], order[1:3])),
+        ORDERS.map(lambda order: grudges.arbitrary({order[0]: order[2:4]}, MACHINES)),
+    )
+    plan = st.one_of(
+        grudge.map(lambda cut: partition("net", cut)),
+        MACHINE.map(lambda machine: link_down("net", machine, MACHINES)),
+        impaired(impairments),
+    )
+    return st.builds(lasting, plan, st.sampled_from([None, None, 30.0]))
+
+
+def lasting(plan: Plan, ttl_s: float | None) -> Plan:
+    return replace(plan, ttl_s=ttl_s)
+
+
+def acts(impairments: st.SearchStrategy[Impairment]) -> st.SearchStrategy[list[Act]]:
+    return st.lists(
+        st.one_of(
+            plans(impairments).map(Inject),
+            plans(impairments).map(Inject),
+            st.builds(Heal, st.integers(0, 20)),
+            st.builds(Cycle, MACHINE),
+            st.builds(Pass, st.sampled_from([1, 40])),
+            st.builds(Restart, st.none() | st.integers(0, 12)),
+        ),
+        max_size=12,
+    )
+
+
+async def do(world: Ground, clock: HandClock, act: Act) -> None:
+    match act:
+        case Inject(plan):
+            await world.ledger.inject(plan, ALICE)
+        case Heal(number):
+            faults = await world.ledger.visible(ALICE)
+            if faults:
+                await world.ledger.heal(faults[number % len(faults)].fault_id, ALICE)
+        case Cycle(machine):
+            await (world.stop if machine in world.running else world.start)(machine)
+        case Pass(seconds):
+            clock.at += seconds
+        case Restart():
+            await world.restart()
+
+
+async def composed(kind: str, composition: list[Act]) -> None:
+    clock = HandClock()
+    with tempfile.TemporaryDirectory() as folder, anyio.fail_after(LONG_S):
+        async with ground(kind, Path(folder), clock) as world:
+            pristine = await world.dump()
+            kept = world.ledger
+            for act in composition:
+                if isinstance(act, Restart) and act.killed_at is not None:
+                    # Whatever comes next is done by one who will not finish it.
+                    doom = Doom()
+                    world.ledger = world.doomed(doom)
+                    await world.ledger.reconcile()
+                    doom.comes_at(act.killed_at)
+                    continue
+                try:
+                    await do(world, clock, act)
+                except Killed:
+                    await world.restart()
+                    kept = world.ledger
+                if world.ledger is kept or isinstance(act, Restart):
+                    await agrees(world)
+                    kept = world.ledger
+            await world.restart()
+            await agrees(world)
+            for name in MACHINES:
+                if name not in world.running:
+                    await world.start(name)
+            await world.ledger.heal_all(SYSTEM)
+            assert await world.dump() == pristine
+            assert await world.networks.impaired("net") == {}
+
+
+async def agrees(world: Ground) -> None:
+    """See that frames meet what the faults say that are told to be active, and nothing else."""
+    faults = await world.ledger.visible(SYSTEM)
+    active = [read(each.ways) for each in faults if each.state is FaultState.ACTIVE]
+    assert all(each.state.ended or each.state is FaultState.ACTIVE for each in faults)
+    ends = {way for ways in active for way in ways}
+    wanted = {way: combined([ways[way] for ways in active if way in ways]) for way in ends}
+    assert await world.networks.impaired("net") == wanted
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_after_any_composition_of_faults_and_heals_all_is_as_it_was(kind: str, whole: bool) -> None:
+    if kind == "kernel" and (why := why_no_kernel()):
+        pytest.skip(why)
+    examples = WHOLE if whole else SLICE[kind]
+    counted = 0
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=not whole,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(acts(ALL_IMPAIRMENTS if kind == "switch" else IMPAIRMENTS))
+    def check(composition: list[Act]) -> None:
+        nonlocal counted
+        counted += 1
+        anyio.run(composed, kind, composition)
+
+    check()
+    assert counted >= examples
