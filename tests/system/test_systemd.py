@@ -142,7 +142,9 @@ def test_machines_outlive_a_service_that_is_restarted_and_one_that_crashes(tmp_p
         first = system.run(PROGRAM, *boot_id)
         [qemu] = system.run("pgrep", "-f", "^qemu-system").split()
         daemon = system.shown("MainPID")
-        assert system.group_of(daemon) == f"0::/system.slice/{UNIT}/daemon"
+        # A systemd before 254 has it in the service's own group, where it stays.
+        group = f"0::/system.slice/{UNIT}"
+        assert system.group_of(daemon) in {group, f"{group}/daemon"}
         machine = system.ask("machine", "get", "box")["machine_id"]
         place = f"0::/system.slice/{UNIT}/microvm-orchestrator/{machine}"
         assert system.group_of(qemu) == place
@@ -190,7 +192,7 @@ def test_systemd_finds_nothing_wrong_with_the_units_of_the_guide(tmp_path: Path)
     (units / f"{UNIT}.d/user.conf").write_text(inside)
     words = ["systemd-analyze", "verify", f"--root={tmp_path}", UNIT, "microvm-orchestrator.socket"]
     ran = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (ran.returncode, groups.without_new_keys(ran.stderr)) == (0, "")
 
 
 @needs_systemd_analyze

@@ -3,8 +3,10 @@
 Only the second version of control groups is used, below the daemon's own group, where that may be
 written: as root, or where systemd delegates (`Delegate=yes`). A group that hands limits down may
 have no process of its own, so a daemon that is alone in its group goes into one beside the
-machines. Elsewhere a machine has none, and its bounds are those QEMU keeps itself: memory and
-processors of the guest. `describe` says which.
+machines. Only systemd's own child does not: systemd would start the next daemon in a group that
+takes none while machines are there, unless `DelegateSubgroup=` names the one beside. Elsewhere a
+machine has no limits but those QEMU keeps itself: memory and processors of the guest. `describe`
+says which.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ _PERIOD_US = 100_000
 # QEMU's threads for disks come and go; a fork bomb in the guest is not made of threads of the host.
 _THREADS = 256
 _WANTED = ("memory", "cpu", "pids")
-# Where the daemon goes; `DelegateSubgroup=` of systemd may put it there from the start.
+# Where the daemon goes; `DelegateSubgroup=` of systemd puts it there from the start.
 _ASIDE = "daemon"
+# By which systemd tells a process that it was started by systemd itself.
+_STARTED = "SYSTEMD_EXEC_PID"
 # From making a group until a process is in it, on a host that is very busy.
 _NEW_S = 10.0
 
@@ -143,6 +147,8 @@ def open_tree(wanted: Sequence[str] = _WANTED) -> Tree | None:
         return None
     if not os.access(path, os.W_OK):  # a daemon of another user was here before
         return None
+    if _must_stay():
+        return Tree(path)
     with contextlib.suppress(OSError):
         _step_aside(own)
     for folder in (own, path):
@@ -162,6 +168,13 @@ def _step_aside(own: Path) -> None:
         Group(aside).add(os.getpid())
 
 
+def _must_stay() -> bool:
+    """Whether systemd has started us, and starts the next one, where no controller may go down."""
+    current = _current()
+    started = os.environ.get(_STARTED) == str(os.getpid())
+    return started and current is not None and current.name != _ASIDE
+
+
 def describe() -> str:
     """Say in a sentence which limits this host enforces on machines."""
     own = _own()
@@ -172,6 +185,10 @@ def describe() -> str:
     tree = own / NAME
     if not tree.is_dir():
         return "no machine has been started yet"
+    if _must_stay():
+        return (
+            "no limits are enforced: the service's unit needs DelegateSubgroup=daemon, systemd 254"
+        )
     held = sorted(Tree(tree).controllers)
     return f"limits are enforced on {', '.join(held)}" if held else "no controller is delegated"
 
@@ -186,6 +203,12 @@ def _tell(file: Path, value: str) -> None:
 
 
 def _own() -> Path | None:
+    """Return the group that was given to us: ours, or the one that we stand aside in."""
+    found = _current()
+    return found.parent if found is not None and found.name == _ASIDE else found
+
+
+def _current() -> Path | None:
     """Return our own group in the second version's hierarchy."""
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
     mounted = [line.split() for line in mounts.splitlines() if " - cgroup2 " in line]
@@ -193,8 +216,7 @@ def _own() -> Path | None:
     ours = [line.removeprefix("0::") for line in groups if line.startswith("0::")]
     # One may be mounted over another.
     paths = [Path(words[4]) / own.lstrip("/") for words in mounted for own in ours]
-    found = next((path for path in paths if (path / "cgroup.procs").exists()), None)
-    return found.parent if found is not None and found.name == _ASIDE else found
+    return next((path for path in paths if (path / "cgroup.procs").exists()), None)
 
 
 def _overhead_mib(limits: Limits) -> int:

@@ -96,8 +96,8 @@ def explain(seen: Observed) -> tuple[Fact, ...]:
             "ok" if seen.limits.startswith("limits are enforced") else "warning",
             seen.limits,
             "Control groups bound what a machine takes of this host. Without them only QEMU's own "
-            "bounds hold: the guest's memory and processors. Delegate=yes in the service's unit "
-            "allows them.",
+            "bounds hold: the guest's memory and processors. Delegate=yes and "
+            "DelegateSubgroup=daemon in the service's unit allow them.",
         ),
         _device(
             "tun",

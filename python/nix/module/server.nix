@@ -160,6 +160,8 @@ in
         # Machines outlive the daemon, each in a control group with limits below this unit's.
         KillMode = "process";
         Delegate = "memory cpu pids";
+        # Where a group has limits below it, no process may be started in itself.
+        DelegateSubgroup = "daemon";
         LimitNOFILE = 65536;
 
         User = cfg.user;
