@@ -40,7 +40,14 @@ let
       rec {
         address = concatMapStringsSep "." toString octets;
         prefixLength = length;
-        prefix = lib.substring 0 length (concatStrings (map (bits 8) octets));
+        all = concatStrings (map (bits 8) octets);
+        prefix = lib.substring 0 length all;
+        # Neither the network itself nor everybody in it, and there is room for somebody else.
+        isHost =
+          let
+            own = lib.substring length (-1) all;
+          in
+          length <= 30 && lib.hasInfix "0" own && lib.hasInfix "1" own;
         first = concatMapStringsSep "." (part: toString (number part)) (chunks 8 (padded 32 prefix));
         network = "${first}/${toString length}";
       };
@@ -64,7 +71,9 @@ let
       rec {
         inherit (read.value) address;
         prefixLength = length;
-        prefix = lib.substring 0 length (concatStrings (map (bits 16) groups));
+        all = concatStrings (map (bits 16) groups);
+        prefix = lib.substring 0 length all;
+        isHost = length <= 126 && lib.hasInfix "1" (lib.substring length (-1) all);
         first = concatStringsSep ":" (
           map (each: lib.toLower (lib.toHexString (number each))) (chunks 16 (padded 128 prefix))
         );

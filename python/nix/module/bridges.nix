@@ -157,19 +157,20 @@ in
             nothing leave. Set egress to "internet" or "any".
           '';
         }
-        {
-          assertion =
-            let
-              inherit (bridges.${name}) address;
-              parsed = addresses.parseV4 address;
-            in
-            address == null || parsed.prefixLength <= 30 && parsed.address != parsed.first;
-          message = ''
-            ${option}.bridges.${name}.address is ${toString bridges.${name}.address}: that is
-            no address of a host with guests beside it. Take one of a network, as in 10.77.0.1/24.
-          '';
-        }
       ]) names
+      ++ map (network: {
+        assertion = network.isHost;
+        message =
+          let
+            which = if network.family == "ip" then "address" else "addressV6";
+            example = if network.family == "ip" then "10.77.0.1/24" else "fd77::1/64";
+          in
+          ''
+            ${option}.bridges.${network.name}.${which} is
+            ${bridges.${network.name}.${which}}: that is no address of a host with guests beside it.
+            Take one of a network, as in ${example}.
+          '';
+      }) networks
       ++ [
         {
           assertion = config.networking.nftables.enable;

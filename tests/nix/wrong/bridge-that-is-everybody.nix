@@ -1,0 +1,7 @@
+# bridges.br0.address is 10.77.0.255/24: that is no address of a host
+{
+  services.microvm-orchestrator = {
+    enable = true;
+    bridges.br0.address = "10.77.0.255/24";
+  };
+}
