@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 # A plan that is only looked at is shown, whatever its call is named; a merge is part of a run.
-SPOKEN = {"plan_tasks": ("plan", "show"), "merge_resolve": ("run", "resolve")}
+SPOKEN = {
+    "plan_tasks": ("plan", "show"),
+    "merge_resolve": ("run", "resolve"),
+    "node_exec_all": ("node", "exec-all"),
+    **{
+        f"cluster_snapshot_{verb}": ("cluster", f"snapshot-{verb}")
+        for verb in ("create", "list", "revert", "delete", "branch")
+    },
+}
 
 # The vendored click of typer has no public name; what we use of it is what click documents.
 Command = Any

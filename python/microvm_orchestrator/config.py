@@ -322,13 +322,20 @@ class Networks(Section):
     )
 
 
+class Clusters(Section):
+    """Machines that are raised together."""
+
+    topology_dir: Directory | None = Field(
+        default=None,
+        description="The folder of the topologies that `cluster_define` knows by their name; by "
+        "default `topologies` in the state directory.",
+    )
+
+
 class Runs(Section):
     """What this host does itself, each in a machine."""
 
-    count: Count = Field(
-        default=4,
-        description="How many runs are under way at once; others wait.",
-    )
+    count: Count = Field(default=4, description="How many runs are under way at once; others wait.")
     timeout_s: Duration = Field(
         default=3600.0, description="How long a program may take where its task does not say."
     )
@@ -426,6 +433,7 @@ class Settings(Section):
     webhooks: Webhooks = Field(default=Webhooks(), description=Webhooks.__doc__)
     machines: Machines = Field(default=Machines(), description=Machines.__doc__)
     networks: Networks = Field(default=Networks(), description=Networks.__doc__)
+    clusters: Clusters = Field(default=Clusters(), description=Clusters.__doc__)
     runs: Runs = Field(default=Runs(), description=Runs.__doc__)
     artifacts: Artifacts = Field(default=Artifacts(), description=Artifacts.__doc__)
     egress: Egress = Field(default=Egress(), description=Egress.__doc__)

@@ -20,6 +20,7 @@ import anyio.to_thread
 from microvm_orchestrator import config, errors, places
 from microvm_orchestrator.artifacts import Artifacts, Quotas
 from microvm_orchestrator.caches import Caches
+from microvm_orchestrator.clusters.room import ClusterRoom, furnished
 from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.forwards import Forwards
@@ -76,6 +77,7 @@ class Host:
     warm: Warm
     caches: Caches
     networks: Networks
+    clusters: ClusterRoom
     repos: Repos
     artifacts: Artifacts
     runs: Runs
@@ -165,6 +167,16 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             wanted = name or settings.machines.default_image
             return await anyio.to_thread.run_sync(images.get, wanted)
 
+        async def digest_of(name: str | None) -> str:
+            return (await image(name)).digest
+
+        async def forget(machine_id: str) -> None:
+            await execs.forget_machine(machine_id)
+            await forwards.forget_machine(machine_id)
+
+        clusters = furnished(
+            store, machines, snapshots, networks, image_of=digest_of, forget=forget
+        )
         ground = Ground(
             machines=machines,
             execs=execs,
@@ -179,6 +191,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         runs = Runs(store, ground, settings.runs.count)
         await life.enter_async_context(machines.running())
         await snapshots.reconcile()
+        await clusters.saved.reconcile()
         await life.enter_async_context(execs.running())
         await life.enter_async_context(forwards.running())
         await life.enter_async_context(warm.running())
@@ -205,6 +218,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             warm=warm,
             caches=caches,
             networks=networks,
+            clusters=clusters,
             repos=repos,
             artifacts=artifacts,
             runs=runs,

@@ -35,6 +35,8 @@ ARTIFACTS = "artifacts"
 # Trees on their way into a machine or out of one.
 TRANSFERS = "transfers"
 CACHES = "caches"
+# What clusters are to be, each in a file of its name.
+TOPOLOGIES = "topologies"
 # Our key for machines that have an SSH server instead of our agent.
 SSH = "ssh"
 

@@ -55,7 +55,7 @@ def text(word: str | None) -> str | None:
     """Read a word as it stands, the file behind `@file`, or standard input for `-`."""
     if word is None or not (word == STDIN or word.startswith("@")):
         return word
-    return _content(word.removeprefix("@"))
+    return content(word.removeprefix("@"))
 
 
 def json_value(word: str | None, option: str) -> Value:
@@ -88,7 +88,7 @@ def document(file: str) -> Value:
 
     Raises: InvalidInput.
     """
-    written = _content(file)
+    written = content(file)
     if not file.endswith(".toml"):
         return parse(written, "standard input" if file == STDIN else file)
     try:
@@ -117,7 +117,8 @@ def merged(chosen: Value, more: dict[str, Value]) -> Value:
     return {**cast("dict[str, Value]", chosen), **more}
 
 
-def _content(file: str) -> str:
+def content(file: str) -> str:
+    """Read the text of a file, - being standard input. Raises: InvalidInput."""
     try:
         if file == STDIN:
             return sys.stdin.buffer.read().decode()
@@ -132,7 +133,7 @@ def secret(file: str | None) -> str | None:
     """Read one line that shall not stand in the list of processes. Raises: InvalidInput."""
     if file is None:
         return None
-    line = _content(file).strip()
+    line = content(file).strip()
     if not line or "\n" in line:
         raise errors.InvalidInput(f"{file} does not hold one line")
     return line

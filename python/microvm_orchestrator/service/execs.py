@@ -31,7 +31,7 @@ from microvm_orchestrator.store.base import Match
 
 if TYPE_CHECKING:
     from microvm_orchestrator.execs.job import Job
-    from microvm_orchestrator.model.records import Record
+    from microvm_orchestrator.model.records import Actor, Record
 
 # Long enough for a build, short enough that a mistake does not hold a machine for ever.
 USUAL_TIMEOUT_S = 600.0
@@ -225,7 +225,11 @@ async def machine_exec(service: Service, caller: Caller, request: RunCommand) ->
     `running`; `exec_wait` and `exec_output` go on from there. When its machine is lost meanwhile
     the error is unknown-outcome: it may have taken effect.
     """
-    by = actor(caller, "machine_exec")
+    return await perform(service, caller, request, actor(caller, "machine_exec"))
+
+
+async def perform(service: Service, caller: Caller, request: RunCommand, by: Actor) -> ExecAnswer:
+    """Run a command as somebody. Raises: UnknownOutcome for one that is lost, and as `Execs`."""
     job = await service.host.execs.start(request.machine, wish_of(request), by)
     until = anyio.current_time() + request.wait_s
     with anyio.move_on_after(max(request.wait_s, _BEGIN_S)):

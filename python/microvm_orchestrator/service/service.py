@@ -150,6 +150,7 @@ _NAMING = (
         "machine",
         "network",
         "snapshot_id",
+        "cluster",
         "image",
         "operation_id",
         "name",

@@ -26,6 +26,7 @@ FROM_FILE = {
     "plan_tasks": {"documents", "tasks"},
     "plan_submit": {"documents", "tasks"},
     "template_save": {"description", "parameters", "tasks", "group_prefix"},
+    "cluster_define": {"topology"},
     # What comes on standard input.
     "machine_exec": {"stdin", "stdin_base64"},
     # Files of here are sent as bytes.

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
 
+import cluster_samples
 import host_samples
 import run_samples
 from answering import REFUSED, Asked, answering
@@ -34,6 +35,7 @@ HELD_WORDS = ["build", "--group", "g", "--token", "3", "--worker", "w"]
 SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     **host_samples.SAMPLES,
     **run_samples.SAMPLES,
+    **cluster_samples.SAMPLES,
     "task_submit": (
         [
             *("Build it", "--key", "build", "--group", "g", "--description", "say -- so"),
@@ -353,6 +355,7 @@ FILES = {
     "secret": "0123456789abcdef\n",
     "tasks.md": TODO["text"],
     "notes.md": "",
+    "trio.yaml": "cluster_name: trio\n",
 }
 
 

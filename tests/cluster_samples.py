@@ -1,0 +1,78 @@
+"""Commands about clusters and their nodes, and what each asks the daemon for.
+
+`unit/cli/test_requests.py` runs them beside its own, and says what the parts of a sample are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "cluster_define": (["--file", "@trio.yaml"], {"topology": "cluster_name: trio\n"}),
+    "cluster_schema": ([], {}),
+    "cluster_list": (["--limit", "2", "--cursor", "c"], {"limit": 2, "cursor": "c"}),
+    "cluster_status": (["trio"], {"cluster": "trio"}),
+    "cluster_handle": (["trio"], {"cluster": "trio"}),
+    "cluster_start": (["trio", "--wait-s", "0"], {"cluster": "trio", "wait_s": 0.0}),
+    "cluster_stop": (
+        ["trio", "--mode", "destroy", "--deadline-s", "5", "--wait-s", "0"],
+        {"cluster": "trio", "mode": "destroy", "deadline_s": 5.0, "wait_s": 0.0},
+    ),
+    "cluster_destroy": (
+        ["trio", "--delete-disks", "--wait-s", "0"],
+        {"cluster": "trio", "delete_disks": True, "wait_s": 0.0},
+    ),
+    "cluster_snapshot_create": (
+        ["trio", "clean", "--wait-s", "0"],
+        {"cluster": "trio", "snapshot": "clean", "wait_s": 0.0},
+    ),
+    "cluster_snapshot_list": (["trio"], {"cluster": "trio"}),
+    "cluster_snapshot_revert": (
+        ["trio", "baseline", "--wait-s", "0"],
+        {"cluster": "trio", "snapshot": "baseline", "wait_s": 0.0},
+    ),
+    "cluster_snapshot_delete": (["trio", "clean"], {"cluster": "trio", "snapshot": "clean"}),
+    "cluster_snapshot_branch": (
+        ["trio", "clean", "copy", "--wait-s", "0"],
+        {"cluster": "trio", "snapshot": "clean", "name": "copy", "wait_s": 0.0},
+    ),
+    "node_exec": (
+        [
+            *("trio", "n1", "--stdin", "/dev/null", "--env", "A=1", "--cwd", "/", "--user", "dev"),
+            *("--timeout-s", "9", "--output-cap", "10", "--exec-id", "x", "--", "ls", "-l"),
+        ],
+        {
+            "cluster": "trio",
+            "node": "n1",
+            "argv": ["ls", "-l"],
+            "stdin": "",
+            "env": {"A": "1"},
+            "cwd": "/",
+            "user": "dev",
+            "timeout_s": 9.0,
+            "output_cap": 10,
+            "exec_id": "x",
+        },
+    ),
+    "node_exec_all": (
+        [
+            *("trio", "--node", "n1", "--node", "n2", "--script", "true", "--env", "A=1"),
+            *("--cwd", "/", "--user", "dev", "--timeout-s", "9", "--output-cap", "10", "--any"),
+        ],
+        {
+            "cluster": "trio",
+            "nodes": ["n1", "n2"],
+            "script": "true",
+            "env": {"A": "1"},
+            "cwd": "/",
+            "user": "dev",
+            "timeout_s": 9.0,
+            "output_cap": 10,
+            "require_all": False,
+        },
+    ),
+    "node_crash": (
+        ["trio", "n1", "--no-restart", "--wait-s", "0"],
+        {"cluster": "trio", "node": "n1", "restart": False, "wait_s": 0.0},
+    ),
+}

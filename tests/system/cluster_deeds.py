@@ -1,0 +1,50 @@
+"""What can be done to clusters, each to be found in the audit log with whom it was about."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from machines import publish_no_image
+from microvm_orchestrator import places
+from microvm_orchestrator.images.store import ImageStore
+from system.world import World
+
+
+class Ledger(Protocol):
+    """Makes calls, and finds the line of each in the audit log."""
+
+    world: World
+
+    def act(
+        self, call: str, target: str = "", /, by: str = "admin", to: str = "ok", **arguments: Any
+    ) -> dict[str, Any]: ...
+
+
+# With another image than the one whose removal is told of.
+TOPOLOGY = """
+cluster_name: lone
+image: lone
+network: {name: lan, subnet: 10.9.0.0/24}
+nodes: [{name: one, memory_mb: 64, ip: 10.9.0.10}]
+"""
+
+
+def do_all(ledger: Ledger) -> None:
+    """Make each call about clusters, and find its line."""
+    act = ledger.act
+    publish_no_image(ImageStore(ledger.world.daemon.state_dir / places.IMAGES), "lone", "lone")
+    lone = act("cluster_define", topology=TOPOLOGY)
+    cluster, node = lone["cluster_id"], lone["nodes"][0]["machine_id"]
+    here = {"cluster": "lone"}
+    act("cluster_start", cluster, **here)
+    act("node_exec", "ran", **here, node="one", argv=["true"], exec_id="ran")
+    act("node_exec_all", cluster, **here, argv=["true"])
+    act("node_crash", node, **here, node="one")
+    act("cluster_snapshot_create", cluster, **here, snapshot="s")
+    act("cluster_snapshot_revert", cluster, **here, snapshot="s")
+    act("cluster_snapshot_branch", cluster, **here, snapshot="s", name="copy")
+    act("cluster_stop", cluster, **here)
+    act("cluster_snapshot_delete", f"{cluster}.s", **here, snapshot="s")
+    act("cluster_destroy", cluster, **here, delete_disks=True)
+    ledger.world.ask("cluster_destroy", cluster="copy", delete_disks=True)
+    ledger.world.ask("image_remove", image="lone")

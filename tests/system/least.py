@@ -1,0 +1,40 @@
+"""The least role of each call."""
+
+from __future__ import annotations
+
+from microvm_orchestrator.model.access import Role
+
+# The least role of each call, written down a second time so that none is lowered by a slip.
+LEAST = {
+    Role.VIEWER: """
+        task_get task_list task_wait task_history task_runs group_list group_get group_tasks
+        group_report template_get template_list template_preview worker_get worker_list event_wait
+        machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
+        exec_wait exec_output exec_list slot_list cache_list forward_list
+        network_get network_list cluster_schema cluster_list cluster_status cluster_handle
+        cluster_snapshot_list plan_tasks repo_get repo_list run_get run_list
+        run_output run_diff artifact_list artifact_get
+        image_list image_get pool_list operation_get operation_wait operation_list
+        whoami metrics_get""",
+    Role.WORKER: """
+        task_claim task_heartbeat task_complete task_fail task_release task_extend worker_register
+        worker_heartbeat""",
+    Role.OPERATOR: """
+        task_submit graph_submit task_cancel task_retry task_resume task_update task_delete
+        group_cancel
+        group_retry group_prioritize template_save template_delete template_run worker_drain
+        worker_remove webhook_create webhook_get webhook_list webhook_update webhook_delete
+        webhook_test delivery_list delivery_retry token_create token_list token_revoke
+        machine_define machine_start machine_stop machine_kill machine_pause machine_resume
+        machine_run machine_exec exec_input exec_signal file_put file_get
+        machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
+        image_build image_verify image_remove operation_cancel cache_remove doctor_run
+        cluster_define cluster_start cluster_stop cluster_destroy node_exec node_exec_all node_crash
+        cluster_snapshot_create cluster_snapshot_revert cluster_snapshot_delete
+        cluster_snapshot_branch
+        forward_add forward_remove network_create network_remove plan_submit run_start
+        run_approve run_reject run_merge merge_resolve""",
+    Role.ADMIN: """
+        audit_list backup_create image_add credential_set credential_list credential_remove
+        repo_add repo_update repo_remove""",
+}
