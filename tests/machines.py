@@ -11,11 +11,12 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from libvirtd import Libvirtd, running_libvirtd
 from microvm_orchestrator import errors
 from microvm_orchestrator.host import boot_of
 from microvm_orchestrator.images.build import ImageSpec, build
@@ -30,6 +31,7 @@ from microvm_orchestrator.machine.base import (
     Machine,
     MachineSpec,
     OnChange,
+    Qcow2,
     Snapshot,
     untold,
 )
@@ -102,10 +104,14 @@ class Rig:
     panicking: str
     # Lets the kernel of a guest that runs panic.
     panic: Callable[[LivingMachine], Awaitable[None]]
-    # Makes a runner directory of what a machine would be started from otherwise.
-    runner: Callable[[MachineSpec], Runner] | None = None
+    # Makes a runner directory of what a machine would be started from otherwise, or a disk.
+    runner: Callable[[MachineSpec], Runner | Qcow2] | None = None
     # What its machines can do beyond being started, reached and ended.
     offers: frozenset[str] = frozenset({"save", "pause", "attach"})
+    # What is left of a stopped machine beside its record.
+    keeps: frozenset[str] = frozenset()
+    # Who runs them, if that is a libvirtd.
+    libvirtd: Libvirtd | None = None
 
     def open(self, on_change: OnChange = untold) -> AbstractAsyncContextManager[Qemu]:
         """As a daemon does when it starts."""
@@ -113,7 +119,15 @@ class Rig:
 
     def open_any(self, on_change: OnChange = untold) -> AbstractAsyncContextManager[AnyKind]:
         """As a daemon does that runs machines of every kind."""
-        return open_hypervisor(self.state_dir, on_change=on_change, binary=self.binary)
+        if self.libvirtd is None:
+            return open_hypervisor(self.state_dir, on_change=on_change, binary=self.binary)
+        return open_hypervisor(
+            self.state_dir,
+            on_change=on_change,
+            binary=self.binary,
+            libvirt=self.libvirtd.uri,
+            libvirt_logs=self.libvirtd.logs,
+        )
 
     def spec(self, *, words: str = "", **more: object) -> MachineSpec:
         machine_id = new_machine_id()
@@ -182,6 +196,29 @@ def qemu_rig(state_dir: Path, boot: Boot) -> Rig:
         silent="loglevel=7 rdinit=/bin/busybox -- sleep 1000",
         panicking="rdinit=/nothing",
         panic=panic,
+    )
+
+
+@contextlib.contextmanager
+def running_libvirt_rig(image: Boot) -> Generator[Rig]:
+    """Machines that a libvirtd runs. Each has the image's root as a disk it may write to."""
+    with running_libvirtd() as libvirtd:
+        # Sockets have short names, and pytest's folders long ones.
+        yield replace(
+            qemu_rig(libvirtd.folder / "state", image),
+            runner=lambda spec: qcow2_of(spec.parts),
+            offers=frozenset({"pause", "attach"}),
+            keeps=frozenset({"disk0.1.qcow2"}),
+            libvirtd=libvirtd,
+        )
+
+
+def qcow2_of(image: Boot) -> Qcow2:
+    """The embedded guest as libvirt boots it."""
+    (root,) = image.disks
+    system = replace(root, read_only=False)
+    return Qcow2(
+        image.digest, system, kernel=image.kernel, initrd=image.initrd, cmdline=image.cmdline
     )
 
 

@@ -1,9 +1,9 @@
 """What every way to run machines does.
 
 On a real QEMU, on the one that only looks so, and on runner directories: one whose script becomes a
-real QEMU, and one that becomes a hypervisor of which we use less; and where NIX_SOURCES names the
-sources, on one that the real microvm.nix made. What a way does not offer is declared by its rig,
-and refused.
+real QEMU, and one that becomes a hypervisor of which we use less; on a real libvirtd; and where
+NIX_SOURCES names the sources, on a runner that the real microvm.nix made. What a way does not offer
+is declared by its rig, and refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from typing import Protocol
 import anyio
 import pytest
 
+import libvirtd
 import nix_runner
 from machines import (
     LONG_S,
@@ -30,6 +31,7 @@ from machines import (
     new_machine_id,
     qemu_rig,
     removed_in_the_end,
+    running_libvirt_rig,
     sh,
 )
 from microvm_orchestrator import errors, proc
@@ -59,17 +61,22 @@ async def tsc_khz(tmp_path_factory: pytest.TempPathFactory) -> int:
     return (await probe(tmp_path_factory.mktemp("probe"))).tsc_khz or 0
 
 
-WAYS = [
-    "fake",
-    "qemu",
-    "foreign-runner",
-    "runner",
-    *(["nix-runner"] if nix_runner.wanted() else []),
-]
+WAYS = ["fake", "qemu", "foreign-runner", "runner", "libvirt"]
+WAYS += ["nix-runner"] if nix_runner.wanted() else []
 
 
 @pytest.fixture(scope="session", params=WAYS)
-def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
+def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Rig]:
+    if request.param != "libvirt":
+        yield _rig(request, tmp_path_factory)
+        return
+    if why := libvirtd.why_not():
+        pytest.skip(why)
+    with running_libvirt_rig(request.getfixturevalue("image")) as rig:
+        yield rig
+
+
+def _rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "fake":
         return fake_rig(folder)
@@ -96,6 +103,12 @@ def can_save(rig: Rig) -> None:
 def can_pause(rig: Rig) -> None:
     if "pause" not in rig.offers:
         pytest.skip("what is run in this way is not paused")
+
+
+@pytest.fixture(scope="session")
+def boots_quickly(rig: Rig, whole: bool) -> None:
+    if rig.libvirtd is not None and not whole:
+        pytest.skip("every keeper does this alike, and each machine of libvirt's is booted")
 
 
 class Begin(Protocol):
@@ -172,14 +185,14 @@ async def test_a_machine_boots_and_runs_commands(
 
 
 async def test_a_stopped_machine_has_powered_off_and_leaves_only_its_record(
-    machine: LivingMachine, told: list[Change]
+    rig: Rig, machine: LivingMachine, told: list[Change]
 ) -> None:
     await machine.stop(LONG_S)
     assert not runs(machine.pid)
     assert states(told) == [STOPPED]
     assert machine.reason == "it was stopped, as asked"
     left = {path.name for path in machine.record.folder.iterdir() if path.is_file()}
-    assert left == {"machine.json", "console", "messages"}
+    assert left == {"machine.json", "console", "messages", *rig.keeps}
     with pytest.raises(errors.StateForbids, match="is stopped"):
         machine.shell.guest  # noqa: B018 # asking is what is refused
 
@@ -242,7 +255,7 @@ async def test_a_paused_machine_stands_still_until_it_is_resumed(
     assert states(told) == [PAUSED, RUNNING]
 
 
-@pytest.mark.usefixtures("can_pause")
+@pytest.mark.usefixtures("can_pause", "boots_quickly")
 async def test_a_paused_machine_can_be_stopped(machine: LivingMachine) -> None:
     await machine.pause()
     await machine.stop(LONG_S)
@@ -391,6 +404,7 @@ async def test_a_paused_machine_is_adopted_paused(rig: Rig, begin: Begin) -> Non
         assert await sh(adopted, "echo on") == "on\n"
 
 
+@pytest.mark.usefixtures("boots_quickly")
 async def test_an_adopted_machine_that_is_killed_is_a_crash(rig: Rig, begin: Begin) -> None:
     async with rig.open_any() as first:
         machine = await begin(first)
@@ -410,6 +424,7 @@ async def test_a_machine_is_found_by_its_name_when_its_process_was_not_written_d
         assert (await second.adopt(machine.machine_id)).pid == machine.pid
 
 
+@pytest.mark.usefixtures("boots_quickly")
 async def test_a_machine_that_ended_without_a_daemon_is_lost(rig: Rig, begin: Begin) -> None:
     async with rig.open_any() as first:
         machine = await begin(first)
@@ -422,6 +437,7 @@ async def test_a_machine_that_ended_without_a_daemon_is_lost(rig: Rig, begin: Be
             await second.adopt(machine.machine_id)
 
 
+@pytest.mark.usefixtures("boots_quickly")
 async def test_a_machine_that_was_still_booting_is_ended_by_the_next_daemon(
     rig: Rig, begin: Begin
 ) -> None:
@@ -448,6 +464,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process(rig: Rig, qemu: AnyKi
     assert not record.exists()
 
 
+@pytest.mark.usefixtures("boots_quickly")
 async def test_a_machine_that_runs_is_not_started_again(
     qemu: AnyKind, machine: LivingMachine
 ) -> None:

@@ -19,7 +19,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine.seeded import RUN_TIMEOUT_S, Program, Ran
 from microvm_orchestrator.machine.shell import GuestEvent, GuestUsage, Shell
 from microvm_orchestrator.model.machine import MachineState
-from microvm_orchestrator.runner import Runner
+from microvm_orchestrator.runner import Runner, Ssh
 
 # From the call until the guest says that it is ready: a cold boot under emulation takes
 # three seconds, ten on a busy host, and more than a minute was seen where thirty wanted two cores.
@@ -76,6 +76,23 @@ class Boot:
 
 
 @dataclass(frozen=True, slots=True)
+class Qcow2:
+    """A disk with a whole system on it, which machines of libvirt's boot."""
+
+    digest: str
+    # What is written over it goes elsewhere, as of any disk of an image that can be written.
+    system: Disk
+    # None where our agent answers.
+    ssh: Ssh | None = None
+    # Whether it takes its name, its keys and its networks from cloud-init.
+    cloud_init: bool = False
+    # Booted in place of what stands on the disk, where it is said.
+    kernel: Path | None = None
+    initrd: Path | None = None
+    cmdline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tap:
     """An interface of this host's kernel that is there before the machine is started."""
 
@@ -122,8 +139,8 @@ class MachineSpec:
     """Everything that decides how a machine is made."""
 
     machine_id: str
-    # A runner brings a whole machine of its own.
-    boot: Boot | Runner
+    # A runner brings a whole machine of its own; a machine of libvirt's boots its own disk.
+    boot: Boot | Runner | Qcow2
     # Beside those of what it boots.
     disks: tuple[Disk, ...] = ()
     memory_mib: int = 256
@@ -137,14 +154,21 @@ class MachineSpec:
 
     @property
     def parts(self) -> Boot:
-        """What it starts from, for who puts it together. Raises: NotOffered for a runner."""
-        if isinstance(self.boot, Runner):
-            raise errors.NotOffered(f"machine {self.machine_id} is started by a runner directory")
-        return self.boot
+        """What it starts from, for who puts it together. Raises: NotOffered for another kind."""
+        if isinstance(self.boot, Boot):
+            return self.boot
+        by = "a runner directory" if isinstance(self.boot, Runner) else "libvirt"
+        raise errors.NotOffered(f"machine {self.machine_id} is started by {by}")
 
     @property
     def all_disks(self) -> tuple[Disk, ...]:
-        return self.parts.disks + self.disks
+        own = (self.boot.system,) if isinstance(self.boot, Qcow2) else self.parts.disks
+        return own + self.disks
+
+    @property
+    def cmdline(self) -> str:
+        """What its kernel is told by what it boots."""
+        return self.boot.cmdline if isinstance(self.boot, Qcow2) else self.parts.cmdline
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ class Seen:
 
     # What we were asked to do about the machine, if anything: "stopped", "killed".
     asked: str | None = None
-    # Why the machine shut down, in the words of QEMU's SHUTDOWN event.
+    # Why the machine shut down, in the words of QEMU's SHUTDOWN event; `guest-ended` is said by who
+    # does not tell a guest that powered off from one that rebooted.
     shutdown: str | None = None
     # The hypervisor's exit status; minus a signal's number; None where nobody knows.
     status: int | None = None
@@ -48,6 +49,8 @@ def conclude(seen: Seen) -> tuple[MachineState, str]:
             return MachineState.STOPPED, "the guest powered off"
         case "guest-reset":
             return MachineState.STOPPED, "the guest rebooted, which ends a machine"
+        case "guest-ended":
+            return MachineState.STOPPED, "the guest powered off, or rebooted, which ends a machine"
         case "host-signal":
             return MachineState.CRASHED, "its hypervisor was ended from outside by a signal"
         case "host-qmp-quit":

@@ -1,8 +1,9 @@
 """The one way to run machines that those above see: which kind a machine is decides who runs it.
 
-A machine starts from parts, which become a QEMU of ours, or from a runner directory. Both kinds lie
-in one folder of the state directory; what is written there of a machine tells its kind after a
-restart. Above stand the machines of the daemon; below, a keeper for each kind.
+A machine starts from parts, which become a QEMU of ours, from a runner directory, or from a disk of
+its own, which libvirt boots. All kinds lie in one folder of the state directory; what is written
+there of a machine tells its kind after a restart. Above stand the machines of the daemon; below, a
+keeper for each kind.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from microvm_orchestrator.machine.base import MachineSpec, OnChange, OnGuestEvent, Snapshot, untold
+from microvm_orchestrator.machine.base import (
+    MachineSpec,
+    OnChange,
+    OnGuestEvent,
+    Qcow2,
+    Snapshot,
+    untold,
+)
+from microvm_orchestrator.machine.libvirt.connection import open_connection
+from microvm_orchestrator.machine.libvirt.hypervisor import Domains
 from microvm_orchestrator.machine.qemu.host import QEMU
 from microvm_orchestrator.machine.qemu.hypervisor import Qemu, open_qemu
 from microvm_orchestrator.machine.runner.hypervisor import Runners
@@ -26,13 +36,17 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.probe import Acceleration
     from microvm_orchestrator.machine.qemu.machine import QemuMachine
 
+# The libvirt of the whole host, as against that of one user.
+LIBVIRT = "qemu:///system"
+
 
 class AnyKind:
     """All machines of this host."""
 
-    def __init__(self, qemu: Qemu, runners: Runners) -> None:
+    def __init__(self, qemu: Qemu, runners: Runners, domains: Domains) -> None:
         self._qemu = qemu
         self._runners = runners
+        self._domains = domains
 
     async def acceleration(self) -> Acceleration:
         return await self._qemu.acceleration()
@@ -82,10 +96,12 @@ class AnyKind:
     def found(self) -> list[str]:
         return self._qemu.found()
 
-    def _for(self, spec: MachineSpec) -> Qemu | Runners:
+    def _for(self, spec: MachineSpec) -> Qemu | Runners | Domains:
+        if isinstance(spec.boot, Qcow2):
+            return self._domains
         return self._runners if isinstance(spec.boot, Runner) else self._qemu
 
-    def _of(self, machine_id: str) -> Qemu | Runners:
+    def _of(self, machine_id: str) -> Qemu | Runners | Domains:
         made = self._qemu.host.record(machine_id).read()
         return self._qemu if made is None else self._for(made.spec)
 
@@ -98,15 +114,24 @@ async def open_hypervisor(
     on_guest_event: OnGuestEvent = untold,
     binary: str = QEMU,
     user: tuple[int, int] | None = None,
+    libvirt: str = LIBVIRT,
+    libvirt_logs: Path | None = None,
 ) -> AsyncGenerator[AnyKind]:
-    """Hold this host's machines of every kind; they run on when the block is left."""
+    """Hold this host's machines of every kind; they run on when the block is left.
+
+    `libvirt` says where machines of libvirt's are asked for, once there is one; `libvirt_logs`
+    where their QEMUs' messages are, if not at the usual place.
+    """
     async with (
         open_qemu(
             state_dir, on_change=on_change, on_guest_event=on_guest_event, binary=binary, user=user
         ) as qemu,
+        open_connection(libvirt) as connection,
         anyio.create_task_group() as group,
     ):
         runners = Runners(qemu.host, group, qemu.acceleration)
         group.start_soon(runners.tend)
-        yield AnyKind(qemu, runners)
+        domains = Domains(qemu.host, group, connection, qemu.acceleration, libvirt_logs)
+        group.start_soon(domains.tend)
+        yield AnyKind(qemu, runners, domains)
         group.cancel_scope.cancel()

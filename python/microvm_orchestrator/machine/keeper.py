@@ -20,6 +20,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine import console
 from microvm_orchestrator.machine.handover import Handover
 from microvm_orchestrator.machine.living import LivingMachine
+from microvm_orchestrator.machine.process import Resident
 from microvm_orchestrator.machine.qemu.host import leave_group
 from microvm_orchestrator.machine.record import Made, Record
 from microvm_orchestrator.model.names import NAME
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from microvm_orchestrator.machine.base import Accel, MachineSpec
-    from microvm_orchestrator.machine.process import Resident
     from microvm_orchestrator.machine.qemu.host import Host
 
 # How often the consoles are looked at. A guest under emulation writes 1 MB between two looks.
@@ -121,7 +121,7 @@ class Keeper(ABC, Generic[M]):
         self,
         spec: MachineSpec,
         accel: Accel,
-        begin: Callable[[Handover, Record], Resident],
+        begin: Callable[[Handover, Record], Resident | Awaitable[Resident]],
         prepare: Callable[[M], Awaitable[None]],
         *,
         unclaimed: bool = False,
@@ -135,7 +135,8 @@ class Keeper(ABC, Generic[M]):
             made = Made(spec, accel, console_from=console.size(record.console))
             record.write(made)
             with Handover() as given:
-                resident = begin(given, record)
+                begun = begin(given, record)
+                resident = begun if isinstance(begun, Resident) else await begun
             machine = self._machine(made, resident)
             await self._group.start(machine.live, prepare)
         except BaseException:

@@ -26,6 +26,7 @@ from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine import console, ending
 from microvm_orchestrator.machine.base import (
     STOP_GRACE_S,
+    Boot,
     Change,
     Link,
     MachineSpec,
@@ -40,7 +41,6 @@ from microvm_orchestrator.machine.shell import Identity, Interface
 from microvm_orchestrator.machine.ssh import login_of, open_ssh
 from microvm_orchestrator.machine.ssh.connection import GREETING_S as SSH_GREETING_S
 from microvm_orchestrator.model.machine import MachineState
-from microvm_orchestrator.runner import Runner
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream, TaskGroup, TaskStatus
@@ -154,7 +154,7 @@ class LivingMachine(ABC):
     @property
     def ssh(self) -> Ssh | None:
         """How its guest is reached, where that is not by our agent."""
-        return self.spec.boot.ssh if isinstance(self.spec.boot, Runner) else None
+        return None if isinstance(self.spec.boot, Boot) else self.spec.boot.ssh
 
     async def reached(self) -> Shell:
         """Wait for the way into the guest. Raises: StateForbids, MachineUnreachable."""
@@ -286,7 +286,7 @@ class LivingMachine(ABC):
             await self._conclude()
         finally:
             if not self._ready and not self._over.is_set():  # nobody will ever ask for it again
-                await self._resident.end()
+                await self._end_process()
                 with anyio.CancelScope(shield=True):
                     await self._conclude()
             self._resident.close()
@@ -362,7 +362,7 @@ class LivingMachine(ABC):
             self._failure = error
             # A hypervisor that ends lets go of us first. How it ends says more than that it did.
             await anyio.sleep(LAST_WORDS_S)
-        self._resident.signal(signal.SIGKILL)
+        await self._end_process()
         await anyio.sleep_forever()
 
     async def _begin_shell(
@@ -439,6 +439,10 @@ class LivingMachine(ABC):
 
     # Steps.
 
+    async def _end_process(self) -> bool:
+        """Kill the hypervisor and wait, also when cancelled; False if even that does not end it."""
+        return await self._resident.end()
+
     def _why_unreached(self) -> str:
         return f": {self._unreached.message}" if self._unreached else ""
 
@@ -465,7 +469,7 @@ class LivingMachine(ABC):
         if self.state.ended:
             return
         self._asked = reason
-        if not await self._resident.end():
+        if not await self._end_process():
             raise errors.MachineUnreachable(f"machine {self.machine_id} does not end when killed")
         await self._over.wait()
 

@@ -145,7 +145,7 @@ def kernel_words(spec: MachineSpec, accel: Accel, tsc_khz: int | None) -> str:
         # against a timer, which fails on a busy host, and boots then hang at random. Moving the
         # kernel about costs a tenth of a second.
         words += ["nokaslr", f"tsc_early_khz={tsc_khz}", "tsc=reliable"]
-    return " ".join([*words, spec.parts.cmdline]).strip()
+    return " ".join([*words, spec.cmdline]).strip()
 
 
 def _served(name: str, fd: int) -> str:

@@ -20,7 +20,7 @@ from microvm_orchestrator.machine.ssh.keys import (
     keep_keys,
     read_line,
 )
-from microvm_orchestrator.machine.ssh.known import login_of, our_key
+from microvm_orchestrator.machine.ssh.known import login_of, our_key, remember_host_key
 
 __all__ = [
     "KeyPair",
@@ -32,4 +32,5 @@ __all__ = [
     "open_ssh",
     "our_key",
     "read_line",
+    "remember_host_key",
 ]

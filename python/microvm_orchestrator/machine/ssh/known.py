@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors, log, places
 from microvm_orchestrator.machine.ssh.connection import Login
-from microvm_orchestrator.machine.ssh.keys import KeyPair, fingerprint, keep_key, write_once
+from microvm_orchestrator.machine.ssh.keys import (
+    KeyPair,
+    fingerprint,
+    keep_key,
+    read_line,
+    write_once,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +47,15 @@ def login_of(state_dir: Path, folder: Path, ssh: Ssh, *, boots: bool) -> Login:
         return Login(ssh.user, key, (known,))
     # Who is not known any more is not met for the first time.
     return Login(ssh.user, key, (), partial(_remember, path) if boots else None)
+
+
+def remember_host_key(folder: Path, public: str) -> None:
+    """Let a machine, whose folder this is, be known by a key from the first time on.
+
+    Raises: Unavailable.
+    """
+    if _read(folder / HOST_KEY) is None:
+        _remember(folder / HOST_KEY, read_line(public))
 
 
 def _read(path: Path) -> str | None:

@@ -1,0 +1,321 @@
+"""A machine that libvirt runs: a process like any other, told what to do by libvirtd.
+
+The process tells whether the machine is alive, and how it ended; libvirtd may be restarted, or be
+gone for a while, and no machine is taken for gone by that. What libvirt knows beside it, that a
+machine stands still and why, is asked for twice a second. Above stands the keeper.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.machine import process, sockets
+from microvm_orchestrator.machine.libvirt import domain
+from microvm_orchestrator.machine.libvirt.library import (
+    SHUTDOWN_ACPI,
+    DomainState,
+    OffReason,
+    PauseReason,
+    Revert,
+)
+from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine, identity
+from microvm_orchestrator.machine.qemu.terminal import open_terminal
+from microvm_orchestrator.model.machine import MachineState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+
+    from anyio.abc import ByteStream, TaskGroup
+
+    from microvm_orchestrator.machine.base import Snapshot, Terminal
+    from microvm_orchestrator.machine.libvirt.connection import Connection
+    from microvm_orchestrator.machine.libvirt.library import Domain
+    from microvm_orchestrator.machine.process import Resident
+    from microvm_orchestrator.machine.qemu.host import Host
+    from microvm_orchestrator.machine.record import Made, Record
+
+T = TypeVar("T")
+
+# Between two looks at what libvirt says; a look takes less than a millisecond.
+_LOOK_S = 0.5
+# Between two looks whether libvirt has seen the end of a process that we have seen.
+_AGAIN_S = 0.02
+# libvirt ends a process by asking it first.
+_DESTROY_S = 30.0
+_LOCALHOST = "127.0.0.1"
+_LOG_BYTES = 4096
+
+# What libvirt does with a machine for a moment, and nobody need be told of.
+_PASSING = frozenset(
+    {
+        PauseReason.SAVE,
+        PauseReason.DUMP,
+        PauseReason.SNAPSHOT,
+        PauseReason.FROM_SNAPSHOT,
+        PauseReason.STARTING_UP,
+        PauseReason.SHUTTING_DOWN,
+        PauseReason.MIGRATION,
+    }
+)
+_WHY_PAUSED = {
+    PauseReason.USER: "somebody paused it by libvirt",
+    PauseReason.IOERROR: "libvirt stopped it: its disk cannot be read or written",
+    PauseReason.WATCHDOG: "libvirt stopped it: its watchdog was not served",
+    PauseReason.CRASHED: "libvirt stopped it: its guest has crashed",
+}
+
+
+def find_process(uuid: str, users: frozenset[int]) -> Resident | None:
+    """Find the QEMU that libvirt has started for a machine."""
+    found = process.find_by_words(("-uuid", uuid), users)
+    return None if found is None else process.find(found)
+
+
+def port_file(record: Record) -> Path:
+    """Name the file with the port of this host behind which the guest's SSH server is."""
+    return record.folder / "management"
+
+
+class LibvirtMachine(LivingMachine):
+    """A QEMU that libvirt has started, and is asked about."""
+
+    def __init__(
+        self,
+        host: Host,
+        made: Made,
+        resident: Resident,
+        connection: Connection,
+        users: frozenset[int],
+        messages: Path,
+    ) -> None:
+        """`users` are those whom QEMU may run as, `messages` the file of libvirt with its words."""
+        super().__init__(host, made, resident)
+        self.uuid = domain.uuid_of(self.record.folder)
+        self._connection = connection
+        self._users = users
+        self._messages = messages
+        # One looks or changes at a time, so that no old look undoes what was just done.
+        self._looking = anyio.Lock()
+        self._attached = False
+        # Since it was rewound, its guest does not know how late it is.
+        self._late = False
+
+    # What callers do with it.
+
+    @asynccontextmanager
+    async def attach(self) -> AsyncGenerator[Terminal]:
+        """Hold the console. Raises: StateForbids, MachineUnreachable."""
+        self._check()
+        if self._attached:
+            raise errors.StateForbids(f"the console of machine {self.machine_id} is held already")
+        self._attached = True
+        try:
+            async with open_terminal(self.record.terminal) as terminal:
+                yield terminal
+        finally:
+            self._attached = False
+
+    async def pause(self) -> None:
+        async with self._looking:
+            self._check()
+            await self._tell(lambda machine: machine.suspend())
+            self.record.paused = True
+            await self.enter(MachineState.PAUSED, "it was paused, as asked")
+
+    async def resume(self) -> None:
+        async with self._looking:
+            self._check()
+            self.record.paused = False
+            await self._tell(lambda machine: machine.resume())
+            await self.enter(MachineState.RUNNING)
+        if self._late:
+            await (await self.reached()).fresh(identity(self.spec))
+            self._late = False
+
+    async def save(self, snapshot_id: str) -> Snapshot:
+        self._refuse(f"be saved as {snapshot_id}")
+
+    async def snap(self, name: str) -> None:
+        """Keep disks and memory as they are now, inside of its disks; it goes on as it was.
+
+        Raises: AlreadyExists, StateForbids, MachineFailed.
+        """
+        async with self._looking:
+            self._check()
+            if name in await self.snaps():
+                raise errors.AlreadyExists(f"machine {self.machine_id} has a snapshot {name}")
+            await self._tell(lambda machine: machine.snapshotCreateXML(domain.write_snapshot(name)))
+
+    async def snaps(self) -> list[str]:
+        """Name what was kept of it."""
+        return await self._ask(
+            lambda machine: sorted(each.getName() for each in machine.listAllSnapshots())
+        )
+
+    async def forget_snap(self, name: str) -> None:
+        """Raises: NotFound."""
+        async with self._looking:
+            await self._tell(lambda machine: machine.snapshotLookupByName(name).delete())
+
+    async def rewind(self, name: str) -> None:
+        """Put disks and memory back to where they were; it stands still then, until it is resumed.
+
+        Its process becomes another. Raises: NotFound, StateForbids, MachineFailed.
+        """
+        async with self._looking:
+            self._check()
+            before = self._hung_up if self._shell is not None else None
+            self._late = True
+            self.record.paused = True
+            await self._tell(
+                lambda machine: machine.revertToSnapshot(
+                    machine.snapshotLookupByName(name), Revert.PAUSED
+                )
+            )
+            await self.enter(MachineState.PAUSED, "it was rewound, as asked")
+        if before is not None:
+            # Who was connected is connected to what is no more.
+            await before.wait()
+
+    # What its keeper does with it.
+
+    async def go_on(self) -> None:
+        """Take up, after it was adopted, what it was doing. libvirtd need not be there."""
+        if self.record.paused:
+            await self.enter(MachineState.PAUSED, "it was paused, as asked")
+        else:
+            await self.enter(MachineState.RUNNING)
+        self.reach_later()
+
+    # What any machine asks of its kind.
+
+    @asynccontextmanager
+    async def _controlled(self, group: TaskGroup) -> AsyncGenerator[None]:
+        group.start_soon(self._follow)
+        yield
+
+    async def _call(self) -> ByteStream:
+        try:
+            if self.ssh is None:
+                return await sockets.connect(self.record.agent)
+            port = int(port_file(self.record).read_text(encoding="ascii"))
+            return await anyio.connect_tcp(_LOCALHOST, port)
+        except OSError as error:
+            raise errors.MachineUnreachable(f"its port is closed: {error.strerror}") from error
+
+    async def _press_power(self) -> None:
+        await self._tell(lambda machine: machine.shutdownFlags(SHUTDOWN_ACPI))
+
+    async def _watch(self, life: anyio.CancelScope) -> None:
+        """Wait for the end. One that is rewound comes again, as another process."""
+        while True:
+            await self._resident.wait()
+            async with self._looking:
+                again = await anyio.to_thread.run_sync(find_process, self.uuid, self._users)
+                if again is None:
+                    break
+                self._resident.close()
+                self._resident = again
+                self.record.write_process(again.identity)
+        await self._hear_last_words()
+        life.cancel()
+
+    async def _hear_last_words(self) -> None:
+        with anyio.move_on_after(LAST_WORDS_S), suppress(errors.OrchestratorError):
+            while not (off := await self._why_off()):  # noqa: ASYNC110 # libvirt tells nobody of it
+                await anyio.sleep(_AGAIN_S)
+            status = self._resident.status
+            if off is OffReason.SHUTDOWN:
+                self._shutdown = "guest-ended"
+            elif off is OffReason.DESTROYED:
+                self._shutdown = "host-qmp-quit"
+            elif off is OffReason.CRASHED and (status is None or status >= 0):
+                self._shutdown = "guest-panic"
+        await anyio.to_thread.run_sync(self.take_messages)
+
+    def _bound_files(self, console_size: int) -> None:
+        """Let it write files of any size: they are libvirt's to bound."""
+
+    async def _clean_up(self) -> None:
+        """There is nothing beside the process."""
+
+    async def _end_process(self) -> bool:
+        return await end_process(self._resident, self._connection, self.uuid)
+
+    # Steps.
+
+    async def _follow(self) -> None:
+        """Let the machine's state follow what libvirt says, whenever it answers."""
+        told = False
+        while True:
+            try:
+                async with self._looking:
+                    state, reason, *_ = await self._ask(lambda machine: machine.state())
+                    await self._see(state, reason)
+                told = False
+            except errors.OrchestratorError as error:
+                if not told:
+                    self._log.info("libvirt_does_not_say", why=error.message)
+                told = True
+            await anyio.sleep(_LOOK_S)
+
+    async def _see(self, state: int, reason: int) -> None:
+        if self._resident.ended:
+            return
+        if state == DomainState.PAUSED and reason not in _PASSING:
+            why = _WHY_PAUSED.get(PauseReason(reason), "libvirt stopped it")
+            if self._ready:
+                if self.state is MachineState.RUNNING:
+                    await self.enter(MachineState.PAUSED, why)
+                return
+            # One that was just started has no reason to stand still, and will never be ready.
+            await anyio.to_thread.run_sync(self.take_messages)
+            said = self.record.messages.read_text(encoding="utf-8", errors="replace").strip()
+            self._failure = errors.MachineUnreachable(f"{why}, {said or 'and does not say why'}")
+            await self._end_process()
+        elif state == DomainState.RUNNING and self._ready and not self.record.paused:
+            await self.enter(MachineState.RUNNING)
+
+    async def _why_off(self) -> OffReason | None:
+        """Ask libvirt why it does not run; None for as long as libvirt takes it to run."""
+        state, reason, *_ = await self._ask(lambda machine: machine.state())
+        return OffReason(reason) if state == DomainState.SHUTOFF else None
+
+    def take_messages(self) -> None:
+        """Keep the last words of its hypervisor, which libvirt has in a file of its own."""
+        said = b""
+        with suppress(OSError), self._messages.open("rb") as file:
+            file.seek(max(0, self._messages.stat().st_size - _LOG_BYTES))
+            said = file.read(_LOG_BYTES)
+        self.record.messages.write_bytes(said)
+
+    async def _ask(self, question: Callable[[Domain], T]) -> T:
+        return await self._connection.ask(lambda virt: question(virt.lookupByUUIDString(self.uuid)))
+
+    async def _tell(self, deed: Callable[[Domain], T]) -> T:
+        return await self._connection.tell(lambda virt: deed(virt.lookupByUUIDString(self.uuid)))
+
+    def _refuse(self, what: str) -> NoReturn:
+        self._check()
+        raise errors.NotOffered(
+            f"machine {self.machine_id} is run by libvirt and cannot {what}",
+            hint="snapshots of such machines lie in their own disks",
+        )
+
+
+async def end_process(resident: Resident, connection: Connection, uuid: str) -> bool:
+    """Kill a process of libvirt's; by libvirt where it is none of ours to kill."""
+    try:
+        return await resident.end()
+    except PermissionError:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_DESTROY_S):
+            with suppress(errors.NotFound, errors.StateForbids):  # it has ended meanwhile
+                await connection.tell(lambda virt: virt.lookupByUUIDString(uuid).destroy())
+            await resident.wait()
+    return resident.ended
