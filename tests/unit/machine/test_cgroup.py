@@ -36,6 +36,18 @@ os.setuid(65534)
 print(cgroup.open_tree([]), cgroup.describe(), sep=": ")
 """
 
+# Where systemd has started it: puts a machine into its place, and ends.
+STARTED = """
+import os, sys
+from pathlib import Path
+from microvm_orchestrator.machine import cgroup
+cgroup.Group(Path(sys.argv[1])).add(os.getpid())
+os.environ["SYSTEMD_EXEC_PID"] = str(os.getpid())
+tree = cgroup.open_tree([sys.argv[2]])
+tree.make("one").add(int(sys.argv[3]))
+print(*tree.controllers)
+"""
+
 
 def test_what_was_killed_for_its_memory_is_counted(tmp_path: Path) -> None:
     group = Group(tmp_path)
@@ -68,6 +80,37 @@ def test_a_daemon_alone_in_its_group_leaves_it_to_hand_its_controllers_down() ->
             aside = f"0::/{group.name}/daemon"
             assert said.splitlines() == [place, aside, place, aside]
         finally:
+            if controllers[0] not in before:
+                for path in (group / "microvm-orchestrator", group):
+                    (path / "cgroup.subtree_control").write_text(f"-{controllers[0]}")
+                held.write_text(f"-{controllers[0]}")
+
+
+@pytest.mark.parametrize("place", [".", "daemon"])
+def test_systemd_can_start_the_next_daemon_where_it_started_the_last_while_machines_are_there(
+    place: str,
+) -> None:
+    root = groups.root()
+    if root is None or not os.access(root, os.W_OK):
+        pytest.skip(describe())
+    controllers = (root / "cgroup.controllers").read_text().split()
+    if not controllers:
+        pytest.skip("the second version of control groups has no controller here")
+    held = root / "cgroup.subtree_control"
+    before = held.read_text().split()
+    with groups.own_group() as group, subprocess.Popen(["sleep", "1000"]) as machine:
+        held.write_text(f"+{controllers[0]}")
+        (group / place).mkdir(exist_ok=True)
+        try:
+            words = [sys.executable, "-c", STARTED, str(group / place), controllers[0]]
+            words.append(str(machine.pid))
+            said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            assert said.split() == ([] if place == "." else [controllers[0]])
+            next_one = ["sh", "-c", 'echo $$ >"$1/cgroup.procs"', "sh", str(group / place)]
+            assert subprocess.run(next_one, check=False).returncode == 0
+        finally:
+            machine.kill()
+            machine.wait()
             if controllers[0] not in before:
                 for path in (group / "microvm-orchestrator", group):
                     (path / "cgroup.subtree_control").write_text(f"-{controllers[0]}")
