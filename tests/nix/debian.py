@@ -5,7 +5,8 @@ finds the root, and then systemd is started instead of the agent. What the units
 path lies there. A unit of our own answers at the console for the driver; nothing else of the
 project's is started that the units do not start. It has a KVM of its own, because QEMU emulates
 AMD's virtualisation as well: a machine of the daemon's boots there in five seconds, where an
-emulator on an emulated processor had not come to its clock after two minutes. Above is `test_nixos`.
+emulator on an emulated processor had not come to its clock after two minutes. Above is
+`test_nixos`.
 """
 
 from __future__ import annotations

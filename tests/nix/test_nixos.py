@@ -3,8 +3,8 @@
 Under emulation, and with `--whole` only: each takes a minute or a few. `take-in-guest` registers a
 runner directory of the embedded guest there, in place of the flake's, and the configuration that
 `restart` switches to is one file and one unit. systemd is older than that of NixOS and knows no
-`DelegateSubgroup=`, so machines have no limits there. `agent` needs more of a machine than fits, and
-runs in namespaces alone (`test_contained`). What only Nix can show is the flake's own guest and its
+`DelegateSubgroup=`, so machines have no limits there. `agent` needs a larger machine, and is run
+in namespaces alone (`test_contained`). What only Nix can show is the flake's own guest and its
 activation scripts.
 """
 
