@@ -1,0 +1,166 @@
+"""A cluster of three real machines, from its topology to its end; all tests here share it.
+
+What goes wrong in the middle of each verb is tried in `unit/clusters`, on machines that are none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from machines import LONG_S
+from microvm_orchestrator import errors
+from system.living import Stage, living
+
+NODES = ("n1", "n2", "n3")
+TOPOLOGY = """
+cluster_name: trio
+network: {name: lan, subnet: 10.9.0.0/24, subnet6: "fd09::/64"}
+env: {MODE: test, WHO: nobody}
+snapshots: {baseline: clean}
+nodes:
+  - name: n1
+    role: control
+    memory_mb: 192
+    ip: 10.9.0.11
+    ip6: "fd09::11"
+    env: {WHO: first}
+    extra_disks: [{path: /data/log.qcow2, size_gb: 2}]
+  - {name: n2, memory_mb: 192, disk_gb: 1, ip: 10.9.0.12, ip6: "fd09::12"}
+  - {name: n3, memory_mb: 192, ip: 10.9.0.13, ip6: "fd09::13"}
+"""
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stage]:
+    with living(tmp_path_factory.mktemp("trio") / "s") as stage:
+        stage.ask("cluster_define", topology=TOPOLOGY)
+        started = stage.done("cluster_start", cluster="trio")
+        assert [(node["name"], node["reachable"]) for node in started["nodes"]] == [
+            (name, True) for name in NODES
+        ]
+        yield stage
+        stage.done("cluster_destroy", cluster="trio", delete_disks=True)
+        assert stage.ask("cluster_list")["items"] == stage.ask("network_list")["items"] == []
+
+
+def said(stage: Stage, node: str, script: str, cluster: str = "trio") -> str:
+    """Run a script in a node that succeeds; what it says."""
+    ran = stage.ask("node_exec", cluster=cluster, node=node, script=script, timeout_s=LONG_S)
+    assert ran["exit_code"] == 0, ran
+    return str(ran["stdout"])
+
+
+def reach_each_other(stage: Stage, cluster: str = "trio") -> None:
+    ping = "for to in 10.9.0.12 fd09::12 10.9.0.13 fd09::13; do ping -c 1 -W 9 $to || exit; done"
+    said(stage, "n1", ping, cluster)
+
+
+def nodes(stage: Stage, cluster: str = "trio") -> dict[str, dict[str, Any]]:
+    status = stage.ask("cluster_status", cluster=cluster)
+    return {node["name"]: node for node in status["nodes"]}
+
+
+def test_nodes_have_the_names_addresses_disks_and_variables_of_the_topology(stage: Stage) -> None:
+    handle = stage.ask("cluster_handle", cluster="trio")
+    assert [node["addresses"]["lan"] for node in handle["nodes"]] == [
+        ["10.9.0.11", "fd09::11"],
+        ["10.9.0.12", "fd09::12"],
+        ["10.9.0.13", "fd09::13"],
+    ]
+    assert handle["kernel_version"] == said(stage, "n1", "uname -r").strip()
+    reach_each_other(stage)
+    ran = stage.ask("node_exec_all", cluster="trio", script='echo "$(hostname) $MODE $WHO"')
+    assert ran["all_succeeded"], ran
+    assert [ran["results"][name]["ran"]["stdout"] for name in NODES] == [
+        "n1 test first\n",
+        "n2 test nobody\n",
+        "n3 test nobody\n",
+    ]
+    disks = "for disk in /sys/block/vd*; do echo $(cat $disk/serial) $(cat $disk/size); done"
+    assert f"log {2 << 21}" in said(stage, "n1", disks).splitlines()
+
+
+def test_a_command_that_takes_too_long_is_ended_and_what_it_had_said_is_kept(stage: Stage) -> None:
+    slow = "echo begun; exec sleep 4321"
+    ran = stage.ask("node_exec", cluster="trio", node="n3", script=slow, timeout_s=1.0)
+    assert (ran["timed_out"], ran["stdout"]) == (True, "begun\n")
+    assert "sleep 4321" not in said(stage, "n3", "ps -o args || ps")
+    counted = {"cluster": "trio", "node": "n3", "script": "echo x >>/tmp/n; wc -l </tmp/n"}
+    for _ in range(2):
+        again = stage.ask("node_exec", **counted, exec_id="once")
+        assert again["stdout"].strip() == "1"
+
+
+def test_a_cluster_goes_back_to_what_it_was_and_a_copy_goes_on_from_there(stage: Stage) -> None:
+    stage.ask("node_exec_all", cluster="trio", script="hostname >/tmp/state; echo old >>/tmp/state")
+    saved = stage.done("cluster_snapshot_create", cluster="trio", snapshot="baseline")
+    assert (saved["snapshot"], saved["baseline"], set(saved["nodes"])) == (
+        "clean",
+        True,
+        set(NODES),
+    )
+    assert saved["skew_s"] < saved["pause_s"]
+    before = nodes(stage)
+    boots = said(stage, "n3", "cat /proc/sys/kernel/random/boot_id")
+    stage.ask("node_exec_all", cluster="trio", script="rm /tmp/state; echo new >/tmp/new")
+    reverted = stage.done("cluster_snapshot_revert", cluster="trio", snapshot="clean")
+    assert [node["reachable"] for node in reverted["nodes"]] == [True] * 3
+    same = ("machine_id", "addresses", "state")
+    assert [[each[key] for key in same] for each in nodes(stage).values()] == [
+        [each[key] for key in same] for each in before.values()
+    ]
+    for node in NODES:
+        assert said(stage, node, "cat /tmp/state; ls /tmp/new || :") == f"{node}\nold\n"
+        assert abs(float(said(stage, node, "date +%s")) - time.time()) < 5
+    # Of a guest that goes on, not of one that was booted.
+    assert said(stage, "n3", "cat /proc/sys/kernel/random/boot_id") == boots
+    reach_each_other(stage)
+
+    copy = stage.done("cluster_snapshot_branch", cluster="trio", snapshot="clean", name="copy")
+    assert [node["reachable"] for node in copy["nodes"]] == [True] * 3
+    assert [node["addresses"] for node in copy["nodes"]] == [
+        node["addresses"] for node in before.values()
+    ]
+    said(stage, "n2", "echo of the copy >/tmp/state", "copy")
+    assert said(stage, "n2", "cat /tmp/state") == "n2\nold\n"
+    reach_each_other(stage, "copy")
+    stage.done("cluster_destroy", cluster="copy", delete_disks=True)
+    stage.ask("cluster_snapshot_delete", cluster="trio", snapshot="baseline")
+    assert stage.ask("cluster_snapshot_list", cluster="trio")["items"] == []
+
+
+def test_a_dead_node_is_an_error_everywhere_and_comes_back_with_its_disk(stage: Stage) -> None:
+    said(stage, "n2", "echo kept >/root/disk; sync")
+    down = stage.done("node_crash", cluster="trio", node="n2", restart=False)
+    assert (down["state"], down["reachable"]) == ("stopped", False)
+    run = {"cluster": "trio", "argv": ["true"]}
+    for call, more in (
+        ("node_exec", {**run, "node": "n2"}),
+        ("node_crash", {"cluster": "trio", "node": "n2"}),
+        ("cluster_handle", {"cluster": "trio"}),
+    ):
+        assert stage.refusal(call, **more) == "machine-unreachable", call
+    assert stage.refusal("node_exec_all", **run) == "nodes-failed"
+    assert stage.refusal("cluster_snapshot_create", cluster="trio", snapshot="s") == (
+        "machine-unreachable"
+    )
+    ran = stage.ask("node_exec_all", **run, require_all=False)
+    assert (ran["all_succeeded"], ran["failed_nodes"]) == (False, ["n2"])
+    assert ran["results"]["n2"]["error"]["code"] == "machine-unreachable"
+    assert ran["results"]["n3"]["ran"]["exit_code"] == 0
+    assert [node["reachable"] for node in nodes(stage).values()] == [True, False, True]
+    stage.done("cluster_start", cluster="trio")
+    assert said(stage, "n2", "cat /root/disk") == "kept\n"
+    reach_each_other(stage)
+
+
+def test_stopping_is_over_when_it_says_so(stage: Stage) -> None:
+    stopped = stage.done("cluster_stop", cluster="trio")
+    assert {node["state"] for node in stopped["nodes"]} == {"stopped"}
+    assert stage.ask("machine_list", state=["running"])["items"] == []
+    with pytest.raises(errors.MachineUnreachable):
+        stage.ask("node_exec", cluster="trio", node="n1", argv=["true"])
