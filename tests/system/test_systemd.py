@@ -172,6 +172,12 @@ def test_machines_outlive_a_service_that_is_restarted_and_one_that_crashes(tmp_p
         left = system.run("sh", "-c", "pgrep -f ^qemu-system || true").split()
         assert left == []
 
+        # Whoever kills the service as a whole kills its machines.
+        system.service("start")
+        system.ask("machine", "start", "box")
+        system.run("systemctl", "kill", "--signal=TERM", UNIT)
+        system.until("none", "pgrep -f ^qemu-system || echo none")
+
 
 needs_systemd_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="this host has no systemd-analyze"
