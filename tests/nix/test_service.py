@@ -168,3 +168,13 @@ def test_a_backup_and_figures_are_made_under_their_own_units(host: Host) -> None
     host.systemctl("start", "microvm-orchestrator-metrics.service")
     place = "/var/lib/private/microvm-orchestrator-metrics/microvm-orchestrator.prom"
     assert "microvm_orchestrator_build_info" in host.system.run("cat", place)
+
+
+def test_a_daemon_that_was_stopped_with_its_socket_is_started_by_no_clock(host: Host) -> None:
+    socket = "microvm-orchestrator.socket"
+    host.system.run("sh", "-c", f"systemctl stop {socket} {SERVICE} 2>/dev/null")
+    for name in ("metrics", "backup"):
+        asked = f"systemctl start microvm-orchestrator-{name}.service 2>&1 || true"
+        assert "dependency" in host.system.run("sh", "-c", asked)
+    assert host.systemctl("show", "--value", "--property=ActiveState", SERVICE) == "inactive"
+    host.systemctl("start", socket)
