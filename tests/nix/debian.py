@@ -301,6 +301,8 @@ def _put_units(tree: Tree) -> None:
     # No machine is to start by itself, and networks of the kernel are for other tests.
     text = (RENDERED / "config.toml").read_text().replace('"embedded" = 2', "")
     text = text.replace('"kernel"', '"userspace"')
+    # A machine takes its time as well.
+    text = text.replace('["machines"]\n', '["machines"]\n"boot_timeout_s" = 900\n')
     tree.write(settings, text.replace('"debug"', '"info"'))
     # What the host is switched to differs in this.
     tree.write(f"{settings}-changed", text)

@@ -28,6 +28,9 @@ in
 {
   imports = [ (lib.modules.importApply ./host.nix { inherit self; }) ];
 
+  # Where the builder lends no KVM, a machine is emulated by what is emulated itself.
+  services.microvm-orchestrator.settings.machines.boot_timeout_s = 900;
+
   environment.systemPackages = [
     (pkgs.writeShellScriptBin "take-in-guest" ''
       exec microvm-orchestrator image add slot ${runner}
