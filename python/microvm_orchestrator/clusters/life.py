@@ -76,7 +76,8 @@ class ClusterLife:
         if machine is not None:
             why = machine.reason
             if machine.state is MachineState.RUNNING:
-                trip_s, why = await self._trip(cluster, machine)
+                bound_s = min(LOOK_S, cluster.topology.ssh.connect_timeout_s)
+                trip_s, why = await self._trip(machine, bound_s)
         elif not why:
             why = f"its machine {node.machine_id} was deleted; cluster_define makes it again"
         return NodeStatus(
@@ -106,8 +107,7 @@ class ClusterLife:
             hint="cluster_start starts the nodes that do not run",
         )
 
-    async def _trip(self, cluster: Cluster, machine: Machine) -> tuple[float | None, str]:
-        bound_s = min(LOOK_S, cluster.topology.ssh.connect_timeout_s)
+    async def _trip(self, machine: Machine, bound_s: float) -> tuple[float | None, str]:
         try:
             with anyio.fail_after(bound_s):
                 shell = await self._machines.live(machine).reached()
@@ -164,7 +164,8 @@ class ClusterLife:
 
     async def answers(self, cluster: Cluster, name: str) -> None:
         """See that a node that runs answers. Raises: NotFound, MachineUnreachable."""
-        trip_s, why = await self._trip(cluster, await self.alive(cluster, name))
+        bound_s = cluster.topology.ssh.connect_timeout_s
+        trip_s, why = await self._trip(await self.alive(cluster, name), bound_s)
         if trip_s is None:
             raise errors.MachineUnreachable(why)
 

@@ -161,6 +161,31 @@ async def test_a_cluster_is_seen_by_its_owner_and_who_sees_everything(rig: Rig) 
         assert {owners["mine.n1"], mine.owner} == {"bob"}
 
 
+async def test_a_node_in_several_networks_has_its_interfaces_in_their_order(rig: Rig) -> None:
+    text = """
+cluster_name: wide
+networks:
+  - {name: lan, subnet: 10.9.0.0/24, subnet6: "fd09::/64"}
+  - {name: storage, subnet: 10.10.0.0/24, dhcp: true}
+nodes:
+  - {name: one, memory_mb: 64, ip: 10.9.0.10, networks: [{name: storage}]}
+  - {name: apart, memory_mb: 64, networks: [{name: storage, ip: 10.10.0.7}]}
+"""
+    async with daemon(rig) as house:
+        cluster = await house.raised(text)
+        status = await house.life.status(cluster)
+        one, apart = (node.addresses for node in status.nodes)
+        assert (list(one), list(apart)) == (["lan", "storage"], ["storage"])
+        assert one["lan"][0] == "10.9.0.10"
+        # Given, as the topology leaves it open: of IPv6 in the first, of IPv4 in the second.
+        assert one["lan"][1].startswith("fd09::")
+        assert one["storage"][0].startswith("10.10.0.")
+        assert apart["storage"] == ["10.10.0.7"]
+        links = (await house.running("wide", "one")).spec.links
+        assert [link.address for link in links] == ["10.9.0.10/24", f"{one['storage'][0]}/24"]
+        await house.clusters.destroy("wide", ALICE, delete_disks=True)
+
+
 # Start and end
 
 
