@@ -22,9 +22,10 @@ from microvm_orchestrator.machine.base import Accel
 KVM = Path("/dev/kvm")
 # A native core runs an instruction in less than 1 ns; emulated ones were seen to take 260 and more.
 USABLE_NS = 20.0
-# A child needs half a second at the most where everything works. A guest may hang; the TSC cannot,
-# but a host can be busy, and without a figure nothing runs under emulation.
-_DEADLINE_S = {"kvm": 2.0, "tsc": 30.0}
+# A child needs half a second at the most where everything works, and more than two while a slow
+# host boots, which would go without KVM from then on. A guest may hang; the TSC cannot, but a host
+# can be busy, and without a figure nothing runs under emulation.
+_DEADLINE_S = {"kvm": 10.0, "tsc": 30.0}
 _FILE = "acceleration.json"
 
 
