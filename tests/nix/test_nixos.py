@@ -1,7 +1,8 @@
 """The testScripts of the NixOS tests, on a Debian whose units are those that Nix rendered.
 
-Under emulation, and with `--whole` only: each takes a minute or a few. `take-in-guest` registers a
-runner directory of the embedded guest there, in place of the flake's, and the configuration that
+Under emulation, and with `--whole` only: each takes a minute or a few where the host has little
+else to do, and may fail on a busy one. `take-in-guest` registers a runner directory of the embedded
+guest there, in place of the flake's, and the configuration that
 `restart` switches to is one file and one unit. systemd is older than that of NixOS and knows no
 `DelegateSubgroup=`, so machines have no limits there. `agent` needs a larger machine, and is run
 in namespaces alone (`test_contained`). What only Nix can show is the flake's own guest and its
