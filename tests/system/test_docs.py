@@ -57,7 +57,9 @@ def test_the_examples_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> N
     examples = list(_examples(page))
     assert examples
     state = tmp_path / "state"
-    if any(re.search(" (machine|cluster) (start|run) | run start ", each.command) for each in examples):
+    if any(
+        re.search(" (machine|cluster) (start|run) | run start ", each.command) for each in examples
+    ):
         _share_images(state)
     with running_daemon(state) as daemon, _machines_ended(daemon):
         env = {
