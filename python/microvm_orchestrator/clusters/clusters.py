@@ -79,8 +79,8 @@ class Clusters:
         """Make a cluster, or what is missing of one; what is there stays as it is.
 
         Raises: NotOffered; AlreadyExists when the name is somebody else's, or taken at all if it is
-            to be made anew; StateForbids when what is there would have to change; NodesFailed with what could not be
-            made, which a further call makes.
+            to be made anew; StateForbids when what is there would have to change; NodesFailed
+            with what could not be made, which a further call makes.
         """
         _refuse_backends(topology)
         async with self._records.naming:
