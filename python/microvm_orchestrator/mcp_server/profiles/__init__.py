@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from microvm_orchestrator.mcp_server.profiles.delegation import delegation
 from microvm_orchestrator.mcp_server.profiles.microvm import MicrovmServer
 from microvm_orchestrator.mcp_server.profiles.orchestrator_server import orchestrator_server
+from microvm_orchestrator.mcp_server.profiles.vmcluster import vmcluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,4 +23,5 @@ PROFILES: Mapping[str, Callable[[Service], QuietServer]] = {
     "delegation": delegation,
     "microvm-orchestrator-mcp": MicrovmServer,
     "orchestrator-server": orchestrator_server,
+    "vmcluster": vmcluster,
 }

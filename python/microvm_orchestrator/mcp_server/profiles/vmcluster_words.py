@@ -1,0 +1,185 @@
+"""The words of vmcluster-mcp: what its tools take, and what they give in their envelope.
+
+Names, defaults and shapes are that program's. Below are only pydantic and what becomes of a state
+of ours in its words.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.service.calls import Request
+
+T = TypeVar("T")
+
+DomainState = Literal["running", "shut off", "paused", "crashed", "unknown"]
+
+_DOMAIN: dict[MachineState, DomainState] = {
+    MachineState.DEFINED: "shut off",
+    MachineState.BOOTING: "running",
+    MachineState.RUNNING: "running",
+    MachineState.PAUSED: "paused",
+    MachineState.STOPPED: "shut off",
+    MachineState.CRASHED: "crashed",
+    MachineState.LOST: "crashed",
+}
+
+Seconds = Annotated[float, Field(gt=0, le=3400)]
+
+
+def domain_state(state: str | None) -> DomainState:
+    return "unknown" if state is None else _DOMAIN[MachineState(state)]
+
+
+# What is asked
+
+
+class Asked(Request):
+    # That program never minded an argument too many.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class DefineAsked(Asked):
+    topology_name: str
+
+
+class ClusterAsked(Asked):
+    cluster_name: str
+
+
+class StartAsked(ClusterAsked):
+    wait_for_ssh: bool = True
+    ssh_timeout_s: Seconds = 120
+
+
+class StopAsked(ClusterAsked):
+    mode: str = "shutdown"
+
+
+class DestroyAsked(ClusterAsked):
+    remove_overlays: bool = False
+
+
+class CrashAsked(StartAsked):
+    node: str
+    restart_after: bool = True
+
+
+class ExecAsked(ClusterAsked):
+    node_name: str
+    command: str
+    timeout_s: Seconds = 30
+
+
+class ExecAllAsked(ClusterAsked):
+    command: str
+    nodes: list[str] | None = None
+    require_all: bool = True
+    timeout_s: Seconds = 30
+
+
+class SnapshotAsked(ClusterAsked):
+    snapshot_name: str
+
+
+class SaveAsked(SnapshotAsked):
+    include_memory: bool = False
+
+
+class RevertAsked(StartAsked):
+    snapshot_name: str
+    restart_after: bool = True
+
+
+# What is given
+
+
+class _Given(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ToolError(_Given):
+    code: str
+    message: str
+    node: str | None = None
+    recoverable: bool = False
+
+
+class ToolResult(_Given, Generic[T]):
+    success: bool
+    result: T | None = None
+    error: ToolError | None = None
+
+
+class NodeStatus(_Given):
+    name: str
+    role: str
+    ip: str
+    domain_state: DomainState
+    ssh_reachable: bool = False
+    artifact_id_installed: str | None = None
+    loaded_modules: list[str] = []
+
+
+class ClusterStatus(_Given):
+    cluster_name: str
+    network_active: bool
+    nodes: list[NodeStatus]
+
+
+class NodeHandle(_Given):
+    name: str
+    role: str
+    ip: str
+    ssh_port: int = 22
+    ssh_user: str
+    ssh_key_path: str | None = None
+
+
+class ClusterHandle(_Given):
+    cluster_name: str
+    nodes: list[NodeHandle]
+    artifact_path: str
+    kernel_version: str
+
+
+class ExecResult(_Given):
+    exit_code: int
+    stdout: str
+    stderr: str
+    duration_s: float
+    timed_out: bool
+
+
+class ExecAllResult(_Given):
+    results: dict[str, ExecResult]
+    all_succeeded: bool
+    failed_nodes: list[str]
+
+
+class NodeSnapshot(_Given):
+    node_name: str
+    disk_path: str
+    size_bytes: int
+
+
+class SnapshotInfo(_Given):
+    snapshot_name: str
+    cluster_name: str
+    created_at: str
+    per_node: dict[str, NodeSnapshot]
+
+
+class NodeDeleted(_Given):
+    node_name: str
+    deleted: bool
+    error: str | None = None
+
+
+class SnapshotDeleted(_Given):
+    snapshot_name: str
+    cluster_name: str
+    per_node: dict[str, NodeDeleted]
