@@ -9,6 +9,7 @@ rules and queues.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,6 @@ from microvm_orchestrator.machine.tap import within
 from microvm_orchestrator.network import filters, queues, way_rules
 from microvm_orchestrator.network.base import Abilities
 from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Behaviour, Impairment
-from microvm_orchestrator.network.queues import Queue
 from microvm_orchestrator.network.way_rules import Rule
 
 T = TypeVar("T")
@@ -90,10 +90,11 @@ class KernelWays:
         given = await self._do(lambda: {tap: queues.queues_of(tap) or {} for tap in sorted(taps)})
         standing: dict[Taps, Impairment] = {}
         for (source, target), rule in rules.items():
-            queue = given.get(target, {}).get(rule.number, Queue())
-            standing[source, target] = Impairment(
-                cut=rule.cut, loss=rule.loss, rate_bytes=queue.rate_bytes
-            )
+            queue = given.get(target, {}).get(rule.number, AS_IT_SHOULD_BE)
+            standing[source, target] = replace(queue, cut=rule.cut, loss=rule.loss)
+        for ends, its in self._wanted.get(bridge, {}).items():
+            if ends in standing and _as_read(its) == standing[ends]:
+                standing[ends] = its
         waiting = {
             ends: impairment
             for ends, impairment in self._wanted.get(bridge, {}).items()
@@ -137,14 +138,18 @@ class KernelWays:
 
     async def _try_out(self) -> Abilities:
         missing: list[str] = []
-        can = {Behaviour.CUT, Behaviour.LOSS}
+        can = set(_BY_RULES)
         await filters.check(self._netns, way_rules.table_of("mvbtrial", _TRIAL))
         if await self._do(lambda: queues.lacks("htb")):
             missing.append("htb")
         else:
             can.add(Behaviour.RATE)
-        missing.append("netem")
-        return Abilities("kernel", frozenset(can), f"this kernel has no {' and no '.join(missing)}")
+        if await self._do(lambda: queues.lacks("netem")):
+            missing.append("netem")
+        elif not missing:
+            can = set(Behaviour)
+        reason = f"this kernel has no {' and no '.join(missing)}" if missing else ""
+        return Abilities("kernel", frozenset(can), reason)
 
     async def _do(self, act: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(lambda: within(self._netns, act))
@@ -160,15 +165,23 @@ def _numbers(ways: Ways) -> dict[Taps, int]:
     return numbers
 
 
-def _queues(ways: Ways) -> dict[str, dict[int, Queue]]:
+def _queues(ways: Ways) -> dict[str, dict[int, Impairment]]:
     """Tell which classes each tap has."""
-    given: dict[str, dict[int, Queue]] = {}
+    given: dict[str, dict[int, Impairment]] = {}
     for (source, target), number in _numbers(ways).items():
-        given.setdefault(target, {})[number] = Queue(ways[source, target].rate_bytes)
+        its = _as_read(ways[source, target])
+        given.setdefault(target, {})[number] = replace(its, cut=False, loss=0.0)
     return given
 
 
-def _give(tap: str, given: dict[int, Queue]) -> None:
+def _as_read(its: Impairment) -> Impairment:
+    """Say a loss that follows the last one as the kernel does: as the chain that it is."""
+    if not its.loss_correlation:
+        return its
+    return replace(its, loss=0.0, loss_correlation=0.0, bursts=its.chain)
+
+
+def _give(tap: str, given: dict[int, Impairment]) -> None:
     # What waits in a queue that stays as it is goes on waiting.
     if (queues.queues_of(tap) or {}) != given:
         queues.give(tap, given)

@@ -12,14 +12,15 @@ import errno
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, cast
 
 from pyroute2 import NetlinkError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import tap
-from microvm_orchestrator.network import netlink
+from microvm_orchestrator.network import netem, netlink
+from microvm_orchestrator.network.impairment import Behaviour, Impairment
 
 _ROOT = 0xFFFFFFFF
 _MAJOR = 0x10000
@@ -27,11 +28,9 @@ _MAJOR = 0x10000
 _PROBE = "mvp{}"
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """What frames of one class meet."""
-
-    rate_bytes: int | None = None
+_WITHOUT_NETEM = frozenset({Behaviour.CUT, Behaviour.LOSS, Behaviour.RATE})
+# Of classes that are there for something else than a rate.
+_UNLIMITED = 1 << 37
 
 
 def lacks(kind: str) -> bool:
@@ -50,21 +49,30 @@ def lacks(kind: str) -> bool:
     return False
 
 
-def queues_of(name: str) -> dict[int, Queue] | None:
+def queues_of(name: str) -> dict[int, Impairment] | None:
     """Read the classes of an interface by their numbers; None when it has no classes of ours."""
     with netlink.opened() as opened:
         index = _index(name)
         queues: list[Any] = list(opened.get_qdiscs(index=index))
         if not any(each["parent"] == _ROOT and each["handle"] == _MAJOR for each in queues):
             return None
-        return {
-            int(each["handle"]) - _MAJOR: Queue(_rate_of(each))
+        rates = {
+            int(each["handle"]) - _MAJOR: _rate_of(each)
             for each in list(opened.get_classes(index=index))
         }
+    disturbed = netem.found(index)
+    return {
+        number: replace(
+            disturbed.get(number, Impairment()), rate_bytes=rate if rate < _UNLIMITED else None
+        )
+        for number, rate in rates.items()
+    }
 
 
-def give(name: str, queues: Mapping[int, Queue]) -> None:
+def give(name: str, queues: Mapping[int, Impairment]) -> None:
     """Let an interface have these classes and no others; what waited is lost.
+
+    Of each, cuts and plain loss are none of its business.
 
     Raises: Unavailable, with no class of ours left.
     """
@@ -76,15 +84,17 @@ def give(name: str, queues: Mapping[int, Queue]) -> None:
             index = _index(name)
             # Class 0 is none: what no rule names passes by.
             opened.tc("add", "htb", index, handle=_MAJOR, default=0)
-            for number, queue in sorted(queues.items()):
+            for number, its in sorted(queues.items()):
                 opened.tc(
                     "add-class",
                     "htb",
                     index,
                     handle=_MAJOR + number,
                     parent=_MAJOR,
-                    rate=queue.rate_bytes,
+                    rate=its.rate_bytes or _UNLIMITED,
                 )
+                if its.needs - _WITHOUT_NETEM:
+                    netem.add(index, _MAJOR + number, number, its)
     except BaseException:
         take(name)
         raise

@@ -15,7 +15,6 @@ from microvm_orchestrator.network.addresses import assign
 from microvm_orchestrator.network.base import Ends, Network, Port
 from microvm_orchestrator.network.impairment import Behaviour, Impairment
 from microvm_orchestrator.network.kernel import KernelNetworks
-from microvm_orchestrator.network.queues import Queue
 from microvm_orchestrator.network.way_rules import Rule, table_of, without
 from networking import KernelStage, kernel_stage
 
@@ -131,7 +130,7 @@ async def test_a_change_that_fails_half_way_leaves_all_as_it_was(
     dump = stage.dump()
     # Somebody has a queue of their own where ours is to be, after another one of ours was made.
     last = max(tap_of(stage, name) for name in "de")
-    stage.run("tc", "qdisc", "add", "dev", last, "root", "handle", "7:", "tbf", *SHAPED)
+    stage.run("tc", "qdisc", "add", "dev", last, "root", "handle", "7:", "pfifo")
     foreign = stage.dump()
     with pytest.raises(errors.Unavailable):
         await networks.impair("net", {Ends("a", "d"): NARROW, Ends("a", "e"): NARROW})
@@ -139,9 +138,6 @@ async def test_a_change_that_fails_half_way_leaves_all_as_it_was(
     assert await networks.impaired("net") == before
     stage.run("tc", "qdisc", "delete", "dev", last, "root")
     assert stage.dump() == dump
-
-
-SHAPED = ("rate", "1mbit", "burst", "10k", "latency", "50ms")
 
 
 async def test_rules_of_a_bridge_that_is_gone_are_swept(
@@ -184,7 +180,7 @@ async def test_what_this_kernel_lacks_is_found_by_trying(
 
 
 async def test_an_interface_has_the_classes_it_was_given_and_no_others(stage: KernelStage) -> None:
-    given = {2: Queue(1000), 9: Queue(1 << 36)}
+    given = {2: Impairment(rate_bytes=1000), 9: Impairment(rate_bytes=1 << 36)}
 
     def check() -> None:
         netlink.make_tap("mvtx")
@@ -192,8 +188,8 @@ async def test_an_interface_has_the_classes_it_was_given_and_no_others(stage: Ke
         queues.take("mvtx")
         queues.give("mvtx", given)
         assert queues.queues_of("mvtx") == given
-        queues.give("mvtx", {3: Queue(100)})
-        assert queues.queues_of("mvtx") == {3: Queue(100)}
+        queues.give("mvtx", {3: Impairment(rate_bytes=100)})
+        assert queues.queues_of("mvtx") == {3: Impairment(rate_bytes=100)}
         queues.give("mvtx", {})
         assert queues.queues_of("mvtx") is None
         with pytest.raises(errors.NotFound):
