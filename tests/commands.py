@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SPOKEN = {
     "plan_tasks": ("plan", "show"),
     "merge_resolve": ("run", "resolve"),
+    "kernel_log_mark": ("kernel-log", "mark"),
+    "kernel_log_collect": ("kernel-log", "collect"),
     "node_exec_all": ("node", "exec-all"),
     **{
         f"cluster_snapshot_{verb}": ("cluster", f"snapshot-{verb}")

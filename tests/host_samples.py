@@ -90,6 +90,11 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["box", "--offset", "0", "--limit", "9", "--timeout-s", "1"],
         {"machine": "box", "offset": 0, "limit": 9, "timeout_s": 1.0},
     ),
+    "kernel_log_mark": (["box"], {"machine": "box"}),
+    "kernel_log_collect": (
+        ["box", "--since", "m", "--level", "warn+", "--limit", "9"],
+        {"machine": "box", "since": "m", "level": "warn+", "limit": 9},
+    ),
     "machine_branch": (
         ["s_1", "--count", "4", "--name", "try", "--wait-s", "0"],
         {"source": "s_1", "count": 4, "name": "try", "wait_s": 0.0},

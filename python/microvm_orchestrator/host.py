@@ -20,6 +20,7 @@ import anyio.to_thread
 from microvm_orchestrator import config, errors, places
 from microvm_orchestrator.artifacts import Artifacts, Quotas
 from microvm_orchestrator.caches import Caches
+from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.clusters.room import ClusterRoom, furnished
 from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
@@ -72,6 +73,7 @@ class Host:
     snapshots: Snapshots
     execs: Execs
     forwards: Forwards
+    kernel_logs: KernelLogs
     seeded: SeededRuns
     slots: Slots
     warm: Warm
@@ -156,6 +158,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         snapshots = Snapshots(store, hypervisor, machines)
         execs = Execs(store, machines)
         forwards = Forwards(store, machines, settings.socket.path)
+        kernel_logs = KernelLogs(store, machines)
         seeded = SeededRuns(hypervisor, slots, boot)
         operations = Operations(store)
         repos = Repos(store, state_dir / places.REPOS)
@@ -173,6 +176,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         async def forget(machine_id: str) -> None:
             await execs.forget_machine(machine_id)
             await forwards.forget_machine(machine_id)
+            await kernel_logs.forget_machine(machine_id)
 
         clusters = furnished(
             store, machines, snapshots, networks, image_of=digest_of, forget=forget
@@ -191,6 +195,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         runs = Runs(store, ground, settings.runs.count)
         await life.enter_async_context(machines.running())
         await snapshots.reconcile()
+        await kernel_logs.reconcile()
         await clusters.saved.reconcile()
         await life.enter_async_context(execs.running())
         await life.enter_async_context(forwards.running())
@@ -213,6 +218,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             snapshots=snapshots,
             execs=execs,
             forwards=forwards,
+            kernel_logs=kernel_logs,
             seeded=seeded,
             slots=slots,
             warm=warm,

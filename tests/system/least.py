@@ -10,7 +10,7 @@ LEAST = {
         task_get task_list task_wait task_history task_runs group_list group_get group_tasks
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
-        exec_wait exec_output exec_list slot_list cache_list forward_list
+        kernel_log_collect exec_wait exec_output exec_list slot_list cache_list forward_list
         network_get network_list cluster_schema cluster_list cluster_status cluster_handle
         cluster_snapshot_list plan_tasks repo_get repo_list run_get run_list
         run_output run_diff artifact_list artifact_get
@@ -26,7 +26,7 @@ LEAST = {
         worker_remove webhook_create webhook_get webhook_list webhook_update webhook_delete
         webhook_test delivery_list delivery_retry token_create token_list token_revoke
         machine_define machine_start machine_stop machine_kill machine_pause machine_resume
-        machine_run machine_exec exec_input exec_signal file_put file_get
+        kernel_log_mark machine_run machine_exec exec_input exec_signal file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
         cluster_define cluster_start cluster_stop cluster_destroy node_exec node_exec_all node_crash

@@ -238,6 +238,7 @@ def _house(ledger: Ledger) -> None:
     act("forward_remove", made, forward_id=made)
     act("machine_kill", cached, machine="cached")
     act("cache_remove", "repo", domain="repo")
+    ledger.refused("kernel_log_mark", "cached", "state-forbids", machine="cached")
     act("machine_delete", cached, machine="cached")
     act("network_remove", lan, network="lan")
     # It is begun, and ends before it asks anybody for anything.

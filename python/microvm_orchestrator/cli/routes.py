@@ -106,6 +106,8 @@ ROUTES: dict[str, Route] = {
         "exec_list": "GET /v1/execs",
         "file_put": "PUT /v1/machines/{machine}/files",
         "file_get": "GET /v1/machines/{machine}/files",
+        "kernel_log_mark": "POST /v1/machines/{machine}/kernel-log/marks",
+        "kernel_log_collect": "GET /v1/machines/{machine}/kernel-log",
         "snapshot_create": "POST /v1/machines/{machine}/snapshots",
         "snapshot_get": "GET /v1/snapshots/{snapshot_id}",
         "snapshot_list": "GET /v1/snapshots",

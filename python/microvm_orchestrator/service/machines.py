@@ -310,6 +310,7 @@ async def machine_delete(service: Service, caller: Caller, request: NamedMachine
     machine = await service.host.machines.delete(request.machine, by)
     await service.host.execs.forget_machine(machine.machine_id)
     await service.host.forwards.forget_machine(machine.machine_id)
+    await service.host.kernel_logs.forget_machine(machine.machine_id)
     return MachineDeleted(machine_id=machine.machine_id)
 
 
