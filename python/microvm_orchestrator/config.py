@@ -14,7 +14,6 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args, get_origin
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +30,19 @@ from microvm_orchestrator import places
 from microvm_orchestrator.errors import ConfigInvalid
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.values import Name
+from microvm_orchestrator.setting_values import (
+    DAY_S,
+    Count,
+    Directory,
+    Dollars,
+    Duration,
+    MaybeCount,
+    MaybeDuration,
+    SocketPath,
+    base_url,
+    listen_address,
+    octal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,10 +51,6 @@ if TYPE_CHECKING:
 
 # A value that no log line, error or page shows; `.get_secret_value()` is the one way to it.
 Secret = SecretStr
-
-# The kernel's limit on the address of a unix socket, less the closing zero byte.
-MAX_SOCKET_PATH = 107
-DAY_S = 86_400.0
 
 # Variables of our prefix that are for clients or choose the file: no settings of the daemon.
 _NOT_SETTINGS = {
@@ -55,50 +63,6 @@ _NOT_SETTINGS = {
 _SHORT = {places.SOCKET_VARIABLE: "socket.path"}
 
 
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
-
-
-def _socket_path(path: Path) -> Path:
-    if (length := len(bytes(path))) > MAX_SOCKET_PATH:
-        raise ValueError(f"is {length} bytes long; the kernel takes {MAX_SOCKET_PATH}")
-    return path
-
-
-def _octal(value: object) -> object:
-    return int(value, 8) if isinstance(value, str) else value
-
-
-def _none(value: object) -> object:
-    return None if value == "none" else value
-
-
-def _listen(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65_535):
-        raise ValueError('must be "host:port"; port 0 takes any free one')
-    return value
-
-
-def _base_url(value: str) -> str:
-    found = urlsplit(value)
-    if found.scheme not in {"http", "https"} or not found.hostname or found.query or found.fragment:
-        raise ValueError("must be http://host or https://host, with a path or without")
-    if found.username or found.password:
-        raise ValueError("holds a name or password; credential_set keeps keys")
-    return value.rstrip("/")
-
-
-Directory = Annotated[Path, AfterValidator(_absolute)]
-SocketPath = Annotated[Path, AfterValidator(_absolute), AfterValidator(_socket_path)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Duration = Annotated[float, Field(strict=True, gt=0, le=100 * 366 * DAY_S, allow_inf_nan=False)]
-Dollars = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
-# TOML has no null, so the word stands for it.
-MaybeCount = Annotated[Count | None, BeforeValidator(_none)]
-MaybeDuration = Annotated[Duration | None, BeforeValidator(_none)]
-
-
 class Section(BaseModel):
     """A table of the file."""
 
@@ -109,7 +73,7 @@ class Socket(Section):
     """The unix socket that every local client uses."""
 
     path: SocketPath = Field(description="Where the daemon listens.")
-    mode: Annotated[int, Field(strict=True, ge=0, le=0o777), BeforeValidator(_octal)] = Field(
+    mode: Annotated[int, Field(strict=True, ge=0, le=0o777), BeforeValidator(octal)] = Field(
         default=0o660, description="Its permissions, in octal: who may open it may talk to us."
     )
     group: str | None = Field(
@@ -120,7 +84,7 @@ class Socket(Section):
 class Tcp(Section):
     """Listening on the network. Every request there needs a token."""
 
-    listen: Annotated[str, AfterValidator(_listen)] | None = Field(
+    listen: Annotated[str, AfterValidator(listen_address)] | None = Field(
         default=None,
         description='Address and port, as in "127.0.0.1:7070"; port 0 takes any free one. '
         "Without it nothing listens on the network.",
@@ -307,6 +271,15 @@ class Machines(Section):
     )
 
 
+class Libvirt(Section):
+    """Who runs machines whose image is a disk."""
+
+    uri: Annotated[str, Field(pattern=r"^qemu(\+unix)?://")] = Field(
+        default="qemu:///system",
+        description='Which libvirt is asked; "qemu:///session" is that of the daemon\'s own user.',
+    )
+
+
 class Networks(Section):
     """What connects machines with each other."""
 
@@ -365,7 +338,7 @@ class Price(Section):
 class SecretUse(Section):
     """Where a secret is sent, and how."""
 
-    url: Annotated[str, AfterValidator(_base_url)]
+    url: Annotated[str, AfterValidator(base_url)]
     header: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,99}$")] = "Authorization"
     prefix: Annotated[str, Field(max_length=100, pattern=r"^[\x20-\x7e]*$")] = "Bearer "
     # With one, it is the password of HTTP Basic.
@@ -375,10 +348,10 @@ class SecretUse(Section):
 class Egress(Section):
     """What may leave a machine, beside what a run asks for."""
 
-    anthropic_url: Annotated[str, AfterValidator(_base_url)] = Field(
+    anthropic_url: Annotated[str, AfterValidator(base_url)] = Field(
         default="https://api.anthropic.com", description="Where requests to Anthropic's API go."
     )
-    openai_url: Annotated[str, AfterValidator(_base_url)] = Field(
+    openai_url: Annotated[str, AfterValidator(base_url)] = Field(
         default="https://api.openai.com", description="Where requests to OpenAI's API go."
     )
     hosts: tuple[str, ...] = Field(
@@ -432,6 +405,7 @@ class Settings(Section):
     limits: Limits = Field(default=Limits(), description=Limits.__doc__)
     webhooks: Webhooks = Field(default=Webhooks(), description=Webhooks.__doc__)
     machines: Machines = Field(default=Machines(), description=Machines.__doc__)
+    libvirt: Libvirt = Field(default=Libvirt(), description=Libvirt.__doc__)
     networks: Networks = Field(default=Networks(), description=Networks.__doc__)
     clusters: Clusters = Field(default=Clusters(), description=Clusters.__doc__)
     runs: Runs = Field(default=Runs(), description=Runs.__doc__)
@@ -586,9 +560,7 @@ def _unknown(key: str, place: str, known: Mapping[str, object]) -> ConfigInvalid
 
 
 def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
-    return "; ".join(
-        _sentence(problem["loc"], problem["msg"], sources) for problem in error.errors()
-    )
+    return "; ".join(_sentence(each["loc"], each["msg"], sources) for each in error.errors())
 
 
 def _sentence(loc: tuple[int | str, ...], message: str, sources: Mapping[str, str]) -> str:

@@ -26,14 +26,21 @@ from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.forwards import Forwards
 from microvm_orchestrator.images.runner import bootable
-from microvm_orchestrator.images.store import AnyImage, ImageStore, RunnerImage
+from microvm_orchestrator.images.store import AnyImage, DiskImage, ImageStore, RunnerImage
 from microvm_orchestrator.lifecycle.cache import Histories, path_of
 from microvm_orchestrator.lifecycle.egress import WaysOut
 from microvm_orchestrator.lifecycle.forgetting import Forgetting
 from microvm_orchestrator.lifecycle.live import Ground, Usual
 from microvm_orchestrator.lifecycle.merging import Merging
 from microvm_orchestrator.lifecycle.source import Sources
-from microvm_orchestrator.machine.base import Boot, Change, Disk, MachineSpec
+from microvm_orchestrator.machine.base import (
+    Boot,
+    Change,
+    Disk,
+    DiskFormat,
+    MachineSpec,
+    Qcow2,
+)
 from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.shell import GuestEvent
@@ -47,7 +54,7 @@ from microvm_orchestrator.network.switch import open_switch
 from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.operations import Operations
 from microvm_orchestrator.repos import Repos
-from microvm_orchestrator.runner import Runner
+from microvm_orchestrator.runner import Runner, Ssh
 from microvm_orchestrator.runs import Runs
 from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
@@ -103,7 +110,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
     images = ImageStore(state_dir / places.IMAGES)
     slots = Slots(capacity(settings.machines))
 
-    def boot(reference: str) -> Boot | Runner:
+    def boot(reference: str) -> Boot | Runner | Qcow2:
         return boot_of(images.get(reference))
 
     async def usual(reference: str) -> MachineSpec:
@@ -133,6 +140,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 on_guest_event=on_guest_event,
                 binary=settings.machines.qemu,
                 user=_user(settings.machines.user),
+                libvirt=settings.libvirt.uri,
             )
         )
         caches = Caches(
@@ -196,9 +204,9 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         await life.enter_async_context(machines.running())
         await snapshots.reconcile()
         await kernel_logs.reconcile()
-        await clusters.saved.reconcile()
         await life.enter_async_context(execs.running())
         await life.enter_async_context(forwards.running())
+        await clusters.reconcile()
         await life.enter_async_context(warm.running())
         await life.enter_async_context(operations.running())
         await repos.reconcile()
@@ -243,10 +251,12 @@ async def _open_switch(settings: config.Networks, on_event: OnPortEvent) -> Asyn
             yield switch
 
 
-def boot_of(image: AnyImage) -> Boot | Runner:
+def boot_of(image: AnyImage) -> Boot | Runner | Qcow2:
     """Tell what a machine of an image starts from. It reads files. Raises: ImageDamaged."""
     if isinstance(image, RunnerImage):
         return bootable(image)
+    if isinstance(image, DiskImage):
+        return _qcow2_of(image)
     manifest = image.manifest
     return Boot(
         digest=image.digest,
@@ -254,6 +264,17 @@ def boot_of(image: AnyImage) -> Boot | Runner:
         initrd=image.path(manifest.initrd),
         cmdline=manifest.cmdline,
         disks=tuple(Disk(disk.serial, image.path(disk)) for disk in manifest.disks),
+    )
+
+
+def _qcow2_of(image: DiskImage) -> Qcow2:
+    path = image.path(image.manifest.disk)
+    login = image.manifest.ssh
+    return Qcow2(
+        digest=image.digest,
+        system=Disk("", path, DiskFormat.QCOW2, read_only=False),
+        ssh=login and Ssh(login.user, login.host_key),
+        cloud_init=image.manifest.cloud_init,
     )
 
 

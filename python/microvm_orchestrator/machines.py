@@ -126,7 +126,7 @@ class Machines:
         store: Store,
         hypervisor: base.Hypervisor,
         slots: Slots,
-        boot_of: Callable[[str], base.Boot | Runner],
+        boot_of: Callable[[str], base.Boot | Runner | base.Qcow2],
         warm: Warm | None = None,
         caches: Caches | None = None,
         networks: Networks | None = None,

@@ -25,7 +25,7 @@ class SeededRuns:
         self,
         hypervisor: base.Hypervisor,
         slots: Slots,
-        boot_of: Callable[[str], base.Boot | Runner],
+        boot_of: Callable[[str], base.Boot | Runner | base.Qcow2],
     ) -> None:
         self._hypervisor = hypervisor
         self._slots = slots

@@ -53,7 +53,7 @@ class Starting:
         self,
         hypervisor: base.Hypervisor,
         slots: Slots,
-        boot_of: Callable[[str], base.Boot | Runner],
+        boot_of: Callable[[str], base.Boot | Runner | base.Qcow2],
         warm: Warm | None,
         caches: Caches | None,
         networks: Networks | None,
@@ -176,8 +176,8 @@ class Starting:
 
     async def _spec(self, machine: Machine) -> base.MachineSpec:
         boot = await anyio.to_thread.run_sync(self._boot_of, machine.image)
-        # A runner brings its own disks and knows of no others; what is in a history is sent then.
-        with_history = not isinstance(boot, Runner)
+        # Others know nothing of a disk that is there for it; what is in a history is sent then.
+        with_history = isinstance(boot, base.Boot)
         return base.MachineSpec(
             machine_id=machine.machine_id,
             boot=boot,

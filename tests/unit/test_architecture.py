@@ -38,7 +38,7 @@ FLOORS = [
     {"images", "machine", "git", "egress", "agents"},
     {"store"},
     {"config", "proc", "systemd"},
-    {"model", "log", "runner", "together", "splice", "cpio"},
+    {"model", "log", "runner", "setting_values", "together", "splice", "cpio"},
     {"errors", "places"},
     {"__init__"},
 ]

@@ -63,18 +63,33 @@ def build(
     "add",
     example="image add slot /var/lib/microvms/slot/current\n"
     "image add slot /var/lib/microvms/slot/current --ssh-user root\n"
-    "image add slot /etc/nixos#nixosConfigurations.slot.config.microvm.declaredRunner",
+    "image add slot /etc/nixos#nixosConfigurations.slot.config.microvm.declaredRunner\n"
+    "image add debian --disk /srv/debian-12.qcow2 --ssh-user debian",
 )
 def add(
     here: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called.")],
     runner: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="RUNNER",
             help="The absolute path of a runner directory, or what nix build takes.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            "--disk", metavar="FILE", help="A qcow2 file in place of a runner; libvirt boots it."
+        ),
+    ] = None,
+    cloud_init: Annotated[
+        bool | None,
+        typer.Option(
+            "--cloud-init/--no-cloud-init",
+            help="Whether a disk's guest is told by cloud-init who it is.",
+        ),
+    ] = None,
     ssh_user: Annotated[
         str | None,
         typer.Option(
@@ -93,14 +108,17 @@ def add(
     ] = None,
     wait_s: WaitS = None,
 ) -> int:
-    """Take a runner directory of microvm.nix in as an image; Nix builds it first if need be.
+    """Take in what others made as an image: a runner directory of microvm.nix, or a disk.
 
-    Machines of it are started by the directory's own script. A guest that is reached by SSH has to
-    let in the key that is shown as ssh_authorized_key.
+    Machines of a runner are started by the directory's own script; Nix builds it first if need be.
+    Those of a disk are run by libvirt. A guest that is reached by SSH has to let in the key that is
+    shown as ssh_authorized_key; one with cloud-init is told so.
     """
     given = {
         "name": name,
         "runner": runner,
+        "disk": disk,
+        "cloud_init": cloud_init,
         "ssh_user": ssh_user,
         "ssh_host_key": ssh_host_key,
     }

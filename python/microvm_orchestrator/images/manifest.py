@@ -105,7 +105,7 @@ class Manifest(_Document):
 
 
 class SshLogin(_Part):
-    """How the guest of a runner is reached that has an SSH server instead of our agent."""
+    """How a guest is reached that has an SSH server instead of our agent."""
 
     user: str
     # Where none is given, each machine's first one is remembered.
@@ -130,15 +130,34 @@ class RunnerManifest(_Document):
         return set() if self.ssh else {"ssh"}
 
 
-AnyManifest = Annotated[Manifest | RunnerManifest, Field(discriminator="kind")]
-_MANIFESTS: TypeAdapter[Manifest | RunnerManifest] = TypeAdapter(AnyManifest)
+class DiskManifest(_Document):
+    """An image that is a disk with a whole system on it, as clouds boot them."""
+
+    kind: Literal["qcow2"] = "qcow2"
+    architecture: str
+    disk: StoredFile
+    # Where none is given, our agent answers.
+    ssh: SshLogin | None
+    cloud_init: bool
+
+    def files(self) -> list[StoredFile]:
+        return [self.disk]
+
+    def size(self) -> int:
+        return self.disk.bytes
+
+
+AnyManifest = Manifest | RunnerManifest | DiskManifest
+_MANIFESTS: TypeAdapter[AnyManifest] = TypeAdapter(
+    Annotated[AnyManifest, Field(discriminator="kind")]
+)
 
 
 def digest_of(written: bytes) -> str:
     return hashlib.sha256(written).hexdigest()
 
 
-def read_manifest(written: bytes) -> Manifest | RunnerManifest:
+def read_manifest(written: bytes) -> AnyManifest:
     """Raises: ImageDamaged when it is none, or one of another release that we cannot read."""
     try:
         return _MANIFESTS.validate_json(written)

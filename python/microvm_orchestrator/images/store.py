@@ -25,6 +25,8 @@ from microvm_orchestrator.images.files import remove_abandoned, sync
 from microvm_orchestrator.images.manifest import (
     MANIFEST,
     MAX_MANIFEST,
+    AnyManifest,
+    DiskManifest,
     Inputs,
     Manifest,
     RunnerManifest,
@@ -66,7 +68,20 @@ class RunnerImage:
     names: tuple[str, ...]
 
 
-AnyImage = Image | RunnerImage
+@dataclass(frozen=True, slots=True)
+class DiskImage:
+    """A disk with a whole system on it, and the names that point at it."""
+
+    digest: str
+    folder: Path
+    manifest: DiskManifest
+    names: tuple[str, ...]
+
+    def path(self, file: StoredFile) -> Path:
+        return self.folder / file.file
+
+
+AnyImage = Image | RunnerImage | DiskImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +98,7 @@ def fixed_by(image: AnyImage) -> Fixed:
     return Fixed(own and own.memory_mib, own and own.vcpus)
 
 
-_Kind = TypeVar("_Kind", Image, RunnerImage)
+_Kind = TypeVar("_Kind", Image, RunnerImage, DiskImage)
 
 
 def check_name(name: str) -> str:
@@ -189,7 +204,9 @@ class ImageStore:
     def publish(self, folder: Path, manifest: Manifest) -> Image: ...
     @overload
     def publish(self, folder: Path, manifest: RunnerManifest) -> RunnerImage: ...
-    def publish(self, folder: Path, manifest: Manifest | RunnerManifest) -> AnyImage:
+    @overload
+    def publish(self, folder: Path, manifest: DiskManifest) -> DiskImage: ...
+    def publish(self, folder: Path, manifest: AnyManifest) -> AnyImage:
         """Make an image of a folder that holds the manifest's files and nothing else."""
         written = manifest.written()
         (folder / MANIFEST).write_bytes(written)
@@ -249,6 +266,8 @@ class ImageStore:
         manifest, pointing = read_manifest(written), _pointing(names, digest)
         if isinstance(manifest, RunnerManifest):
             return RunnerImage(digest, folder, manifest, pointing)
+        if isinstance(manifest, DiskManifest):
+            return DiskImage(digest, folder, manifest, pointing)
         return Image(digest, folder, manifest, pointing)
 
 

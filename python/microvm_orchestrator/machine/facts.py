@@ -15,8 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import anyio
+
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine import cgroup
+from microvm_orchestrator.machine.hypervisor import LIBVIRT
+from microvm_orchestrator.machine.libvirt.connection import open_connection
 from microvm_orchestrator.machine.probe import Acceleration, probe
 from microvm_orchestrator.machine.qemu.host import QEMU
 from microvm_orchestrator.together import together
@@ -26,10 +30,6 @@ _QEMU_OLDEST = (7, 2)
 # Below this no machine of the usual size has room beside what runs.
 _MEMORY_LOW_MIB = 1024
 _ASK_S = 10.0
-_LIBVIRT_SOCKETS = (
-    Path("/run/libvirt/virtqemud-sock"),
-    Path("/run/libvirt/libvirt-sock"),
-)
 # Where distributions keep the modules of the kernel that runs, and where NixOS does.
 _MODULES = (Path("/lib/modules"), Path("/run/booted-system/kernel-modules/lib/modules"))
 
@@ -52,7 +52,9 @@ class Observed:
     qemu: str | None
     nix: str | None
     nft: str | None
-    libvirt_socket: str | None
+    # What libvirt says of itself; else why it says nothing.
+    libvirt: str | None
+    libvirt_missing: str
     tun: bool
     vhost_vsock: bool
     netem: bool
@@ -60,8 +62,9 @@ class Observed:
     limits: str
 
 
-async def observe(state_dir: Path, qemu: str = QEMU) -> Observed:
+async def observe(state_dir: Path, qemu: str = QEMU, libvirt: str = LIBVIRT) -> Observed:
     """Look at this host; takes a second the first time after it booted."""
+    says, missing = await _ask_libvirt(libvirt)
     found_qemu, nix, nft = await together(
         [partial(_version, program) for program in (qemu, "nix", "nft")]
     )
@@ -70,13 +73,35 @@ async def observe(state_dir: Path, qemu: str = QEMU) -> Observed:
         qemu=found_qemu,
         nix=nix,
         nft=nft,
-        libvirt_socket=next((str(path) for path in _LIBVIRT_SOCKETS if path.exists()), None),
+        libvirt=says,
+        libvirt_missing=missing,
         tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
         vhost_vsock=os.access("/dev/vhost-vsock", os.R_OK | os.W_OK),
         netem=has_module("sch_netem"),
         memory_available_mib=_memory_available_mib(),
         limits=cgroup.describe(),
     )
+
+
+async def _ask_libvirt(uri: str) -> tuple[str | None, str]:
+    """Return what a libvirt says of itself, or why it says nothing."""
+    try:
+        with anyio.fail_after(_ASK_S):
+            async with open_connection(uri) as connection:
+                version = await connection.ask(lambda virt: virt.getLibVersion())
+    except errors.OrchestratorError as error:
+        return None, error.message
+    except TimeoutError:
+        return None, f"libvirt at {uri} takes longer than {_ASK_S:g} s to answer"
+    major, minor = version // 1_000_000, version // 1000 % 1000
+    return f"libvirt {major}.{minor}.{version % 1000} at {uri}", ""
+
+
+def _libvirt(seen: Observed) -> str:
+    if seen.libvirt is None:
+        return seen.libvirt_missing
+    kind = "kvm" if seen.acceleration.kvm else "qemu, by emulation"
+    return f"{seen.libvirt}; its machines are of the type {kind}"
 
 
 def explain(seen: Observed) -> tuple[Fact, ...]:
@@ -123,9 +148,11 @@ def explain(seen: Observed) -> tuple[Fact, ...]:
         _program("nft", seen.nft, "Needed to cut bridged networks apart. Install nftables."),
         Fact(
             "libvirt",
-            "ok" if seen.libvirt_socket else "warning",
-            seen.libvirt_socket or "no socket of libvirtd or virtqemud was found",
-            "Needed for clusters only. Install and start libvirt's daemon.",
+            "ok" if seen.libvirt else "warning",
+            _libvirt(seen),
+            "Needed only for machines that boot a disk of their own, as nodes of clusters may. "
+            "Start libvirt's daemon, let this user reach it (group libvirt or libvirtd), and name "
+            "it in libvirt.uri.",
         ),
         _program(
             "nix",

@@ -66,7 +66,7 @@ async def doctor_run(service: Service, caller: Caller, request: Nothing) -> Doct
     del caller, request
     health = await service.store.check()
     settings = service.settings
-    seen = await observe(settings.state_dir, settings.machines.qemu)
+    seen = await observe(settings.state_dir, settings.machines.qemu, settings.libvirt.uri)
     checks = [
         _store_check(health.problems),
         await anyio.to_thread.run_sync(_disk_check, settings.state_dir),

@@ -6,6 +6,7 @@ Above are the front ends; below, the builder and the store of images.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -13,10 +14,18 @@ import anyio.to_thread
 from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.images import disk
 from microvm_orchestrator.images.build import ImageSpec, build
 from microvm_orchestrator.images.progress import Progress, Stage
 from microvm_orchestrator.images.runner import add
-from microvm_orchestrator.images.store import AnyImage, Image, RunnerImage, check_name
+from microvm_orchestrator.images.store import (
+    AnyImage,
+    DiskImage,
+    Image,
+    RunnerImage,
+    check_name,
+)
+from microvm_orchestrator.machine.qemu.qcow2 import check_alone
 from microvm_orchestrator.machine.ssh import our_key, read_line
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.operation import Operation
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.operations import Report
 
 ImageName = Annotated[str, Field(min_length=1, max_length=64)]
+_Path = Annotated[str, Field(min_length=1, max_length=4096)]
 _REFERENCE = "a name, or the whole digest"
 _MIB = 1 << 20
 # More news of a build than anybody reads; older ones may be dropped.
@@ -53,13 +63,24 @@ class BuildImage(Request):
     wait_s: WaitS = USUAL_WAIT_S
 
 
-class AddRunner(Request):
-    """A runner directory of microvm.nix."""
+class AddImage(Request):
+    """A runner directory of microvm.nix, or a disk with a whole system on it."""
 
     name: ImageName = Field(description="what the image is called from now on")
-    runner: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
+    runner: _Path | None = Field(
+        default=None,
         description="the absolute path of a runner directory on this host, or what `nix build` "
-        "takes, such as `/etc/nixos#nixosConfigurations.guest.config.microvm.declaredRunner`"
+        "takes, such as `/etc/nixos#nixosConfigurations.guest.config.microvm.declaredRunner`",
+    )
+    disk: _Path | None = Field(
+        default=None,
+        description="in place of a runner: the absolute path of a qcow2 file on this host, which "
+        "is copied. libvirt runs its machines",
+    )
+    cloud_init: bool = Field(
+        default=True,
+        description="of a disk that is reached by SSH: its guest takes names, keys and networks "
+        "from cloud-init, which also gives it the host key that we know it by",
     )
     ssh_user: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$")] | None = Field(
         default=None,
@@ -91,10 +112,13 @@ class ImageInfo(Answer):
     names: list[str]
     kind: str
     architecture: str
-    kernel_release: str | None = Field(description="null for a runner, whose guest we do not know")
+    kernel_release: str | None = Field(description="null for a guest that others made")
     size_mib: float
     packages: dict[str, str] = Field(description="what it was made of, each with its version")
     runner: str | None = Field(default=None, description="the runner directory, if it is one")
+    cloud_init: bool = Field(
+        default=False, description="whether a disk's guest is told by cloud-init who it is"
+    )
     ssh_user: str | None = Field(
         default=None, description="who we log in as, where the guest is reached by its SSH server"
     )
@@ -148,25 +172,42 @@ async def image_build(service: Service, caller: Caller, request: BuildImage) -> 
 
 
 @declare("image_add", "POST /v1/images/runners", role=Role.ADMIN, waits=True)
-async def image_add(service: Service, caller: Caller, request: AddRunner) -> Operation:
-    """Take a runner directory of microvm.nix in as an image; Nix builds it first if need be.
+async def image_add(service: Service, caller: Caller, request: AddImage) -> Operation:
+    """Take in what others made as an image: a runner directory of microvm.nix, or a disk.
 
-    Machines of it are started by the directory's own script, as the user machines run as. The
-    operation's result is the image.
+    Machines of a runner are started by the directory's own script, as the user machines run as;
+    Nix builds it first if need be. Those of a disk are run by libvirt. The operation's result is
+    the image.
     """
     check_name(request.name)
     ssh = _ssh(request)
+    if (request.runner is None) == (request.disk is None):
+        raise errors.InvalidInput("an image is made of a runner or of a disk", hint="give one")
 
     async def work(report: Report) -> JsonValue:
-        await report(0.0, "looks at the runner")
-        image = await add(request.runner, service.host.images, request.name, ssh)
+        await report(0.0, "looks at what it is made of")
+        image = await _added(service, request, ssh)
         service.host.warm.look_again()
         return (await _described(service, image)).model_dump(mode="json")
 
     return await long_call(service, caller, "image_add", request.name, request.wait_s, work)
 
 
-def _ssh(request: AddRunner) -> Ssh | None:
+async def _added(service: Service, request: AddImage, ssh: Ssh | None) -> AnyImage:
+    images = service.host.images
+    if request.disk is None:
+        return await add(request.runner or "", images, request.name, ssh)
+    return await disk.add(
+        Path(request.disk),
+        images,
+        request.name,
+        check_alone,
+        ssh,
+        cloud_init=ssh is not None and request.cloud_init,
+    )
+
+
+def _ssh(request: AddImage) -> Ssh | None:
     """Raises: InvalidInput."""
     key = request.ssh_host_key
     if request.ssh_user is not None:
@@ -313,6 +354,20 @@ def _info(image: AnyImage) -> ImageInfo:
             runner=image.manifest.path,
             ssh_user=image.manifest.ssh and image.manifest.ssh.user,
             ssh_host_key=image.manifest.ssh and image.manifest.ssh.host_key,
+        )
+    if isinstance(image, DiskImage):
+        login = image.manifest.ssh
+        return ImageInfo(
+            digest=image.digest,
+            names=list(image.names),
+            kind=image.manifest.kind,
+            architecture=image.manifest.architecture,
+            kernel_release=None,
+            size_mib=round(image.manifest.size() / _MIB, 1),
+            packages={},
+            ssh_user=login and login.user,
+            ssh_host_key=login and login.host_key,
+            cloud_init=image.manifest.cloud_init,
         )
     manifest = image.manifest
     return ImageInfo(
