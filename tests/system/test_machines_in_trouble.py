@@ -69,6 +69,13 @@ def crash(stage: Stage, machine: str) -> dict[str, str]:
 
 
 def test_a_guest_whose_kernel_panics_is_a_crash_that_says_so(stage: Stage, box: str) -> None:
+    mark = stage.ask("kernel_log_mark", machine=box)["mark"]
+    stage.said(box, 'for level in 11 12 14; do echo "<$level>says $level" >/dev/kmsg; done')
+    asked: dict[str, Any] = {"machine": box, "since": f"microvm-mark {mark}"}
+    log = stage.ask("kernel_log_collect", level="warn+", **asked)
+    assert [line["text"] for line in log["lines"]] == ["says 11", "says 12"]
+    assert (log["source"], log["since"], log["error_count"]) == ("ring", "mark", 1)
+    assert not log["panic_detected"]
     with pytest.raises(errors.UnknownOutcome):
         stage.ask("machine_exec", machine=box, script=PANIC, exec_id="panic", wait_s=LONG_S)
     reason = "the guest's kernel panicked: sysrq triggered crash"
@@ -77,6 +84,11 @@ def test_a_guest_whose_kernel_panics_is_a_crash_that_says_so(stage: Stage, box: 
     console = stage.ask("machine_console", machine=box)
     assert "Kernel panic - not syncing: sysrq triggered crash" in console["text"]
     assert console["ended"]
+    log = stage.ask("kernel_log_collect", **asked)
+    assert (log["source"], log["panic_detected"], log["oops_detected"]) == ("console", True, False)
+    shown = stage.cli("kernel-log", "collect", box, "--since", mark, "--level", "err+")
+    assert shown.returncode == 0, shown
+    assert b"sysrq triggered crash" in shown.stdout
 
 
 def test_a_guest_without_memory_ends_a_program_tells_it_and_goes_on(stage: Stage, box: str) -> None:
@@ -84,6 +96,9 @@ def test_a_guest_without_memory_ends_a_program_tells_it_and_goes_on(stage: Stage
     locked = "until grep -q 'VmLck:.*[1-9]' /proc/1/status; do sleep 0.1; done"
     assert stage.said(box, f"{locked}; {EAT}; echo $?").split()[-1] == "137"
     assert stage.hear("machine.oom", box)["kills"] >= 1
+    log = stage.ask("kernel_log_collect", machine=box, limit=1)
+    assert [report["trouble"] for report in log["reports"]] == ["oom"]
+    assert (len(log["lines"]), log["cut"], log["panic_detected"]) == (1, True, False)
     assert stage.state(box) == ("running", "")
     assert stage.said(box, "hostname") == "box-1\n"
 
@@ -101,6 +116,9 @@ def test_a_hypervisor_that_is_killed_is_a_crash_with_the_signal(stage: Stage, bo
     told = crash(stage, box)
     assert told == {"was": "running", "reason": "its hypervisor was ended by SIGKILL"}
     stage.hear("exec.lost", "cut")
+    # Nobody is there to say that all is well.
+    assert stage.refusal("kernel_log_collect", machine=box) == "state-forbids"
+    assert stage.refusal("kernel_log_mark", machine=box) == "state-forbids"
 
 
 def test_a_machine_that_ended_while_no_daemon_ran_is_lost_and_its_place_is_free(
