@@ -42,8 +42,8 @@ def _plainly(left: list[Operation], register: object) -> bool:
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
-def test_small_histories_beside_a_search_without_memory(processes: int) -> None:
-    right = [atomic(seed, 24, processes, lost=0.0) for seed in range(40)]
+def test_small_histories_beside_a_search_without_memory(processes: int, whole: bool) -> None:
+    right = [atomic(seed, 24, processes, lost=0.0) for seed in range(40 if whole else 5)]
     histories = [*right, *(with_stale_read(each, 9) for each in right)]
     with Stopwatch() as ours:
         answers = [check_linearizable(each).answer is Answer.VALID for each in histories]
@@ -61,11 +61,12 @@ def test_small_histories_beside_a_search_without_memory(processes: int) -> None:
 
 
 @pytest.mark.parametrize(("keys", "processes", "lost"), [(1, 5, 0.0), (1, 10, 0.0), (50, 5, 0.02)])
-def test_long_histories(keys: int, processes: int, lost: float) -> None:
+def test_long_histories(keys: int, processes: int, lost: float, whole: bool) -> None:
+    length = (10_000 if whole else 1000) // keys
     history = [
         replace(each, key=key)
         for key in range(keys)
-        for each in atomic(key, 10_000 // keys, processes, lost=lost)
+        for each in atomic(key, length, processes, lost=lost)
     ]
     with Stopwatch() as watch:
         verdict = check_linearizable(history)

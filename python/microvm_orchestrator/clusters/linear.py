@@ -115,6 +115,22 @@ class _Values:
         return self.numbers[text]
 
 
+def explained(wrong: Counterexample) -> list[str]:
+    """Tell a counterexample to a person, one operation a line."""
+    which = "the register" if wrong.key is None else f"register {json.dumps(wrong.key)}"
+    lines = [f"no order explains what these operations of {which} gave:"]
+    for each in wrong.operations:
+        until = "nobody knows when" if each.end is None else f"{each.end / 1e6:.3f} ms"
+        given = each.result if each.f == READ else each.value
+        mark = "  <- could not end so" if each == wrong.operation else ""
+        lines.append(
+            f"  {each.start / 1e6:.3f} to {until}: process {each.process} "
+            f"{each.f} {json.dumps(given)}{mark}"
+        )
+    could = ", ".join(json.dumps(value) for value in wrong.values)
+    return [*lines, f"by then it could only have been {could}"]
+
+
 def check_linearizable(
     operations: Iterable[Operation], *, initial: JsonValue = None, max_work: int = MAX_WORK
 ) -> Verdict:
@@ -198,7 +214,7 @@ def _search(steps: Sequence[_Step], begin: int, work: _Work) -> _Found | None:
             continue
         after = running.ended(number, states)
         if not after:
-            return _Found(steps[number], at, frozenset(value for value, _ in states))
+            return _Found(steps[number], at, frozenset(running.could_be))
         states = after
     return None
 
@@ -217,6 +233,8 @@ class _Running:
         self._writers: dict[int, _Step] = {}
         self._lost: defaultdict[tuple[int | None, int | None], list[int]] = defaultdict(list)
         self._lost_bits = 0
+        # What the register could be at the last end.
+        self.could_be: set[int] = set()
 
     def begin(self, number: int) -> None:
         step = self._steps[number]
@@ -266,6 +284,7 @@ class _Running:
                 elif not state[2]:
                     reached.add(state[:2])
         self._work.count(len(reached))
+        self.could_be = {value for value, *_ in seen}
         return reached
 
     def _next(self, value: int, done: int, unseen: bool) -> Iterable[tuple[int, int, bool]]:  # noqa: FBT001 part of a state
