@@ -122,9 +122,10 @@ async def daemon(rig: Rig, *, count: int = 8) -> AsyncGenerator[House]:
             records = ClusterRecords(store)
             saved = SavedClusters(store, machines, snapshots)
             parts = Parts(store, records, saved, machines, snapshots, networks, image_of, forget)
-            await saved.reconcile()
             clusters, life = Clusters(parts), ClusterLife(parts)
             whole = ClusterSnapshots(parts, clusters, life)
+            await saved.reconcile()
+            await whole.reconcile()
             yield House(
                 rig,
                 store,

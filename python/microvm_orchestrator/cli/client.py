@@ -296,8 +296,10 @@ def _broken(name: str, error: Exception) -> errors.Unavailable:
 
 
 def _how_to_find_out(name: str) -> str:
+    noun = name.partition("_")[0]
+    usual = f"`{places.NAME} {noun} list` shows what there is"
     return (
-        f"look before you repeat it: {_LOOK.get(name) or _LOOK[name.partition('_')[0]]}; "
+        f"look before you repeat it: {_LOOK.get(name) or _LOOK.get(noun, usual)}; "
         "a request with an --idempotency-key can be repeated as it was"
     )
 
@@ -315,6 +317,8 @@ _LOOK = {
     "delivery": f"`{places.NAME} delivery list` shows the deliveries",
     "token": f"`{places.NAME} token list` shows the tokens",
     "machine": f"`{places.NAME} machine list` and `operation list` show what became of it",
+    "cluster": f"`{places.NAME} cluster status` and `operation list` show what became of it",
+    "node": f"`{places.NAME} exec list` and `operation list` show what became of it",
     "exec": f"`{places.NAME} exec list` and `exec wait` show what became of it",
     "file": "read the file; a file is written whole or not at all",
     "snapshot": f"`{places.NAME} snapshot list` and `operation list` show what became of it",

@@ -75,20 +75,20 @@ class Clusters:
 
     # Define
 
-    async def define(self, topology: Topology, by: Actor, *, anew: bool = False) -> Cluster:
+    async def define(self, topology: Topology, by: Actor, *, copying: bool = False) -> Cluster:
         """Make a cluster, or what is missing of one; what is there stays as it is.
 
         Raises: NotOffered; AlreadyExists when the name is somebody else's, or taken at all if it is
-            to be made anew; StateForbids when what is there would have to change; NodesFailed
+            to be a copy; StateForbids when what is there would have to change; NodesFailed
             with what could not be made, which a further call makes.
         """
         _refuse_backends(topology)
         async with self._records.naming:
             cluster = await self._records.find(topology.cluster_name)
             if cluster is None:
-                cluster = await self._plan(topology, by)
+                cluster = await self._plan(topology, by, copying=copying)
                 await self._records.save(cluster, by, "defined", audited=True, expect=0)
-            elif anew or not by.sees_of(cluster.owner):
+            elif copying or not by.sees_of(cluster.owner):
                 raise errors.AlreadyExists(f"cluster {cluster.name} already exists")
             else:
                 await self._parts.store.note(by, cluster.cluster_id, "ok")
@@ -97,7 +97,7 @@ class Clusters:
             cluster = await self._amended(cluster, topology)
             return await self._complete(cluster, by)
 
-    async def _plan(self, topology: Topology, by: Actor) -> Cluster:
+    async def _plan(self, topology: Topology, by: Actor, *, copying: bool) -> Cluster:
         return Cluster(
             cluster_id=new_id("c"),
             name=topology.cluster_name,
@@ -107,6 +107,7 @@ class Clusters:
             networks=[_planned_network(network) for network in topology.every_network],
             nodes=[_planned_node(topology, node) for node in topology.nodes],
             notes=topologies.notes(topology),
+            copying=copying,
             created_at=moment(await self._parts.store.now()),
         )
 

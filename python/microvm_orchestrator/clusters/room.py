@@ -29,6 +29,11 @@ class ClusterRoom:
     saved: SavedClusters
     snapshots: ClusterSnapshots
 
+    async def reconcile(self) -> None:
+        """Bring to an end what a daemon was in the middle of when it ended."""
+        await self.saved.reconcile()
+        await self.snapshots.reconcile()
+
 
 def furnished(
     store: Store,

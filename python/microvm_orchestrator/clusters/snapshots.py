@@ -242,10 +242,12 @@ class ClusterSnapshots:
         await report(0.0, "makes networks and machines")
         topology = snapshot.topology.model_copy(update=named)
         try:
-            copy = await self._clusters.define(topology, own, anew=True)
+            copy = await self._clusters.define(topology, own, copying=True)
             await report(0.3, f"starts {len(copy.nodes)} nodes")
             async with self._records.turn(copy.cluster_id):
                 await self._start_from(copy, snapshot, own)
+                complete = copy.model_copy(update={"copying": False})
+                await self._records.save(complete, own, "copied", expect=None)
         except errors.AlreadyExists:
             raise  # it is somebody else's
         except BaseException:
@@ -253,6 +255,12 @@ class ClusterSnapshots:
                 await self._take_away(as_name, own)
             raise
         return await self._life.status(copy)
+
+    async def reconcile(self) -> None:
+        """Take away copies that a daemon was making when it ended."""
+        for cluster in await self._records.visible(SYSTEM):
+            if cluster.copying:
+                await self._take_away(cluster.name, SYSTEM)
 
     async def _take_away(self, name: str, own: Actor) -> None:
         try:

@@ -61,6 +61,9 @@ class Cluster(_Told):
     notes: list[str] = Field(
         default=[], description="what the topology says in vain, as its nodes have no use of it"
     )
+    copying: bool = Field(
+        default=False, description="it is a copy that is not complete yet, and goes if it never is"
+    )
     created_at: Moment
 
     def node(self, name: str) -> Node | None:

@@ -232,6 +232,22 @@ async def test_nodes_that_stood_still_for_a_snapshot_when_the_daemon_died_go_on(
         await end(house, "trio")
 
 
+async def test_a_copy_that_was_being_made_when_the_daemon_died_is_taken_away(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        await house.raised(trio())
+        await house.whole.create("trio", "s", ALICE, unreported)
+        await house.whole.branch("trio", "s", "copy", ALICE, unreported)
+        copy = await house.records.get("copy", ALICE)
+        assert not copy.copying
+        half = copy.model_copy(update={"copying": True})
+        await house.records.save(half, ALICE, "changed", expect=None)
+    async with daemon(rig) as house:
+        assert [cluster.name for cluster in await house.records.visible(SYSTEM)] == ["trio"]
+        assert len(house.qemu.found()) == 3
+        assert await house.states("trio") == dict.fromkeys(NODES, "running")
+        await end(house, "trio")
+
+
 async def test_whoever_gives_up_waiting_for_a_snapshot_leaves_all_running_and_nothing_saved(
     rig: Rig,
 ) -> None:
