@@ -125,6 +125,19 @@ async def test_a_kernel_is_marked_read_and_watched_and_heard_when_it_dies(tmp_pa
             assert [report.trouble for report in again.reports] == [Trouble.PANIC]
             assert "started again" in again.reason
             assert (await logs.collect(box)).reports == ()
+            # Without a Python there, `dmesg` tells; to clear it loses a mark, which is told.
+            third = await logs.mark(box, SYSTEM, "third")
+            await house.run("mv", "/usr/bin/python3", "/usr/bin/away")
+            await house.run("sh", "-c", "echo '<12>two' > /dev/kmsg")
+            log = await logs.collect(box, third.mark)
+            assert [line.text for line in log.lines] == ["two"]
+            assert (log.since, log.lines[0].seq) == (Since.MARK, None)
+            await house.run("dmesg", "-c")
+            log = await logs.collect(box, third.mark)
+            assert (log.since, log.cut, log.lines) == (Since.LOST, True, ())
+            assert "cleared" in log.reason
+            with pytest.raises(errors.InvalidInput):
+                await logs.mark(box, SYSTEM, "two words")
             # One that stands still, or was ended, has no clean log: it has none.
             await machines.pause("box", SYSTEM)
             with pytest.raises(errors.StateForbids, match="paused"):

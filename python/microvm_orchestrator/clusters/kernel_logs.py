@@ -10,6 +10,7 @@ Above is the service; below, the machines, the store and the ring of a guest.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -54,12 +55,15 @@ from microvm_orchestrator.store.questions import RecordById
 
 # Of a machine; the oldest make room.
 MARKS_MOST = 100
+_MARK = re.compile(r"[A-Za-z0-9-]{1,100}")
 # One whose console tells of a panic may still answer: a program can write such a line.
 _PANICKED_S = 5.0
 # How often a console that is watched is looked at: the hypervisor writes it, not we.
 _LOOK_EVERY_S = 0.25
 # A report without an end is told after so many looks at a console that says no more.
 _QUIET_LOOKS = 8
+# Of a console, at a look: a guest that floods it falls behind, and nobody else waits for it.
+_AT_A_LOOK = 1 << 16
 # Reports that a watcher has not taken; more are counted only.
 _BACKLOG = 100
 _AGAIN_S = 1.0
@@ -94,9 +98,11 @@ class KernelLogs:
     async def mark(self, machine: Machine, by: Actor, mark: str | None = None) -> KernelMark:
         """Write a mark into a machine's log, of its own or one that others get too.
 
-        Raises: StateForbids when it does not run; MachineUnreachable; GuestRefused.
+        Raises: StateForbids when it does not run; MachineUnreachable; GuestRefused; InvalidInput.
         """
         mark = mark or str(uuid4())
+        if not _MARK.fullmatch(mark):
+            raise errors.InvalidInput("a mark is of letters, digits and dashes, at most 100")
         self._refuse_paused(machine)
         running = self._machines.live(machine)
         path = self._machines.console(machine)
@@ -353,7 +359,7 @@ class _Watch:
         while True:
             # In this order: what it said last is read once it is known to have ended.
             runs = self._machines.runs(self._machine)
-            begin, data = await anyio.to_thread.run_sync(console.read, path, offset, console.KEPT)
+            begin, data = await anyio.to_thread.run_sync(console.read, path, offset, _AT_A_LOOK)
             offset = begin + len(data)
             *whole, rest = (rest + data).split(b"\n")
             rest = rest[-console.TAIL :]
