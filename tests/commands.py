@@ -19,6 +19,7 @@ SPOKEN = {
     "kernel_log_mark": ("kernel-log", "mark"),
     "kernel_log_collect": ("kernel-log", "collect"),
     "node_exec_all": ("node", "exec-all"),
+    "fault_heal_all": ("fault", "heal-all"),
     **{
         f"cluster_snapshot_{verb}": ("cluster", f"snapshot-{verb}")
         for verb in ("create", "list", "revert", "delete", "branch")

@@ -24,6 +24,7 @@ from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.clusters.room import ClusterRoom, furnished
 from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
+from microvm_orchestrator.faults.ledger import Ledger
 from microvm_orchestrator.forwards import Forwards
 from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import AnyImage, DiskImage, ImageStore, RunnerImage
@@ -86,6 +87,7 @@ class Host:
     warm: Warm
     caches: Caches
     networks: Networks
+    faults: Ledger
     clusters: ClusterRoom
     repos: Repos
     artifacts: Artifacts
@@ -151,6 +153,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         warm = Warm(hypervisor, settings.machines.warm, usual)
         switch = await life.enter_async_context(_open_switch(settings.networks, on_port_event))
         networks = Networks(store, switch)
+        faults = Ledger(store, switch)
         history_of = partial(path_of, state_dir / places.REPOS)
         machines = Machines(
             store,
@@ -201,6 +204,10 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             usual=Usual(settings.machines.default_memory_mib, settings.runs.timeout_s),
         )
         runs = Runs(store, ground, settings.runs.count)
+        # Before machines are connected, so that none hears what it must not.
+        await networks.restore()
+        await faults.reconcile()
+        await life.enter_async_context(faults.running())
         await life.enter_async_context(machines.running())
         await snapshots.reconcile()
         await kernel_logs.reconcile()
@@ -232,6 +239,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             warm=warm,
             caches=caches,
             networks=networks,
+            faults=faults,
             clusters=clusters,
             repos=repos,
             artifacts=artifacts,

@@ -11,7 +11,7 @@ LEAST = {
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
         kernel_log_collect exec_wait exec_output exec_list slot_list cache_list forward_list
-        network_get network_list cluster_schema cluster_list cluster_status cluster_handle
+        network_get network_list fault_get fault_list cluster_schema cluster_list cluster_status cluster_handle
         cluster_snapshot_list plan_tasks repo_get repo_list run_get run_list
         run_output run_diff artifact_list artifact_get
         image_list image_get pool_list operation_get operation_wait operation_list
@@ -32,7 +32,8 @@ LEAST = {
         cluster_define cluster_start cluster_stop cluster_destroy node_exec node_exec_all node_crash
         cluster_snapshot_create cluster_snapshot_revert cluster_snapshot_delete
         cluster_snapshot_branch
-        forward_add forward_remove network_create network_remove plan_submit run_start
+        forward_add forward_remove network_create network_remove fault_inject fault_heal
+        fault_heal_all plan_submit run_start
         run_approve run_reject run_merge merge_resolve""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove

@@ -117,6 +117,7 @@ class Ledger:
         made = [*answer.get("tasks", []), answer][0]
         made_by = (
             "forward_id",
+            "fault_id",
             "network_id",
             "repo_id",
             "task_id",
@@ -234,6 +235,13 @@ def _house(ledger: Ledger) -> None:
     lan = act("network_create", name="lan")["network_id"]
     cached = act("machine_define", name="cached", cache="repo", networks=["lan"])["machine_id"]
     act("machine_start", cached, machine="cached")
+    ledger.world.ask("machine_define", by="admin", name="peer", networks=["lan"])
+    down = {"network": "lan", "kind": "link_down", "machine": "cached"}
+    broken = act("fault_inject", **down)["fault_id"]
+    act("fault_heal", broken, fault_id=broken)
+    broken = act("fault_inject", **down)["fault_id"]
+    act("fault_heal_all", broken, network="lan")
+    ledger.world.ask("machine_delete", by="admin", machine="peer")
     made = act("forward_add", machine="cached", guest="80")["forward_id"]
     act("forward_remove", made, forward_id=made)
     act("machine_kill", cached, machine="cached")

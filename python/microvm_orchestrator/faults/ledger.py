@@ -83,7 +83,7 @@ class Ledger:
             wanted = self._meeting(plan.network_id, plan.ways, also=plan.ways)
             standing = await self._switch.impaired(plan.network_id)
             fault = Fault(
-                fault_id=new_id("f"),
+                fault_id=new_id("fault"),
                 kind=plan.kind,
                 state=FaultState.APPLYING,
                 owner=by.name,

@@ -145,6 +145,7 @@ _NAMING = (
     *(
         "exec_id",
         "forward_id",
+        "fault_id",
         "task_id",
         "group",
         "machine",

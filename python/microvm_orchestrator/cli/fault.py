@@ -1,0 +1,216 @@
+"""`fault`: what is broken on purpose between machines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.cli import output
+from microvm_orchestrator.cli.command import Session, command
+from microvm_orchestrator.cli.options import complete_fault, complete_machine, complete_network
+
+app = typer.Typer(help="Faults: partitions and bad links between machines, injected and healed.")
+
+BRIEF = ("fault_id", "kind", "state", "network_id", "machines", "heals_at", "created_at")
+
+FaultId = Annotated[
+    str,
+    typer.Argument(
+        metavar="FAULT", help="The fault's id.", autocompletion=complete_fault, show_default=False
+    ),
+]
+OnlyNetwork = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        metavar="NETWORK",
+        help="Only of this network.",
+        autocompletion=complete_network,
+    ),
+]
+
+
+@command(
+    app,
+    "inject",
+    example="fault inject lan partition --group a,b --group c --ttl-s 60\n"
+    "fault inject lan partition --shape majorities_ring --shuffle 7\n"
+    "fault inject lan impair --machine a --target b --delay-s 0.1 --loss 0.05 --seed 7\n"
+    "fault inject lan link_down --machine a",
+)
+def inject(
+    here: Session,
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK",
+            help="The network's name or id.",
+            autocompletion=complete_network,
+            show_default=False,
+        ),
+    ],
+    kind: Annotated[
+        Literal["partition", "impair", "link_down"],
+        typer.Argument(help="What is broken.", show_default=False),
+    ],
+    shape: Annotated[
+        Literal["groups", "one_way", "halves", "single", "bridge", "majorities_ring", "grudges"]
+        | None,
+        typer.Option("--shape", help="How a partition parts machines; by default in groups."),
+    ] = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option("--group", metavar="A,B", help="A group of a partition; may be repeated."),
+    ] = None,
+    grudges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grudge", metavar="A=B,C", help="Whom a machine does not hear; may be repeated."
+        ),
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            "--machine",
+            metavar="MACHINE",
+            help="That is single, whose link is down, or whose frames are impaired.",
+            autocompletion=complete_machine,
+        ),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="MACHINE",
+            help="For whom impaired frames are, by default all others; may be repeated.",
+            autocompletion=complete_machine,
+        ),
+    ] = None,
+    shuffle: Annotated[
+        str | None,
+        typer.Option(
+            "--shuffle", metavar="SEED", help="Of the order of machines; by default by name."
+        ),
+    ] = None,
+    delay_s: Annotated[
+        float | None, typer.Option("--delay-s", metavar="S", help="How late frames come.")
+    ] = None,
+    jitter_s: Annotated[
+        float | None,
+        typer.Option("--jitter-s", metavar="S", help="How far delays are from that."),
+    ] = None,
+    spread: Annotated[
+        Literal["uniform", "normal", "pareto"] | None,
+        typer.Option("--spread", help="How delays lie around their middle."),
+    ] = None,
+    loss: Annotated[
+        float | None, typer.Option("--loss", metavar="SHARE", help="Lost, from 0 to 1.")
+    ] = None,
+    loss_correlation: Annotated[
+        float | None,
+        typer.Option(
+            "--loss-correlation",
+            metavar="SHARE",
+            help="How much the loss of a frame follows that of the one before.",
+        ),
+    ] = None,
+    bursts: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--burst",
+            metavar="SHARE",
+            help="Twice or more: chances to turn bad and good again, shares lost meanwhile.",
+        ),
+    ] = None,
+    corrupt: Annotated[
+        float | None,
+        typer.Option("--corrupt", metavar="SHARE", help="With one bit changed, from 0 to 1."),
+    ] = None,
+    duplicate: Annotated[
+        float | None,
+        typer.Option("--duplicate", metavar="SHARE", help="Coming twice, from 0 to 1."),
+    ] = None,
+    reorder: Annotated[
+        float | None,
+        typer.Option("--reorder", metavar="SHARE", help="Out of their turn, from 0 to 1."),
+    ] = None,
+    rate_bytes: Annotated[
+        int | None,
+        typer.Option("--rate-bytes", metavar="N", help="What passes in a second."),
+    ] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option("--seed", metavar="SEED", help="Repeats the luck of impaired frames."),
+    ] = None,
+    ttl_s: Annotated[
+        float | None,
+        typer.Option("--ttl-s", metavar="S", help="After which it heals by itself."),
+    ] = None,
+) -> None:
+    """Break something between the machines of a network, on purpose.
+
+    It holds through restarts until it is healed, or its time is over.
+    """
+    given = {
+        "network": network,
+        "kind": kind,
+        "shape": shape,
+        "groups": groups and [group.split(",") for group in groups],
+        "grudges": grudges and dict(_grudge(each) for each in grudges),
+        "machine": machine,
+        "targets": targets,
+        "shuffle": shuffle,
+        "delay_s": delay_s,
+        "jitter_s": jitter_s,
+        "spread": spread,
+        "loss": loss,
+        "loss_correlation": loss_correlation,
+        "bursts": bursts,
+        "corrupt": corrupt,
+        "duplicate": duplicate,
+        "reorder": reorder,
+        "rate_bytes": rate_bytes,
+        "seed": seed,
+        "ttl_s": ttl_s,
+    }
+    here.tell("fault_inject", given, output.record)
+
+
+def _grudge(text: str) -> tuple[str, list[str]]:
+    deaf, equals, unheard = text.partition("=")
+    if not equals:
+        raise errors.InvalidInput(f"--grudge {text} is not written machine=others")
+    return deaf, unheard.split(",")
+
+
+@command(app, "get", example="fault get fault_01k6vq...")
+def get(here: Session, fault_id: FaultId) -> None:
+    """Look at a fault: where it stands, and what it does to which ways."""
+    here.tell("fault_get", {"fault_id": fault_id}, output.record)
+
+
+@command(app, "list", example="fault list\nfault list --network lan --ended")
+def list_(
+    here: Session,
+    network: OnlyNetwork = None,
+    *,
+    ended: Annotated[bool, typer.Option("--ended", help="Also those that have ended.")] = False,
+) -> None:
+    """List faults, oldest first: yours, or all if you see everything."""
+    nothing = "no faults; `fault inject` makes one"
+    given = {"network": network, "ended": ended or None}
+    here.tell("fault_list", given, lambda answer: output.page(answer, BRIEF, nothing))
+
+
+@command(app, "heal", example="fault heal fault_01k6vq...")
+def heal(here: Session, fault_id: FaultId) -> None:
+    """End a fault, and see that it is gone; one that has ended stays so."""
+    here.tell("fault_heal", {"fault_id": fault_id}, output.record)
+
+
+@command(app, "heal-all", example="fault heal-all\nfault heal-all --network lan")
+def heal_all(here: Session, network: OnlyNetwork = None) -> None:
+    """End all faults that you see, or those of a network, and count them."""
+    here.tell("fault_heal_all", {"network": network})
