@@ -44,7 +44,6 @@ LIBRARIES = (
 TESTS = (
     *("conftest.py", "leaks.py", "frames.py", "lanes.py", "networking.py"),
     *("contract/test_impaired.py", "unit/network/test_netem_accuracy.py"),
-    "unit/network/test_kernel_ways.py",
 )
 
 

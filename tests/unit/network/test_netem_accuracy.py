@@ -39,12 +39,12 @@ class World:
         assert await self.networks.impaired("net") == ways
 
     async def came(self) -> list[bytes]:
-        """Send numbered frames, and give the payloads of those that come, in their order."""
+        """Send numbered frames, and give those that come, in their order."""
         came: list[bytes] = []
 
         async def read() -> None:
             while (frame := await self.b.receive()) != END:
-                came.append(frame[14:])
+                came.append(frame)
 
         async with anyio.create_task_group() as group:
             group.start_soon(read)
@@ -67,7 +67,7 @@ END = frame("a", "end")
 
 
 def numbers(came: list[bytes]) -> list[int]:
-    return [int(payload[:6]) for payload in came]
+    return [int(each[14:20]) for each in came]
 
 
 def close(measured: float, asked: float) -> bool:
@@ -159,11 +159,10 @@ async def test_as_many_are_overtaken_as_asked_without_any_delay(world: World) ->
 async def test_as_many_have_one_bit_changed_as_asked(world: World) -> None:
     await world.impair(Impairment(corrupt=0.3))
     came = await world.came()
-    whole = {frame("a", f"{number:06}")[14:] for number in range(COUNT)}
-    # One in its header changes who it is for, or from: it may come to nobody.
-    assert close(1 - sum(payload in whole for payload in came) / COUNT, 0.3 * 46 / 60) or close(
-        1 - sum(payload in whole for payload in came) / COUNT, 0.3
-    )
+    sent = {frame("a", f"{number:06}") for number in range(COUNT)}
+    # Anywhere in it, also in its header; nobody looks at that between a tap and its end.
+    assert len(came) == COUNT
+    assert close(1 - sum(each in sent for each in came) / COUNT, 0.3)
 
 
 async def test_a_rate_and_a_delay_are_met_together(world: World) -> None:

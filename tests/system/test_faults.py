@@ -1,0 +1,84 @@
+"""Faults between real guests: they meet what was asked for, and nothing once it is healed."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+
+from faulting import ALICE
+from machines import LONG_S, built_image, like, qemu_rig, removed_in_the_end, sh
+from microvm_orchestrator.faults.grudges import groups_apart
+from microvm_orchestrator.faults.ledger import Ledger
+from microvm_orchestrator.faults.plans import impairing, partition
+from microvm_orchestrator.machine.base import Link
+from microvm_orchestrator.machine.qemu.hypervisor import open_qemu
+from microvm_orchestrator.machine.qemu.machine import QemuMachine
+from microvm_orchestrator.network.addresses import assign
+from microvm_orchestrator.network.base import Network, Port
+from microvm_orchestrator.network.impairment import Impairment
+from microvm_orchestrator.network.switch import open_switch
+from microvm_orchestrator.store.sqlite import SqliteStore
+
+LAN = Network("lan", ("10.9.0.0/24", "fd09::/64"))
+PING = "busybox ping{six} -c {count} -i 0.05 -W 1 {address} || true"
+
+
+async def pings(machine: QemuMachine, port: Port, count: int, version: int = 4) -> list[float]:
+    """Tell how long each answer took, in milliseconds."""
+    address = (port.ipv4 if version == 4 else port.ipv6) or ""
+    six = " -6" if version == 6 else ""
+    said = await sh(machine, PING.format(six=six, count=count, address=address.partition("/")[0]))
+    return [float(took) for took in re.findall(r"time=([0-9.]+) ms", said)]
+
+
+async def test_guests_meet_what_a_fault_says_and_their_way_in_does_not(tmp_path: Path) -> None:
+    rig = qemu_rig(tmp_path, await built_image())
+    store = SqliteStore(tmp_path / "store.db")
+    with anyio.fail_after(LONG_S):
+        async with (
+            store.opened(),
+            open_switch() as networks,
+            open_qemu(rig.state_dir) as qemu,
+            removed_in_the_end(qemu),
+        ):
+            ledger = Ledger(store, networks)
+            await networks.make(LAN)
+            first = await qemu.start(rig.spec(links=(Link("02:00:00:00:00:01"),)))
+            saved = await first.save(f"{first.machine_id}-s")
+            await first.kill()
+            ports: list[Port] = []
+            guests: list[QemuMachine] = []
+            for _ in range(2):
+                spec = like(saved)
+                ports.append(assign(LAN, spec.machine_id, ports))
+                link = await networks.prepare(ports[-1])
+                guests.append(await qemu.clone(saved, replace(spec, links=(link,))))
+                await networks.connect(ports[-1], guests[-1].links[0])
+            (one, two), (mine, yours) = guests, ports
+            # Each asks for the other's address once.
+            assert await pings(one, yours, 5)
+            usual = statistics.median(await pings(one, yours, 20))
+
+            ids = [port.machine_id for port in ports]
+            slow = impairing("lan", ids[0], ids[1:], Impairment(delay_s=0.1))
+            fault = await ledger.inject(slow, ALICE)
+            for version in (4, 6):
+                took = await pings(one, yours, 20, version)
+                assert abs(statistics.median(took) - usual - 100) < 10, took
+            # Both ways of a ping: the one that is slow is on either.
+            assert abs(statistics.median(await pings(two, mine, 10)) - usual - 100) < 10
+            await ledger.heal(fault.fault_id, ALICE)
+
+            fault = await ledger.inject(partition("lan", groups_apart([ids[:1], ids[1:]])), ALICE)
+            assert await pings(one, yours, 3) == []
+            assert await pings(two, mine, 3, version=6) == []
+            # What we say to a guest goes by no network of it.
+            assert await sh(two, "echo still here") == "still here\n"
+            await ledger.heal(fault.fault_id, ALICE)
+            assert statistics.median(await pings(one, yours, 10)) < usual + 10
+            assert await networks.impaired("lan") == {}
+            await qemu.forget(saved.snapshot_id)
