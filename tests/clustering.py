@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from machines import Rig
+from machines import Rig, qcow2_of
 from microvm_orchestrator import errors
 from microvm_orchestrator.clusters import topology
 from microvm_orchestrator.clusters.clusters import Clusters, Parts
@@ -15,13 +15,14 @@ from microvm_orchestrator.clusters.life import ClusterLife
 from microvm_orchestrator.clusters.records import ClusterRecords
 from microvm_orchestrator.clusters.saved import SavedClusters
 from microvm_orchestrator.clusters.snapshots import ClusterSnapshots
-from microvm_orchestrator.machine.base import Boot
-from microvm_orchestrator.machine.qemu.hypervisor import Qemu
+from microvm_orchestrator.machine.base import Boot, Qcow2
+from microvm_orchestrator.machine.hypervisor import AnyKind
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machines import Machines
 from microvm_orchestrator.model.access import Role, Scope
 from microvm_orchestrator.model.cluster import Cluster
 from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.model.topology import Backend
 from microvm_orchestrator.network.switch import open_switch, unheard
 from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.slots import Capacity, Slots
@@ -37,6 +38,7 @@ IMAGES = {
     "plain": "",
     "panics": "fake.panic",
     "unsaved": "fake.unsaved",
+    "disk": "",
 }
 
 
@@ -62,7 +64,7 @@ async def unreported(fraction: float | None, message: str) -> None:
 class House:
     rig: Rig
     store: Store
-    qemu: Qemu
+    qemu: AnyKind
     machines: Machines
     networks: Networks
     snapshots: Snapshots
@@ -101,18 +103,22 @@ async def daemon(rig: Rig, *, count: int = 8) -> AsyncGenerator[House]:
     """What a daemon has of clusters, from its start to its end; their machines outlive it."""
     store = SqliteStore(rig.state_dir / "store.db")
 
-    async def image_of(name: str | None) -> str:
+    async def image_of(name: str | None, backend: Backend) -> str:
         if (name or "plain") not in IMAGES:
             raise errors.NotFound(f"no image {name}")
+        if (backend is Backend.LIBVIRT) is not (name == "disk"):
+            raise errors.InvalidInput(f"image {name} is none for {backend}")
         return name or "plain"
 
-    def boot_of(image: str) -> Boot:
+    def boot_of(image: str) -> Boot | Qcow2:
+        if image == "disk":
+            return qcow2_of(rig.boot)
         return replace(rig.boot, cmdline=f"{rig.boot.cmdline} {IMAGES[image]}".strip())
 
     async def forget(machine_id: str) -> None:
         del machine_id
 
-    async with store.opened(), open_switch(unheard) as switch, rig.open() as qemu:
+    async with store.opened(), open_switch(unheard) as switch, rig.open_any() as qemu:
         networks = Networks(store, switch)
         slots = Slots(Capacity(count, 4096, 32))
         machines = Machines(store, qemu, slots, boot_of, networks=networks)

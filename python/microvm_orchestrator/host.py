@@ -48,6 +48,7 @@ from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.machines import Machines
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.run import RUN
+from microvm_orchestrator.model.topology import Backend
 from microvm_orchestrator.network.base import Networks as Switch
 from microvm_orchestrator.network.base import OnPortEvent, PortEvent
 from microvm_orchestrator.network.kernel import KernelNetworks
@@ -181,8 +182,12 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             wanted = name or settings.machines.default_image
             return await anyio.to_thread.run_sync(images.get, wanted)
 
-        async def digest_of(name: str | None) -> str:
-            return (await image(name)).digest
+        async def digest_of(name: str | None, backend: Backend) -> str:
+            found = await image(name)
+            if isinstance(found, DiskImage) is not (backend is Backend.LIBVIRT):
+                what = "a disk" if isinstance(found, DiskImage) else "no disk"
+                raise errors.InvalidInput(f"image {name} is {what}, and none for {backend}")
+            return found.digest
 
         async def forget(machine_id: str) -> None:
             await execs.forget_machine(machine_id)

@@ -54,8 +54,9 @@ class Parts:
     machines: Machines
     snapshots: Snapshots
     networks: Networks
-    # The digest of an image by its name; None is the usual one. Raises: NotFound.
-    image_of: Callable[[str | None], Awaitable[str]]
+    # The digest of an image by its name, for who is to run it; None is the usual one.
+    # Raises: NotFound; InvalidInput for one that it cannot run.
+    image_of: Callable[[str | None, Backend], Awaitable[str]]
     # Forgets what else is known of a machine that is gone.
     forget: Callable[[str], Awaitable[None]]
 
@@ -78,11 +79,10 @@ class Clusters:
     async def define(self, topology: Topology, by: Actor, *, copying: bool = False) -> Cluster:
         """Make a cluster, or what is missing of one; what is there stays as it is.
 
-        Raises: NotOffered; AlreadyExists when the name is somebody else's, or taken at all if it is
+        Raises: AlreadyExists when the name is somebody else's, or taken at all if it is
             to be a copy; StateForbids when what is there would have to change; NodesFailed
             with what could not be made, which a further call makes.
         """
-        _refuse_backends(topology)
         async with self._records.naming:
             cluster = await self._records.find(topology.cluster_name)
             if cluster is None:
@@ -201,7 +201,7 @@ class Clusters:
             wanted = tuple(address for address in (nic.ip, nic.ip6) if address is not None)
             places.append(Attachment(network_id, wanted))
         return Wish(
-            image=await self._parts.image_of(asked.image or topology.image),
+            image=await self._image(topology, asked),
             memory_mib=asked.memory_mb,
             vcpus=asked.vcpus,
             accel=Accel.AUTO,
@@ -214,6 +214,17 @@ class Clusters:
             ),
             hostname=node.name,
         )
+
+    async def _image(self, topology: Topology, node: TopologyNode) -> str:
+        """Raises: NotFound, InvalidInput."""
+        name, backend = topology.image_of(node), topology.backend_of(node)
+        try:
+            return await self._parts.image_of(name, backend)
+        except errors.NotFound as error:
+            if backend is Backend.LIBVIRT and node.image is None and topology.base_image:
+                told = f"image_add with disk={topology.base_image} makes it of base_image"
+                raise errors.NotFound(f"{error.message}; {told}") from error
+            raise
 
     async def _machine(self, cluster: Cluster, machine_id: str) -> Machine | None:
         try:
@@ -294,16 +305,6 @@ class Clusters:
         )
 
 
-def _refuse_backends(topology: Topology) -> None:
-    for number, node in enumerate(topology.nodes):
-        if topology.backend_of(node) is not Backend.MICROVM:
-            raise errors.NotOffered(
-                f"nodes[{number}].backend: this host runs microVMs only, and {node.name} is to be "
-                "run by libvirt",
-                hint="say `backend: microvm` for the cluster, or for the node",
-            )
-
-
 def _planned_network(network: TopologyNetwork) -> ClusterNetwork:
     prefixes = [text for text in (network.subnet, network.subnet6) if text is not None]
     return ClusterNetwork(name=network.name, prefixes=prefixes, reason="it is not made yet")
@@ -327,8 +328,11 @@ def _taken_over(topology: Topology, node: TopologyNode, known: dict[str, Node]) 
 
 
 def _has_disks(cluster: Cluster) -> bool:
-    nodes = cluster.topology.nodes
-    return any(node.disk_gb is not None or node.extra_disks for node in nodes)
+    topology = cluster.topology
+    return any(
+        node.disk_gb is not None or node.extra_disks or topology.backend_of(node) is Backend.LIBVIRT
+        for node in topology.nodes
+    )
 
 
 # What the topology of a cluster that is there may not say anew
@@ -368,5 +372,5 @@ def _shape(topology: Topology, node: TopologyNode) -> dict[str, object]:
         "networks": topology.nics_of(node),
         "extra_disks": node.extra_disks,
         "backend": topology.backend_of(node),
-        "image": node.image or topology.image,
+        "image": topology.image_of(node),
     }

@@ -14,6 +14,7 @@ from microvm_orchestrator.clusters.records import ClusterRecords
 from microvm_orchestrator.clusters.saved import SavedClusters
 from microvm_orchestrator.clusters.snapshots import ClusterSnapshots
 from microvm_orchestrator.machines import Machines
+from microvm_orchestrator.model.topology import Backend
 from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Store
@@ -41,7 +42,7 @@ def furnished(
     snapshots: Snapshots,
     networks: Networks,
     *,
-    image_of: Callable[[str | None], Awaitable[str]],
+    image_of: Callable[[str | None, Backend], Awaitable[str]],
     forget: Callable[[str], Awaitable[None]],
     before_end: Sequence[BeforeEnd] = (),
 ) -> ClusterRoom:

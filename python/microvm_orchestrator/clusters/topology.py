@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TypeVar
@@ -27,6 +28,7 @@ from microvm_orchestrator.model.topology import (
     Topology,
     TopologyNetwork,
     TopologyNode,
+    base_name,
 )
 
 M = TypeVar("M", bound=BaseModel)
@@ -41,6 +43,7 @@ _NAMING = "must be 1 to 31 small letters, digits and hyphens, with no hyphen at 
 # What a machine calls disks of its own.
 _OWN_SERIALS = frozenset({"root", "scratch", "cache"})
 _OPTION = "opt-"
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def read(text: str) -> Topology:
@@ -76,25 +79,23 @@ def _checked(value: JsonValue, problems: list[Problem]) -> Topology:
 
 
 def notes(topology: Topology) -> list[str]:
-    """Tell what the topology says in vain, because its nodes are of a kind that has no use of it.
+    """Tell what the topology says in vain, because nodes of this host have no use of it.
 
     It comes back with the answer, so that nobody believes it was done.
     """
     kinds = {topology.backend_of(node) for node in topology.nodes}
-    if Backend.LIBVIRT in kinds:
-        return []
     told: list[str] = []
-    if topology.base_image is not None:
+    if topology.base_image is not None and Backend.LIBVIRT not in kinds:
         told.append("base_image: microVMs boot an `image` of this host")
     if topology.overlay_dir is not None:
-        told.append("overlay_dir: microVMs have their disks in the state directory")
+        told.append("overlay_dir: nodes have their disks in the state directory")
     told += [
-        f"network {network.name}: bridge: this host names the bridges of microVMs itself"
+        f"network {network.name}: bridge: this host names its bridges itself"
         for network in topology.every_network
         if network.bridge is not None
     ]
     if topology.ssh.key_path is not None:
-        told.append("ssh.key_path: microVMs are reached without SSH")
+        told.append("ssh.key_path: nodes that are reached by SSH let in a key of this host's")
     return told
 
 
@@ -156,8 +157,8 @@ def _network_problems(parts: _Parts) -> Iterator[Problem]:
     for path, network in parts.networks:
         if network.subnet is None and network.subnet6 is None:
             yield f"{path}.subnet", "is missing: a network has a `subnet` or a `subnet6`"
-        if network.rdma and any(parts.backend(node) is Backend.MICROVM for _, node in parts.nodes):
-            yield f"{path}.rdma", "is not offered: the nodes are microVMs, which have no RDMA"
+        if network.rdma:
+            yield f"{path}.rdma", "is not offered: networks of this host carry no RDMA"
         for key, text in (("subnet", network.subnet), ("subnet6", network.subnet6)):
             if text is None:
                 continue
@@ -173,6 +174,9 @@ def _network_problems(parts: _Parts) -> Iterator[Problem]:
 
 def _node_problems(parts: _Parts) -> Iterator[Problem]:
     yield from _twice((path, node.name) for path, node in parts.nodes)
+    base = parts.value.get("base_image")
+    if isinstance(base, str) and not _IMAGE.fullmatch(base_name(base)):
+        yield "base_image", f"{base_name(base)!r} cannot be the name of an image"
     used: dict[str, str] = {}
     disks: dict[str, str] = {}
     for path, node in parts.nodes:
@@ -247,18 +251,20 @@ def _address_problems(
 
 def _backend_problems(path: str, node: TopologyNode, parts: _Parts) -> Iterator[Problem]:
     if parts.backend(node) is Backend.LIBVIRT:
-        if not parts.value.get("base_image") and node.image is None:
+        value = parts.value
+        if not (value.get("base_image") or node.image or value.get("image")):
             yield f"{path}.image", "is missing: libvirt boots a `base_image` or an `image`"
-        return
+        if node.disk_gb is not None:
+            yield f"{path}.disk_gb", "is for microVMs: libvirt's nodes write to their own disk"
     serials: dict[str, str] = {}
     for number, disk in enumerate(node.extra_disks):
         where = f"{path}.extra_disks[{number}]"
         if disk.bus is not Bus.VIRTIO:
-            yield f"{where}.bus", f"microVMs have no {disk.bus} disks, only virtio"
+            yield f"{where}.bus", f"nodes have no {disk.bus} disks, only virtio"
         serial = serial_of(disk)
         if not _may_be_serial(serial):
             allowed = f"up to {_SERIAL_CHARS} characters, none of root, scratch, cache, opt-…"
-            yield f"{where}.path", f"a microVM cannot call a disk {serial!r}: {allowed}"
+            yield f"{where}.path", f"a node cannot call a disk {serial!r}: {allowed}"
         elif serial in serials:
             yield f"{where}.path", f"its guest knows {serials[serial]} as {serial} already"
         serials.setdefault(serial, where)
@@ -270,7 +276,7 @@ def _may_be_serial(serial: str) -> bool:
 
 
 def serial_of(disk: ExtraDisk) -> str:
-    """Tell by which name the guest of a microVM knows a disk: the file's, without its ending."""
+    """Tell by which name a node's guest knows a disk: the file's, without its ending."""
     stem = disk.path.rpartition("/")[2].partition(".")[0]
     return "".join(c for c in stem if c.isascii() and (c.isalnum() or c in "-_"))
 

@@ -117,7 +117,7 @@ class TopologyNetwork(_Part):
     name: Label
     subnet: Subnet | None = Field(default=None, description="of its IPv4 addresses")
     subnet6: Subnet6 | None = Field(default=None, description="of its IPv6 addresses")
-    bridge: Bridge | None = Field(default=None, description="the bridge that libvirt makes for it")
+    bridge: Bridge | None = Field(default=None, description="what vmcluster-mcp called its bridge")
     dhcp: StrictBool = Field(
         default=False, description="whether nodes may leave out their address and are given one"
     )
@@ -153,7 +153,7 @@ class TopologyNode(_Part):
     disk_gb: Annotated[int, Field(strict=True, ge=1, le=4000)] | None = Field(
         default=None,
         description="of a disk for all that a microVM writes, which it keeps over a crash; without "
-        "one it writes into its memory",
+        "one it writes into its memory. Nodes of libvirt's write to a disk of their own",
     )
     ip: Ipv4 | None = Field(default=None, description="in the first network")
     ip6: Ipv6 | None = Field(default=None, description="in the first network")
@@ -184,12 +184,19 @@ class SnapshotNames(_Part):
     )
 
 
+def base_name(path: str) -> str:
+    """Tell by which name of an image the file of a `base_image` is known: its own."""
+    return path.rpartition("/")[2].removesuffix(".qcow2").removesuffix(".img")
+
+
 class Topology(_Part):
     """A cluster as it is asked for."""
 
     cluster_name: Label
     base_image: HostPath | None = Field(
-        default=None, description="a disk image in qcow2, for nodes that libvirt runs"
+        default=None,
+        description="a disk in qcow2, for nodes that libvirt runs: the image that has the name of "
+        "the file, without its ending",
     )
     image: Image | None = Field(
         default=None,
@@ -200,7 +207,7 @@ class Topology(_Part):
         default=None, description="by default libvirt with a `base_image`, else microvm"
     )
     overlay_dir: HostPath | None = Field(
-        default=None, description="where libvirt's nodes have their disks"
+        default=None, description="where vmcluster-mcp had the disks of nodes"
     )
     network: TopologyNetwork | None = Field(default=None, description="the first network")
     networks: Annotated[list[TopologyNetwork], Field(max_length=MAX_NETWORKS)] = Field(
@@ -219,6 +226,12 @@ class Topology(_Part):
     def backend_of(self, node: TopologyNode) -> Backend:
         usual = Backend.LIBVIRT if self.base_image and not self.image else Backend.MICROVM
         return node.backend or self.backend or usual
+
+    def image_of(self, node: TopologyNode) -> str | None:
+        """Tell which image a node boots; None is the usual one of this host."""
+        if self.backend_of(node) is Backend.LIBVIRT and self.base_image is not None:
+            return node.image or base_name(self.base_image)
+        return node.image or self.image
 
     def nics_of(self, node: TopologyNode) -> list[Nic]:
         """Tell all of a node's places, the first one first."""

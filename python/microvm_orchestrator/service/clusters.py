@@ -5,6 +5,7 @@ Above are the front ends; below, the clusters of this host.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -16,13 +17,17 @@ from microvm_orchestrator.clusters import files, topology
 from microvm_orchestrator.clusters.each import each
 from microvm_orchestrator.clusters.life import StopMode, addresses
 from microvm_orchestrator.clusters.records import node_of
+from microvm_orchestrator.images import disk
+from microvm_orchestrator.images.store import DiskImage
+from microvm_orchestrator.machine.qemu.qcow2 import check_alone
 from microvm_orchestrator.machine.shell import Command
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.cluster import CLUSTER, Cluster, ClusterState, ClusterStatus, Node
 from microvm_orchestrator.model.operation import Operation
 from microvm_orchestrator.model.records import Record
-from microvm_orchestrator.model.topology import Backend, Topology
+from microvm_orchestrator.model.topology import Backend, Topology, base_name
 from microvm_orchestrator.model.values import MAX_TEXT, Flag, Moment
+from microvm_orchestrator.runner import Ssh
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
 from microvm_orchestrator.service.page import ListRequest, PageOf
@@ -143,6 +148,7 @@ async def cluster_define(service: Service, caller: Caller, request: DefineCluste
     """
     by = actor(caller, "cluster_define")
     wanted = await _topology(service, request)
+    await _take_in(service, caller, wanted)
     return await service.host.clusters.making.define(wanted, by)
 
 
@@ -161,6 +167,39 @@ async def _topology(service: Service, request: DefineCluster) -> Topology:
             hint="a cluster and its topology have the same name",
         )
     return wanted
+
+
+async def _take_in(service: Service, caller: Caller, wanted: Topology) -> None:
+    """Make an image of a `base_image` for who may; others are told who has to.
+
+    Raises: InvalidInput when there is another image of its name.
+    """
+    images, path = service.host.images, wanted.base_image
+    if path is None or all(wanted.backend_of(each) is Backend.MICROVM for each in wanted.nodes):
+        return
+    name = base_name(path)
+    try:
+        known = await anyio.to_thread.run_sync(images.get, name)
+    except errors.NotFound:
+        if caller.principal.role is Role.ADMIN:
+            login = Ssh(wanted.ssh.user, None)
+            await disk.add(Path(path), images, name, check_alone, login, cloud_init=True)
+            await service.store.note(actor(caller, "image_add"), name, "ok")
+        return
+    size = await anyio.to_thread.run_sync(_size, path)
+    made_of = known.manifest.disk.bytes if isinstance(known, DiskImage) else None
+    if size is not None and made_of != size:
+        raise errors.InvalidInput(
+            f"base_image: there is another image {name}, which was not made of {path}",
+            hint="call the file otherwise, or name an image that was added from it by `image`",
+        )
+
+
+def _size(path: str) -> int | None:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return None  # it may be gone: what was made of it is there
 
 
 @declare("cluster_schema", "GET /v1/topology-schema", role=Role.VIEWER, effect=Effect.READ)

@@ -18,7 +18,7 @@ from microvm_orchestrator.model.exec import ExecState
 from microvm_orchestrator.model.operation import Operation
 from microvm_orchestrator.model.records import Actor
 from microvm_orchestrator.model.task import TaskError
-from microvm_orchestrator.model.topology import MAX_NODES
+from microvm_orchestrator.model.topology import MAX_NODES, Backend, TopologyNode
 from microvm_orchestrator.model.values import MAX_TEXT, Flag, Line
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, declare
 from microvm_orchestrator.service.clusters import NamedCluster
@@ -72,7 +72,10 @@ class _NodeCommand(NamedCluster):
         default={}, description="over what the topology says for the cluster and the node"
     )
     cwd: Line | None = Field(default=None, description="by default the user's home")
-    user: Line | None = Field(default=None, description="by default the topology's `ssh.user`")
+    user: Line | None = Field(
+        default=None,
+        description="by default the topology's `ssh.user`, or the login of a disk's image",
+    )
     timeout_s: Annotated[float, Field(strict=True, gt=0, le=_MAX_TIMEOUT_S)] = Field(
         default=_USUAL_TIMEOUT_S,
         description="after so long it is ended in the node with all of its session; what it had "
@@ -195,7 +198,7 @@ async def _run(
             "script": request.script,
             "env": {**cluster.topology.env_of(asked), **request.env},
             "cwd": request.cwd,
-            "user": request.user or cluster.topology.ssh.user,
+            "user": request.user or _user(cluster, asked),
             "timeout_s": request.timeout_s,
             "output_cap": request.output_cap,
             "wait_s": request.timeout_s + _END_S,
@@ -214,6 +217,12 @@ async def _run(
             hint="exec_wait waits on; exec_output shows what it has said",
         )
     return answer
+
+
+def _user(cluster: Cluster, node: TopologyNode) -> str | None:
+    """Tell who runs commands in a node; where its image has a login of its own, that one does."""
+    topology = cluster.topology
+    return topology.ssh.user if topology.backend_of(node) is Backend.MICROVM else None
 
 
 def _told(error: errors.OrchestratorError) -> TaskError:

@@ -137,11 +137,25 @@ async def test_a_daemon_that_ended_in_the_middle_of_defining_is_taken_up(rig: Ri
         assert len(await house.machines.visible(SYSTEM)) == 3
 
 
-async def test_nodes_of_libvirt_are_refused_before_anything_is_made(rig: Rig) -> None:
+async def test_a_node_of_libvirt_boots_a_disk_and_a_microvm_none(rig: Rig) -> None:
     async with daemon(rig) as house:
-        with pytest.raises(errors.NotOffered, match=r"nodes\[0\]\.backend"):
-            await house.define(trio(more="backend: libvirt\n"))
-        assert await house.records.visible(SYSTEM) == []
+        mixed = trio(images=("disk", "plain", "disk")).replace(
+            "{name: n1,", "{name: n1, backend: libvirt,"
+        )
+        with pytest.raises(errors.NodesFailed, match=r"node n3: image disk is none for microvm$"):
+            await house.define(mixed)
+        half = await house.records.get("trio", ALICE)
+        assert [(node.backend, node.reason == "") for node in half.nodes] == [
+            ("libvirt", True),
+            ("microvm", True),
+            ("microvm", False),
+        ]
+        images = [machine.image for machine in await house.machines.visible(SYSTEM)]
+        assert images == ["disk", "plain"]
+        based = trio("based", images=("disk",), more="base_image: /srv/absent.qcow2\n")
+        with pytest.raises(errors.NodesFailed, match=r"no image absent; image_add with disk=/srv"):
+            await house.define(based.replace("image: disk, ", ""))
+        await house.define(trio("based", images=("disk",), more="base_image: /srv/disk.qcow2\n"))
 
 
 async def test_a_cluster_is_seen_by_its_owner_and_who_sees_everything(rig: Rig) -> None:

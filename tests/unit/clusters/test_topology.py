@@ -121,7 +121,7 @@ def test_a_node_has_its_places_in_order_and_its_own_word_in_its_environment() ->
     assert topology.serial_of(one.extra_disks[0]) == "log"
 
 
-def test_what_microvms_have_no_use_of_is_told() -> None:
+def test_what_nodes_have_no_use_of_is_told() -> None:
     read = topology.read(SEED.replace("base_image:", "backend: microvm\nbase_image:"))
     told = topology.notes(read)
     assert [line.partition(":")[0] for line in told] == [
@@ -130,7 +130,10 @@ def test_what_microvms_have_no_use_of_is_told() -> None:
         "network clusternet-example",
         "ssh.key_path",
     ]
-    assert topology.notes(topology.read(SEED)) == []
+    by_libvirt = [line.partition(":")[0] for line in topology.notes(topology.read(SEED))]
+    assert by_libvirt == ["overlay_dir", "network clusternet-example", "ssh.key_path"]
+    assert topology.read(SEED).image_of(read.nodes[0]) == "ubuntu-6.8-base"
+    assert read.image_of(read.nodes[0]) is None
 
 
 def test_the_schema_takes_what_we_take() -> None:
@@ -174,7 +177,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("192.168.100.0/24", "192.168.100.0/31", "network.subnet: 192.168.100.0/31 has no room"),
     (", subnet: 192.168.100.0/24", "", "network.subnet: is missing: a network has a `subnet` or"),
     ("/24}", "/24, dhcp: maybe}", "network.dhcp: should be a valid boolean"),
-    ("/24}", "/24, rdma: true}", "network.rdma: is not offered: the nodes are microVMs"),
+    ("/24}", "/24, rdma: true}", "network.rdma: is not offered: networks of this host"),
     ("/24}", "/24, bridge: way-too-long-for-linux}", "network.bridge: has characters"),
     ("/24}", '/24, subnet6: "10.0.0.0/8"}', "network.subnet6: '10.0.0.0/8' is not an IPv6 subnet"),
     (
@@ -236,12 +239,12 @@ WRONG: list[tuple[str, str, str]] = [
     (
         "100.11}",
         "100.11, extra_disks: [{path: /d, size_gb: 1, bus: sata}]}",
-        "nodes[1].extra_disks[0].bus: microVMs have no sata disks",
+        "nodes[1].extra_disks[0].bus: nodes have no sata disks",
     ),
     (
         "100.11}",
         "100.11, extra_disks: [{path: /x/root.img, size_gb: 1}]}",
-        "nodes[1].extra_disks[0].path: a microVM cannot call a disk 'root'",
+        "nodes[1].extra_disks[0].path: a node cannot call a disk 'root'",
     ),
     (
         "100.11}",
@@ -255,6 +258,12 @@ WRONG: list[tuple[str, str, str]] = [
     ),
     ("cluster_name", "ssh: {usr: root}\ncluster_name", "ssh.usr: there is no such key (did you"),
     ("cluster_name", "snapshots: {baseline: ../x}\ncluster_name", "snapshots.baseline: has charac"),
+    ("cluster_name", "base_image: /img/-.qcow2\ncluster_name", "base_image: '-' cannot be the"),
+    (
+        "100.11}",
+        "100.11, backend: libvirt, image: x, disk_gb: 1}",
+        "nodes[1].disk_gb: is for microVMs",
+    ),
     ("cluster_name", "base_image: img.qcow2\ncluster_name", "base_image: must be an absolute path"),
     (
         "cluster_name",
