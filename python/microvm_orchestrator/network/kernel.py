@@ -87,7 +87,7 @@ class KernelNetworks:
             if await self._is_free(name, alias):
                 await self._do(lambda: netlink.make_tap(name))
                 await filters.load(self._netns, filters.guarding(name, port))
-                taps = [*await self._taps(port.network_id), name]
+                taps = [*(await self._taps(port.network_id) or ()), name]
                 await self._ways.give(self._bridge(port.network_id), name, taps)
                 await self._do(lambda: netlink.mark(name, alias))
         return Link(port.mac, port.ipv4, ipv6=port.ipv6, tap=Tap(name, self._netns))
@@ -144,20 +144,22 @@ class KernelNetworks:
 
     async def impair(self, network_id: str, ways: Mapping[Ends, Impairment]) -> None:
         async with self._turn:
-            if network_id not in await self._networks():
+            taps = await self._taps(network_id)
+            if taps is None:
                 raise errors.NotFound(f"there is no network {network_id}")
-            await self._change(network_id, ways)
+            await self._change(network_id, ways, taps)
 
     async def mend(self, network_id: str, ways: Collection[Ends]) -> None:
         async with self._turn:
-            if network_id in await self._networks():
-                await self._change(network_id, dict.fromkeys(ways, AS_IT_SHOULD_BE))
+            taps = await self._taps(network_id)
+            if taps is not None:
+                await self._change(network_id, dict.fromkeys(ways, AS_IT_SHOULD_BE), taps)
 
     async def impaired(self, network_id: str) -> dict[Ends, Impairment]:
         async with self._turn:
-            if network_id not in await self._networks():
-                return {}
             taps = await self._taps(network_id)
+            if taps is None:
+                return {}
             standing = await self._ways.stand(self._bridge(network_id), taps)
         names = {**self._named[network_id], **taps}
         # One that nobody has spoken of since the daemon started is known by its tap only.
@@ -200,8 +202,9 @@ class KernelNetworks:
         await self._do(lambda: netlink.delete(tap))
         await filters.load(self._netns, filters.removing(tap))
 
-    async def _change(self, network_id: str, ways: Mapping[Ends, Impairment]) -> None:
-        taps = await self._taps(network_id)
+    async def _change(
+        self, network_id: str, ways: Mapping[Ends, Impairment], taps: Collection[str]
+    ) -> None:
         between: dict[tuple[str, str], Impairment] = {}
         for ends, impairment in ways.items():
             source, target = (self._tap_of(network_id, machine_id) for machine_id in ends)
@@ -209,11 +212,14 @@ class KernelNetworks:
             self._named[network_id] |= {source: ends.source, target: ends.target}
         await self._ways.change(self._bridge(network_id), between, taps)
 
-    async def _taps(self, network_id: str) -> dict[str, str]:
-        """Name the machines that have taps in a network now, by those."""
+    async def _taps(self, network_id: str) -> dict[str, str] | None:
+        """Name the machines that have taps in a network now, by those; None without a network."""
+        found = await self._do(netlink.interfaces)
+        if not any(each.alias == self._alias_of(network_id) for each in found):
+            return None
         return {
             name: port.machine_id
-            for name, port in (await self._ports()).items()
+            for name, port in self._ports_of(found).items()
             if port.network_id == network_id
         }
 
@@ -247,9 +253,12 @@ class KernelNetworks:
 
     async def _ports(self) -> dict[str, Port]:
         """Read every port by the name of its tap."""
+        return self._ports_of(await self._do(netlink.interfaces))
+
+    def _ports_of(self, found: Collection[Interface]) -> dict[str, Port]:
         begin = f"{self._owner} port "
         ports: dict[str, Port] = {}
-        for each in await self._do(netlink.interfaces):
+        for each in found:
             if each.alias.startswith(begin):
                 network_id, machine_id, mac, *addresses = each.alias.removeprefix(begin).split()
                 ports[each.name] = Port(network_id, machine_id, mac, tuple(addresses))

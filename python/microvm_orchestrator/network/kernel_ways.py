@@ -87,7 +87,7 @@ class KernelWays:
     async def stand(self, bridge: str, taps: Collection[str]) -> dict[Taps, Impairment]:
         """Read what frames meet; of ways to a tap that is not there, what they will meet."""
         rules = way_rules.rules_in(await filters.told(self._netns, "bridge", bridge))
-        given = await self._do(lambda: {tap: queues.queues_of(tap) or {} for tap in sorted(taps)})
+        given = await self._do(lambda: queues.queues_of(taps))
         standing: dict[Taps, Impairment] = {}
         for (source, target), rule in rules.items():
             queue = given.get(target, {}).get(rule.number, AS_IT_SHOULD_BE)
@@ -122,8 +122,7 @@ class KernelWays:
 
     async def _apply(self, bridge: str, ways: Ways, taps: Collection[str]) -> None:
         given, numbers = _queues(ways), _numbers(ways)
-        for tap in sorted(taps):
-            await self._do(lambda tap=tap: _give(tap, given.get(tap, {})))
+        await self._do(lambda: _give(given, taps))
         rules = {
             ends: Rule(each.cut, 0.0 if each.chain is not None else each.loss, numbers.get(ends, 0))
             for ends, each in ways.items()
@@ -181,7 +180,9 @@ def _as_read(its: Impairment) -> Impairment:
     return replace(its, loss=0.0, loss_correlation=0.0, bursts=its.chain)
 
 
-def _give(tap: str, given: dict[int, Impairment]) -> None:
-    # What waits in a queue that stays as it is goes on waiting.
-    if (queues.queues_of(tap) or {}) != given:
-        queues.give(tap, given)
+def _give(given: dict[str, dict[int, Impairment]], taps: Collection[str]) -> None:
+    there = queues.queues_of(taps)
+    for tap in sorted(taps):
+        # What waits in a queue that stays as it is goes on waiting.
+        if there.get(tap, {}) != given.get(tap, {}):
+            queues.give(tap, given.get(tap, {}))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -49,17 +49,26 @@ def lacks(kind: str) -> bool:
     return False
 
 
-def queues_of(name: str) -> dict[int, Impairment] | None:
-    """Read the classes of an interface by their numbers; None when it has no classes of ours."""
+def queues_of(names: Collection[str]) -> dict[str, dict[int, Impairment]]:
+    """Read the classes of those interfaces that have some of ours, by name and number."""
     with netlink.opened() as opened:
-        index = _index(name)
-        queues: list[Any] = list(opened.get_qdiscs(index=index))
-        if not any(each["parent"] == _ROOT and each["handle"] == _MAJOR for each in queues):
-            return None
-        rates = {
-            int(each["handle"]) - _MAJOR: _rate_of(each)
-            for each in list(opened.get_classes(index=index))
+        ours = {
+            int(each["index"])
+            for each in list(opened.get_qdiscs())
+            if each["parent"] == _ROOT and each["handle"] == _MAJOR and _is_htb(each)
         }
+        found: dict[str, dict[int, Impairment]] = {}
+        for name in names:
+            if (index := _index(name)) in ours:
+                found[name] = _classes_of(opened, index)
+        return found
+
+
+def _classes_of(opened: Any, index: int) -> dict[int, Impairment]:
+    rates = {
+        int(each["handle"]) - _MAJOR: _rate_of(each)
+        for each in list(opened.get_classes(index=index))
+    }
     disturbed = netem.found(index)
     return {
         number: replace(
@@ -102,9 +111,13 @@ def give(name: str, queues: Mapping[int, Impairment]) -> None:
 
 def take(name: str) -> None:
     """Give an interface back the queue that it was made with, unless it has that."""
-    if queues_of(name) is not None:
+    if name in queues_of([name]):
         with netlink.opened() as opened:
             opened.tc("del", index=_index(name), handle=0, parent=_ROOT)
+
+
+def _is_htb(found: Any) -> bool:
+    return bool(found.get_attr("TCA_KIND") == "htb")
 
 
 def _rate_of(found: Any) -> int:
