@@ -110,6 +110,8 @@ class Rig:
     offers: frozenset[str] = frozenset({"save", "pause", "attach"})
     # What is left of a stopped machine beside its record.
     keeps: frozenset[str] = frozenset()
+    # Which file of a snapshot has the guest's memory.
+    memory: str = "ram"
     # Who runs them, if that is a libvirtd.
     libvirtd: Libvirtd | None = None
 
@@ -202,13 +204,17 @@ def qemu_rig(state_dir: Path, boot: Boot) -> Rig:
 @contextlib.contextmanager
 def running_libvirt_rig(image: Boot) -> Generator[Rig]:
     """Machines that a libvirtd runs. Each has the image's root as a disk it may write to."""
+
+    def disk(spec: MachineSpec) -> Qcow2:
+        return qcow2_of(spec.parts)
+
     with running_libvirtd() as libvirtd:
         # Sockets have short names, and pytest's folders long ones.
         yield replace(
             qemu_rig(libvirtd.folder / "state", image),
-            runner=lambda spec: qcow2_of(spec.parts),
-            offers=frozenset({"pause", "attach"}),
-            keeps=frozenset({"disk0.1.qcow2"}),
+            runner=disk,
+            keeps=frozenset({"disk0.1.qcow2", "disk0.2.qcow2"}),
+            memory="state",
             libvirtd=libvirtd,
         )
 

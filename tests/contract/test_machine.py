@@ -61,8 +61,8 @@ async def tsc_khz(tmp_path_factory: pytest.TempPathFactory) -> int:
     return (await probe(tmp_path_factory.mktemp("probe"))).tsc_khz or 0
 
 
-WAYS = ["fake", "qemu", "foreign-runner", "runner", "libvirt"]
-WAYS += ["nix-runner"] if nix_runner.wanted() else []
+BY_NIX = ["nix-runner"] if nix_runner.wanted() else []
+WAYS = ["fake", "qemu", "foreign-runner", "runner", "libvirt", *BY_NIX]
 
 
 @pytest.fixture(scope="session", params=WAYS)
@@ -103,12 +103,6 @@ def can_save(rig: Rig) -> None:
 def can_pause(rig: Rig) -> None:
     if "pause" not in rig.offers:
         pytest.skip("what is run in this way is not paused")
-
-
-@pytest.fixture(scope="session")
-def boots_quickly(rig: Rig, whole: bool) -> None:
-    if rig.libvirtd is not None and not whole:
-        pytest.skip("every keeper does this alike, and each machine of libvirt's is booted")
 
 
 class Begin(Protocol):
@@ -255,7 +249,7 @@ async def test_a_paused_machine_stands_still_until_it_is_resumed(
     assert states(told) == [PAUSED, RUNNING]
 
 
-@pytest.mark.usefixtures("can_pause", "boots_quickly")
+@pytest.mark.usefixtures("can_pause")
 async def test_a_paused_machine_can_be_stopped(machine: LivingMachine) -> None:
     await machine.pause()
     await machine.stop(LONG_S)
@@ -323,17 +317,18 @@ async def test_clones_of_one_snapshot_are_random_each_in_its_own_way(
 
 @pytest.mark.usefixtures("can_save")
 async def test_a_snapshot_that_was_changed_is_refused(
-    qemu: AnyKind, machine: LivingMachine
+    rig: Rig, qemu: AnyKind, machine: LivingMachine
 ) -> None:
     snapshot = await machine.save(f"{machine.machine_id}-d")
-    times = (snapshot.path / "ram").stat()
-    with (snapshot.path / "ram").open("r+b") as file:
+    memory = snapshot.path / rig.memory
+    times = memory.stat()
+    with memory.open("r+b") as file:
         file.seek(1 << 20)
         file.write(b"poison")
     # As somebody would who wants it to go unseen.
-    os.utime(snapshot.path / "ram", ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.utime(memory, ns=(times.st_atime_ns, times.st_mtime_ns))
     spec = like(snapshot)
-    with pytest.raises(errors.SnapshotDamaged, match="the file ram"):
+    with pytest.raises(errors.SnapshotDamaged, match=f"the file {rig.memory}"):
         await qemu.clone(snapshot, spec)
     with pytest.raises(errors.SnapshotDamaged):
         await qemu.verify(snapshot.snapshot_id)
@@ -404,7 +399,6 @@ async def test_a_paused_machine_is_adopted_paused(rig: Rig, begin: Begin) -> Non
         assert await sh(adopted, "echo on") == "on\n"
 
 
-@pytest.mark.usefixtures("boots_quickly")
 async def test_an_adopted_machine_that_is_killed_is_a_crash(rig: Rig, begin: Begin) -> None:
     async with rig.open_any() as first:
         machine = await begin(first)
@@ -424,7 +418,6 @@ async def test_a_machine_is_found_by_its_name_when_its_process_was_not_written_d
         assert (await second.adopt(machine.machine_id)).pid == machine.pid
 
 
-@pytest.mark.usefixtures("boots_quickly")
 async def test_a_machine_that_ended_without_a_daemon_is_lost(rig: Rig, begin: Begin) -> None:
     async with rig.open_any() as first:
         machine = await begin(first)
@@ -437,7 +430,6 @@ async def test_a_machine_that_ended_without_a_daemon_is_lost(rig: Rig, begin: Be
             await second.adopt(machine.machine_id)
 
 
-@pytest.mark.usefixtures("boots_quickly")
 async def test_a_machine_that_was_still_booting_is_ended_by_the_next_daemon(
     rig: Rig, begin: Begin
 ) -> None:
@@ -464,7 +456,6 @@ async def test_a_start_that_is_cancelled_leaves_no_process(rig: Rig, qemu: AnyKi
     assert not record.exists()
 
 
-@pytest.mark.usefixtures("boots_quickly")
 async def test_a_machine_that_runs_is_not_started_again(
     qemu: AnyKind, machine: LivingMachine
 ) -> None:
@@ -555,7 +546,8 @@ async def test_a_template_is_made_once_and_anew_when_it_is_damaged(rig: Rig, qem
     spec = rig.spec(memory_mib=288)
     template = await find_or_make_template(qemu, spec, Command(["true"]))
     assert qemu.found() == []
-    assert await find_or_make_template(qemu, rig.spec(memory_mib=288)) == template
+    found = await find_or_make_template(qemu, rig.spec(memory_mib=288))
+    assert (found.path, found.sha256) == (template.path, template.sha256)
     (template.path / "state").write_bytes(b"")
     again = await find_or_make_template(qemu, rig.spec(memory_mib=288))
     assert again.sha256 != template.sha256

@@ -34,7 +34,6 @@ from microvm_orchestrator.runner import Runner
 if TYPE_CHECKING:
     from microvm_orchestrator.machine.living import LivingMachine
     from microvm_orchestrator.machine.probe import Acceleration
-    from microvm_orchestrator.machine.qemu.machine import QemuMachine
 
 # The libvirt of the whole host, as against that of one user.
 LIBVIRT = "qemu:///system"
@@ -59,10 +58,10 @@ class AnyKind:
     ) -> Ran:
         return await self._qemu.run_seeded(spec, program, timeout_s)
 
-    async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> QemuMachine:
+    async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> LivingMachine:
         return await self._for(spec).clone(snapshot, spec)
 
-    async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> QemuMachine:
+    async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> LivingMachine:
         return await self._for(spec).stand_by(snapshot, spec)
 
     async def find_snapshot(self, snapshot_id: str) -> Snapshot | None:
@@ -132,6 +131,7 @@ async def open_hypervisor(
         runners = Runners(qemu.host, group, qemu.acceleration)
         group.start_soon(runners.tend)
         domains = Domains(qemu.host, group, connection, qemu.acceleration, libvirt_logs)
+        await domains.sweep()
         group.start_soon(domains.tend)
         yield AnyKind(qemu, runners, domains)
         group.cancel_scope.cancel()

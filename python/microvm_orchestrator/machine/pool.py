@@ -20,6 +20,7 @@ from microvm_orchestrator.machine.base import (
     Hypervisor,
     Machine,
     MachineSpec,
+    Qcow2,
     Snapshot,
     untold,
 )
@@ -40,7 +41,8 @@ def template_id(spec: MachineSpec) -> str:
 
     Raises: NotOffered for one that is started by a runner, whose machines are not saved.
     """
-    kind = replace(spec, machine_id="", hostname="", boot=spec.parts, boot_timeout_s=0)
+    boot = spec.boot if isinstance(spec.boot, Qcow2) else spec.parts
+    kind = replace(spec, machine_id="", hostname="", boot=boot, boot_timeout_s=0)
     return TEMPLATE + hashlib.sha256(repr(kind).encode()).hexdigest()[:24]
 
 

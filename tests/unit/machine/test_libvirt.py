@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import pytest
 import libvirtd
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Accel, Disk, Limits, Link, MachineSpec, Qcow2, Tap
-from microvm_orchestrator.machine.libvirt import domain, iso9660, seed
+from microvm_orchestrator.machine.libvirt import domain, iso9660, saving, seed
 from microvm_orchestrator.machine.libvirt.connection import open_connection
 from microvm_orchestrator.machine.libvirt.domain import Files
 from microvm_orchestrator.machine.ssh import KeyPair
@@ -140,6 +141,55 @@ def test_a_file_system_holds_no_more_than_one_folder_does() -> None:
         iso9660.write("x", {f"file-{number}": b"" for number in range(100)})
     with pytest.raises(errors.TooLarge):
         iso9660.write("x", {"a" * 31: b""})
+
+
+def saved_file(path: Path, document: bytes, cookie: bytes, rest: bytes) -> Path:
+    """Write a file as libvirt saves a machine."""
+    documents = (document + b"\0" + cookie + b"\0").ljust(4096, b"\0")
+    head = (b"LibvirtQemudSave", 2, len(documents), 1, 0, len(document) + 1)
+    path.write_bytes(struct.pack("=16sIIIII56x", *head) + documents + rest)
+    return path
+
+
+def test_what_was_saved_is_given_another_document_and_keeps_the_rest(tmp_path: Path) -> None:
+    rest = bytes(range(256)) * 100
+    source = saved_file(tmp_path / "state", b"<domain>old</domain>", b"<cookie/>", rest)
+    document = "<domain>" + "new" * 5000 + "</domain>"
+    saving.copy_for(document, source, tmp_path / "copy")
+    copied = (tmp_path / "copy").read_bytes()
+    magic, _, length, ran, _, second = struct.unpack_from("=16sIIIII56x", copied)
+    documents = copied[92 : 92 + length]
+    assert (magic, ran) == (b"LibvirtQemudSave", 0)
+    assert documents == document.encode() + b"\0<cookie/>\0"
+    assert documents[second:] == b"<cookie/>\0"
+    assert copied[92 + length :] == rest
+
+
+@pytest.mark.parametrize("damage", [b"", b"LibvirtQemudPart", b"LibvirtQemudSave\x63"])
+def test_what_is_not_whole_or_of_another_form_is_refused(tmp_path: Path, damage: bytes) -> None:
+    source = saved_file(tmp_path / "state", b"<domain/>", b"<cookie/>", b"")
+    whole = source.read_bytes()
+    source.write_bytes(damage + whole[len(damage) :] if damage else b"")
+    with pytest.raises(errors.SnapshotDamaged):
+        saving.copy_for("<domain/>", source, tmp_path / "copy")
+
+
+def test_which_layer_a_machine_writes_is_read_from_what_libvirt_says() -> None:
+    document = """<domain><devices>
+      <disk><source file='/m/disk0.12.qcow2'/><backingStore><source file='/m/disk0.11.qcow2'/>
+      </backingStore></disk><disk><source file='/images/root.squashfs'/></disk>
+      <disk><source file='/m/disk2.1.qcow2'/></disk></devices></domain>"""
+    assert saving.tops_of(document) == {0: 12, 2: 1}
+
+
+def test_a_snapshot_takes_new_layers_where_something_is_written_and_nothing_elsewhere() -> None:
+    document = ET.fromstring(  # noqa: S314 # we have just written it
+        domain.write_snapshot("s-1", Path("/s/state"), 2, {0: Path("/m/disk0.2.qcow2")})
+    )
+    assert found(document, "memory").attrib == {"snapshot": "external", "file": "/s/state"}
+    written, read = document.iterfind("disks/disk")
+    assert (written.attrib["snapshot"], read.attrib["snapshot"]) == ("external", "no")
+    assert found(written, "source").attrib["file"] == "/m/disk0.2.qcow2"
 
 
 @pytest.fixture(scope="module")

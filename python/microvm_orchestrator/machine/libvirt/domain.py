@@ -15,7 +15,7 @@ from microvm_orchestrator.machine.base import Accel, Qcow2
 from microvm_orchestrator.machine.qemu.argv import AGENT_PORT, TCG_CPU, kernel_words, word
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from microvm_orchestrator.machine.base import Disk, Link, MachineSpec
@@ -106,10 +106,22 @@ def write(
     return ET.tostring(root, encoding="unicode")
 
 
-def write_snapshot(name: str) -> str:
-    """Write the document of a snapshot, which lies in the disks themselves."""
+def write_snapshot(name: str, memory: Path, disks: int, fresh: Mapping[int, Path]) -> str:
+    """Write the document of a snapshot: where its memory goes, and which layers come next."""
     root = ET.Element("domainsnapshot")
     _text(root, "name", name)
+    ET.SubElement(root, "memory", {"snapshot": "external", "file": str(memory)})
+    listed = ET.SubElement(root, "disks")
+    # What is not listed can only be read, and so is left alone.
+    for number in range(disks):
+        device = ET.SubElement(listed, "disk", {"name": _letter(number)})
+        if number not in fresh:
+            device.set("snapshot", "no")
+            continue
+        device.set("snapshot", "external")
+        device.set("type", "file")
+        ET.SubElement(device, "driver", {"type": "qcow2"})
+        ET.SubElement(device, "source", {"file": str(fresh[number])})
     return ET.tostring(root, encoding="unicode")
 
 

@@ -13,16 +13,17 @@ import shutil
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine.base import Qcow2
+from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.keeper import Keeper
-from microvm_orchestrator.machine.libvirt import domain, seed
-from microvm_orchestrator.machine.libvirt.library import Undefine
+from microvm_orchestrator.machine.libvirt import domain, saving, seed
+from microvm_orchestrator.machine.libvirt.library import SAVE_PAUSED, XML_INACTIVE, Undefine
 from microvm_orchestrator.machine.libvirt.machine import (
     LibvirtMachine,
     end_process,
@@ -32,6 +33,7 @@ from microvm_orchestrator.machine.libvirt.machine import (
 from microvm_orchestrator.machine.living import identity
 from microvm_orchestrator.machine.probe import choose
 from microvm_orchestrator.machine.qemu import disks, qcow2
+from microvm_orchestrator.machine.qemu.snapshots import check_fits
 from microvm_orchestrator.machine.ssh import keep_keys, our_key, remember_host_key
 from microvm_orchestrator.model.machine import MachineState
 
@@ -63,6 +65,8 @@ _EVERYTHING = (
 # Whom libvirt lets a QEMU run as: "+64055:+64055".
 _LABEL = re.compile(r"<baselabel type='(?:qemu|kvm)'>\+(\d+):\+\d+</baselabel>")
 _SEED = "seed.iso"
+# A copy of what was saved, for as long as a clone of it is started.
+_MEMORY = "memory"
 
 
 class Domains(Keeper[LibvirtMachine]):
@@ -113,11 +117,69 @@ class Domains(Keeper[LibvirtMachine]):
 
         return await self._make(spec, accel, begin, prepare)
 
-    async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> NoReturn:
-        self._refuse(snapshot, spec)
+    async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> LibvirtMachine:
+        """Start where a saved machine stood. Raises: as `start`, NotFound, SnapshotDamaged."""
+        return await self._clone(snapshot, spec, unclaimed=False)
 
-    async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> NoReturn:
-        self._refuse(snapshot, spec)
+    async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> LibvirtMachine:
+        """Clone a machine that stands still until it is claimed. Raises: as `clone`."""
+        try:
+            machine = await self._clone(snapshot, spec, unclaimed=True)
+            await machine.pause()
+        except BaseException:
+            # Nobody knows its name, so nobody would take away even its console.
+            with anyio.CancelScope(shield=True):
+                await self.remove(spec.machine_id)
+            raise
+        return machine
+
+    async def _clone(
+        self, snapshot: Snapshot, spec: MachineSpec, *, unclaimed: bool
+    ) -> LibvirtMachine:
+        boot = _boot_of(spec)
+        _check(spec, boot)
+        saved = self._host.saved(snapshot.snapshot_id)
+        manifest = await anyio.to_thread.run_sync(saved.check, self._host.engine)
+        check_fits(manifest, spec)
+        accel = manifest.origin.accel
+        found = await self._acceleration()
+        await self._learn_users()
+
+        async def begin(given: Handover, record: Record) -> Resident:
+            del given  # libvirt opens files by their names
+            await anyio.to_thread.run_sync(disks.begin_from, spec, saved.folder, record.folder)
+            await anyio.to_thread.run_sync(saving.give_keys, saved.folder, record.folder)
+            written = await anyio.to_thread.run_sync(
+                self._prepare, spec, boot, accel, record, found.tsc_khz
+            )
+            return await self._restore(record, written, saved.state)
+
+        async def prepare(machine: LibvirtMachine) -> None:
+            machine.restored = True
+            await machine.enter(MachineState.BOOTING)
+            # Its QEMU has been idle by now: one that goes on at once may send by a link before it
+            # knows that nobody is at the other end, and crashes.
+            await machine.wake()
+            if boot.ssh is not None:
+                await machine.reach_by_ssh()
+                return
+            shell = await machine.reach(GREETING_S)
+            await shell.fresh(identity(spec))
+
+        return await self._make(spec, accel, begin, prepare, unclaimed=unclaimed)
+
+    async def sweep(self) -> None:
+        """Take away machines that an earlier daemon left, and nobody has claimed."""
+        for machine_id in self.found():
+            record = self._host.record(machine_id)
+            made = record.read()
+            if record.unclaimed and made is not None and isinstance(made.spec.boot, Qcow2):
+                try:
+                    await self._learn_users()
+                    await self.remove(machine_id)
+                except errors.OrchestratorError as error:
+                    why = error.message
+                    log.get(__name__).warning("machine_not_removed", machine=machine_id, why=why)
 
     async def adopt(self, machine_id: str) -> LibvirtMachine:
         with anyio.move_on_after(_OFF_S):
@@ -133,8 +195,7 @@ class Domains(Keeper[LibvirtMachine]):
         machine = self._live.pop(machine_id, None)
         if machine is not None:
             await machine.kill()
-        else:
-            await self._end(self._find(record), record)
+        await self._end(self._find(record), record)
         uuid = domain.uuid_of(record.folder)
         await self._until_off(uuid)
 
@@ -210,7 +271,7 @@ class Domains(Keeper[LibvirtMachine]):
         if boot.ssh is None or not boot.cloud_init:
             return None
         client = our_key(self._host.state_dir)
-        keys = keep_keys(record.folder / "keys", spec.machine_id)
+        keys = keep_keys(record.folder / saving.KEYS, spec.machine_id)
         if boot.ssh.host_key is None:
             remember_host_key(record.folder, keys.host.public)
         path = record.folder / _SEED
@@ -226,8 +287,31 @@ class Domains(Keeper[LibvirtMachine]):
         def create(virt: Virt) -> None:
             virt.defineXML(written).create()
 
+        return await self._begun(record, create)
+
+    async def _restore(self, record: Record, written: str, state: Path) -> Resident:
+        """Let a machine stand still where a saved one stood."""
+        uuid = domain.uuid_of(record.folder)
+        await self._until_off(uuid)
+        own = record.folder / _MEMORY
+
+        def restore(virt: Virt) -> None:
+            # As libvirt understands it, with all that it has added.
+            document = virt.defineXML(written).XMLDesc(XML_INACTIVE)
+            saving.copy_for(document, state, own)
+            virt.restoreFlags(str(own), None, SAVE_PAUSED)
+
+        own.unlink(missing_ok=True)
         try:
-            await self._connection.tell(create)
+            return await self._begun(record, restore)
+        finally:
+            own.unlink(missing_ok=True)
+
+    async def _begun(self, record: Record, begin: Callable[[Virt], None]) -> Resident:
+        try:
+            await self._connection.tell(begin)
+        except errors.SnapshotDamaged:
+            raise
         except errors.MachineFailed as error:
             raise errors.MachineBootFailed(
                 f"machine {record.machine_id} was not started: {error.message}"
@@ -243,9 +327,11 @@ class Domains(Keeper[LibvirtMachine]):
 
     async def _until_off(self, uuid: str) -> None:
         """Wait until libvirt has seen the end of a process that we have seen."""
-        with anyio.fail_after(_OFF_S):
+        with anyio.move_on_after(_OFF_S):
             while await self._is_active(uuid):  # noqa: ASYNC110 # libvirt tells nobody of it
                 await anyio.sleep(_AGAIN_S)
+            return
+        raise errors.MachineFailed(f"libvirt takes the machine {uuid} to run, and it does not")
 
     async def _is_active(self, uuid: str) -> bool:
         try:
@@ -261,12 +347,6 @@ class Domains(Keeper[LibvirtMachine]):
         except errors.Unavailable:
             return  # what needs libvirt says so itself
         self._users |= {int(uid) for uid in _LABEL.findall(told)}
-
-    def _refuse(self, snapshot: Snapshot, spec: MachineSpec) -> NoReturn:
-        raise errors.NotOffered(
-            f"machine {spec.machine_id} cannot begin where {snapshot.snapshot_id} was saved: it is"
-            " run by libvirt, whose machines have their snapshots in their own disks"
-        )
 
 
 def _boot_of(spec: MachineSpec) -> Qcow2:

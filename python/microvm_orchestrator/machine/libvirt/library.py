@@ -87,20 +87,17 @@ class Undefine(IntFlag):
     CHECKPOINTS_METADATA = 16
 
 
-class Revert(IntFlag):
-    """How a machine stands once it is where a snapshot was taken."""
+class SnapshotCreate(IntFlag):
+    """How a machine is saved."""
 
-    RUNNING = 1
-    PAUSED = 2
+    NO_METADATA = 4
+    REUSE_EXT = 32
+    ATOMIC = 128
 
 
+SAVE_PAUSED = 4
+XML_INACTIVE = 2
 SHUTDOWN_ACPI = 1
-
-
-class DomainSnapshot(Protocol):
-    def getName(self) -> str: ...
-
-    def delete(self, flags: int = 0) -> int: ...
 
 
 class Domain(Protocol):
@@ -128,13 +125,7 @@ class Domain(Protocol):
 
     def XMLDesc(self, flags: int = 0) -> str: ...
 
-    def snapshotCreateXML(self, xmlDesc: str, flags: int = 0) -> DomainSnapshot: ...
-
-    def snapshotLookupByName(self, name: str, flags: int = 0) -> DomainSnapshot: ...
-
-    def listAllSnapshots(self, flags: int = 0) -> list[DomainSnapshot]: ...
-
-    def revertToSnapshot(self, snap: DomainSnapshot, flags: int = 0) -> int: ...
+    def snapshotCreateXML(self, xmlDesc: str, flags: int = 0) -> object: ...
 
 
 class Virt(Protocol):
@@ -151,6 +142,8 @@ class Virt(Protocol):
     def defineXML(self, xml: str) -> Domain: ...
 
     def lookupByUUIDString(self, uuidstr: str) -> Domain: ...
+
+    def restoreFlags(self, frm: str, dxml: str | None = None, flags: int = 0) -> int: ...
 
 
 class LibvirtError(Exception):

@@ -8,22 +8,21 @@ machine stands still and why, is asked for twice a second. Above stands the keep
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import process, sockets
-from microvm_orchestrator.machine.libvirt import domain
+from microvm_orchestrator.machine.libvirt import domain, saving
 from microvm_orchestrator.machine.libvirt.library import (
     SHUTDOWN_ACPI,
     DomainState,
     OffReason,
     PauseReason,
-    Revert,
 )
-from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine, identity
+from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine
 from microvm_orchestrator.machine.qemu.terminal import open_terminal
 from microvm_orchestrator.model.machine import MachineState
 
@@ -46,6 +45,8 @@ T = TypeVar("T")
 _LOOK_S = 0.5
 # Between two looks whether libvirt has seen the end of a process that we have seen.
 _AGAIN_S = 0.02
+# From the end of a process until libvirt has put another in its place, which loads its memory.
+_REWIND_S = 30.0
 # libvirt ends a process by asking it first.
 _DESTROY_S = 30.0
 _LOCALHOST = "127.0.0.1"
@@ -103,8 +104,10 @@ class LibvirtMachine(LivingMachine):
         # One looks or changes at a time, so that no old look undoes what was just done.
         self._looking = anyio.Lock()
         self._attached = False
-        # Since it was rewound, its guest does not know how late it is.
-        self._late = False
+        # Whether it stands still because it was restored, and was not told to go on yet.
+        self.restored = False
+        # Why it does not run any more, by libvirt.
+        self._off: OffReason | None = None
 
     # What callers do with it.
 
@@ -124,7 +127,7 @@ class LibvirtMachine(LivingMachine):
     async def pause(self) -> None:
         async with self._looking:
             self._check()
-            await self._tell(lambda machine: machine.suspend())
+            await self.tell(lambda machine: machine.suspend())
             self.record.paused = True
             await self.enter(MachineState.PAUSED, "it was paused, as asked")
 
@@ -132,58 +135,21 @@ class LibvirtMachine(LivingMachine):
         async with self._looking:
             self._check()
             self.record.paused = False
-            await self._tell(lambda machine: machine.resume())
+            await self.tell(lambda machine: machine.resume())
             await self.enter(MachineState.RUNNING)
-        if self._late:
-            await (await self.reached()).fresh(identity(self.spec))
-            self._late = False
 
     async def save(self, snapshot_id: str) -> Snapshot:
-        self._refuse(f"be saved as {snapshot_id}")
-
-    async def snap(self, name: str) -> None:
-        """Keep disks and memory as they are now, inside of its disks; it goes on as it was.
-
-        Raises: AlreadyExists, StateForbids, MachineFailed.
-        """
         async with self._looking:
             self._check()
-            if name in await self.snaps():
-                raise errors.AlreadyExists(f"machine {self.machine_id} has a snapshot {name}")
-            await self._tell(lambda machine: machine.snapshotCreateXML(domain.write_snapshot(name)))
-
-    async def snaps(self) -> list[str]:
-        """Name what was kept of it."""
-        return await self._ask(
-            lambda machine: sorted(each.getName() for each in machine.listAllSnapshots())
-        )
-
-    async def forget_snap(self, name: str) -> None:
-        """Raises: NotFound."""
-        async with self._looking:
-            await self._tell(lambda machine: machine.snapshotLookupByName(name).delete())
-
-    async def rewind(self, name: str) -> None:
-        """Put disks and memory back to where they were; it stands still then, until it is resumed.
-
-        Its process becomes another. Raises: NotFound, StateForbids, MachineFailed.
-        """
-        async with self._looking:
-            self._check()
-            before = self._hung_up if self._shell is not None else None
-            self._late = True
-            self.record.paused = True
-            await self._tell(
-                lambda machine: machine.revertToSnapshot(
-                    machine.snapshotLookupByName(name), Revert.PAUSED
-                )
-            )
-            await self.enter(MachineState.PAUSED, "it was rewound, as asked")
-        if before is not None:
-            # Who was connected is connected to what is no more.
-            await before.wait()
+            return await saving.save(self, snapshot_id)
 
     # What its keeper does with it.
+
+    async def wake(self) -> None:
+        """Let one go on that was restored."""
+        async with self._looking:
+            await self.tell(lambda machine: machine.resume())
+            self.restored = False
 
     async def go_on(self) -> None:
         """Take up, after it was adopted, what it was doing. libvirtd need not be there."""
@@ -192,6 +158,13 @@ class LibvirtMachine(LivingMachine):
         else:
             await self.enter(MachineState.RUNNING)
         self.reach_later()
+
+    async def ask(self, question: Callable[[Domain], T]) -> T:
+        return await self._connection.ask(lambda virt: question(virt.lookupByUUIDString(self.uuid)))
+
+    async def tell(self, deed: Callable[[Domain], T]) -> T:
+        """Tell libvirt to do something to it. Raises: as `Connection.tell`."""
+        return await self._connection.tell(lambda virt: deed(virt.lookupByUUIDString(self.uuid)))
 
     # What any machine asks of its kind.
 
@@ -210,33 +183,43 @@ class LibvirtMachine(LivingMachine):
             raise errors.MachineUnreachable(f"its port is closed: {error.strerror}") from error
 
     async def _press_power(self) -> None:
-        await self._tell(lambda machine: machine.shutdownFlags(SHUTDOWN_ACPI))
+        await self.tell(lambda machine: machine.shutdownFlags(SHUTDOWN_ACPI))
 
     async def _watch(self, life: anyio.CancelScope) -> None:
-        """Wait for the end. One that is rewound comes again, as another process."""
-        while True:
+        """Wait for the end. One that somebody rewinds by libvirt comes again as another process."""
+        await self._resident.wait()
+        while (again := await self._find_again()) is not None:
+            self._resident.close()
+            self._resident = again
+            self.record.write_process(again.identity)
             await self._resident.wait()
-            async with self._looking:
-                again = await anyio.to_thread.run_sync(find_process, self.uuid, self._users)
-                if again is None:
-                    break
-                self._resident.close()
-                self._resident = again
-                self.record.write_process(again.identity)
         await self._hear_last_words()
         life.cancel()
 
-    async def _hear_last_words(self) -> None:
-        with anyio.move_on_after(LAST_WORDS_S), suppress(errors.OrchestratorError):
-            while not (off := await self._why_off()):  # noqa: ASYNC110 # libvirt tells nobody of it
+    async def _find_again(self) -> Resident | None:
+        """Ask libvirt how a process ended, until it has seen the end, and find the next one."""
+        rewound = False
+        with anyio.move_on_after(LAST_WORDS_S) as asking, suppress(errors.OrchestratorError):
+            while (again := find_process(self.uuid, self._users)) is None:
+                self._off = await self._why_off()
+                if self._off is OffReason.FROM_SNAPSHOT and not rewound:
+                    rewound = True
+                    asking.deadline = anyio.current_time() + _REWIND_S
+                elif not rewound and self._off is not None:
+                    break
                 await anyio.sleep(_AGAIN_S)
-            status = self._resident.status
-            if off is OffReason.SHUTDOWN:
-                self._shutdown = "guest-ended"
-            elif off is OffReason.DESTROYED:
-                self._shutdown = "host-qmp-quit"
-            elif off is OffReason.CRASHED and (status is None or status >= 0):
-                self._shutdown = "guest-panic"
+            return again
+        return None
+
+    async def _hear_last_words(self) -> None:
+        """What libvirt has said of the end is known; what its QEMU has is taken in."""
+        status = self._resident.status
+        if self._off is OffReason.SHUTDOWN:
+            self._shutdown = "guest-ended"
+        elif self._off is OffReason.DESTROYED:
+            self._shutdown = "host-qmp-quit"
+        elif self._off is OffReason.CRASHED and (status is None or status >= 0):
+            self._shutdown = "guest-panic"
         await anyio.to_thread.run_sync(self.take_messages)
 
     def _bound_files(self, console_size: int) -> None:
@@ -256,7 +239,7 @@ class LibvirtMachine(LivingMachine):
         while True:
             try:
                 async with self._looking:
-                    state, reason, *_ = await self._ask(lambda machine: machine.state())
+                    state, reason, *_ = await self.ask(lambda machine: machine.state())
                     await self._see(state, reason)
                 told = False
             except errors.OrchestratorError as error:
@@ -268,7 +251,7 @@ class LibvirtMachine(LivingMachine):
     async def _see(self, state: int, reason: int) -> None:
         if self._resident.ended:
             return
-        if state == DomainState.PAUSED and reason not in _PASSING:
+        if state == DomainState.PAUSED and reason not in _PASSING and not self.restored:
             why = _WHY_PAUSED.get(PauseReason(reason), "libvirt stopped it")
             if self._ready:
                 if self.state is MachineState.RUNNING:
@@ -284,7 +267,7 @@ class LibvirtMachine(LivingMachine):
 
     async def _why_off(self) -> OffReason | None:
         """Ask libvirt why it does not run; None for as long as libvirt takes it to run."""
-        state, reason, *_ = await self._ask(lambda machine: machine.state())
+        state, reason, *_ = await self.ask(lambda machine: machine.state())
         return OffReason(reason) if state == DomainState.SHUTOFF else None
 
     def take_messages(self) -> None:
@@ -294,19 +277,6 @@ class LibvirtMachine(LivingMachine):
             file.seek(max(0, self._messages.stat().st_size - _LOG_BYTES))
             said = file.read(_LOG_BYTES)
         self.record.messages.write_bytes(said)
-
-    async def _ask(self, question: Callable[[Domain], T]) -> T:
-        return await self._connection.ask(lambda virt: question(virt.lookupByUUIDString(self.uuid)))
-
-    async def _tell(self, deed: Callable[[Domain], T]) -> T:
-        return await self._connection.tell(lambda virt: deed(virt.lookupByUUIDString(self.uuid)))
-
-    def _refuse(self, what: str) -> NoReturn:
-        self._check()
-        raise errors.NotOffered(
-            f"machine {self.machine_id} is run by libvirt and cannot {what}",
-            hint="snapshots of such machines lie in their own disks",
-        )
 
 
 async def end_process(resident: Resident, connection: Connection, uuid: str) -> bool:

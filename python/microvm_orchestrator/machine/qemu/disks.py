@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def begin_from(spec: MachineSpec, saved: Path, folder: Path) -> None:
     drop(folder)
     link(saved, folder)
     for number, disk in _writable(spec):
-        top = _index(layers(folder, number)[-1])
+        top = index_of(layers(folder, number)[-1])
         qcow2.create(_layer(folder, number, top + 1), _size(disk))
 
 
@@ -80,7 +80,7 @@ def drop(folder: Path) -> None:
 
 def layers(folder: Path, number: int) -> list[Path]:
     """Return the layers of a disk, the lowest first."""
-    return sorted(folder.glob(f"disk{number}.*.qcow2"), key=_index)
+    return sorted(folder.glob(f"disk{number}.*.qcow2"), key=index_of)
 
 
 def attach(spec: MachineSpec, folder: Path, given: Handover) -> list[BlockDevice]:
@@ -117,13 +117,20 @@ async def freeze(qmp: Qmp, spec: MachineSpec, folder: Path, saved: Path) -> None
 
     The machine stands still. Raises: MachineFailed.
     """
-    writable = list(_writable(spec))
-    if not writable:
+    if not any(_writable(spec)):
         return
     tops = await _tops(qmp)
-    for number, disk in writable:
+    for number, path in lay_next(spec, folder, tops).items():
+        await _lay_over(qmp, number, tops[number], path)
+    give(spec, folder, tops, saved)
+
+
+def lay_next(spec: MachineSpec, folder: Path, tops: Mapping[int, int]) -> dict[int, Path]:
+    """Make the layer of each disk that comes over the one which its machine writes now."""
+    made: dict[int, Path] = {}
+    for number, disk in _writable(spec):
         top = tops[number]
-        path = _layer(folder, number, top + 1)
+        path = made[number] = _layer(folder, number, top + 1)
         # One that a daemon left which died before QEMU had it.
         path.unlink(missing_ok=True)
         qcow2.create(path, _size(disk))
@@ -131,9 +138,14 @@ async def freeze(qmp: Qmp, spec: MachineSpec, folder: Path, saved: Path) -> None
             lent = _layer(disk.volume, 0, top + 1)
             lent.unlink(missing_ok=True)
             os.link(path, lent)
-        await _lay_over(qmp, number, top, path)
+    return made
+
+
+def give(spec: MachineSpec, folder: Path, tops: Mapping[int, int], saved: Path) -> None:
+    """Let a snapshot have the layers up to those that were written last."""
+    for number, _ in _writable(spec):
         for layer in layers(folder, number):
-            if _index(layer) <= top:
+            if index_of(layer) <= tops[number]:
                 os.link(layer, saved / layer.name)
 
 
@@ -153,7 +165,7 @@ def _take_up(volume: Path, folder: Path, number: int) -> None:
     for path in layers(folder, number):
         path.unlink()
     for path in layers(volume, 0):
-        os.link(path, _layer(folder, number, _index(path)))
+        os.link(path, _layer(folder, number, index_of(path)))
 
 
 def most_bytes(spec: MachineSpec) -> int:
@@ -210,7 +222,8 @@ def _layer(folder: Path, number: int, index: int) -> Path:
     return folder / f"disk{number}.{index}.qcow2"
 
 
-def _index(layer: Path) -> int:
+def index_of(layer: Path) -> int:
+    """Return which layer of its disk a file is; -1 for one that is none."""
     found = _LAYER.fullmatch(layer.name)
     return int(found[2]) if found else -1
 

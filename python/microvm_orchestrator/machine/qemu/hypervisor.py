@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from microvm_orchestrator.machine.base import (
     MachineSpec,
     OnChange,
     OnGuestEvent,
+    Qcow2,
     Snapshot,
     untold,
 )
@@ -43,7 +43,7 @@ from microvm_orchestrator.machine.qemu.host import (
 )
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.qemu.qmp import Qmp
-from microvm_orchestrator.machine.qemu.snapshots import Manifest, SavedMachine
+from microvm_orchestrator.machine.qemu.snapshots import SavedMachine, check_fits
 from microvm_orchestrator.machine.record import Made, Record
 from microvm_orchestrator.machine.seeded import RUN_TIMEOUT_S, Program, Ran
 from microvm_orchestrator.machine.shell import Command
@@ -116,7 +116,7 @@ class Qemu(Keeper[QemuMachine]):
     ) -> QemuMachine:
         saved = self._host.saved(snapshot.snapshot_id)
         manifest = await anyio.to_thread.run_sync(saved.check, self._host.engine)
-        _check_fits(manifest, spec)
+        check_fits(manifest, spec)
         inherited: list[int] = []
 
         def begin(given: Handover, record: Record) -> Resident:
@@ -165,7 +165,11 @@ class Qemu(Keeper[QemuMachine]):
         Snapshots it did not complete, who was writing them, and machines that nobody has claimed.
         """
         for machine_id in self.found():
-            if self._host.record(machine_id).unclaimed:
+            record = self._host.record(machine_id)
+            made = record.read()
+            # What libvirt runs is libvirt's to end.
+            others = made is not None and isinstance(made.spec.boot, Qcow2)
+            if record.unclaimed and not others:
                 await self.remove(machine_id)
         folder = self._host.snapshots
         for path in folder.iterdir() if folder.is_dir() else ():
@@ -217,23 +221,6 @@ async def _unplug(qmp: Qmp, spec: MachineSpec) -> None:
     for number, link in enumerate(spec.links):
         if link.tap is None:
             await qmp.execute("set_link", {"name": f"net{number}", "up": False})
-
-
-def _check_fits(manifest: Manifest, spec: MachineSpec) -> None:
-    """Raises: InvalidInput when a clone would have other parts than what was saved."""
-    own = replace(
-        manifest.origin.spec,
-        machine_id=spec.machine_id,
-        hostname=spec.hostname,
-        links=spec.links,
-        accel=spec.accel,
-        boot_timeout_s=spec.boot_timeout_s,
-    )
-    if own != spec or len(spec.links) != len(manifest.origin.spec.links):
-        raise errors.InvalidInput(
-            f"machine {spec.machine_id} has other parts than the machine that was saved",
-            hint="a clone may differ in its name, its links' addresses and its time to boot",
-        )
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Snapshots on the disk: what belongs to one, when it is complete, whether it is still the same.
 
     <snapshots>/<id>/ram              the guest's memory, mapped by clones as their own copy
-    <snapshots>/<id>/state            the devices and processors
+    <snapshots>/<id>/state            devices and processors; if libvirt wrote it, the memory
     <snapshots>/<id>/disk*.qcow2      what it had written to its disks (disks.py)
     <snapshots>/<id>/manifest.json    written last: without it there is no snapshot
 
@@ -83,13 +83,14 @@ class SavedMachine:
             raise errors.AlreadyExists(f"there is a snapshot {self.snapshot_id}") from None
         self.scribe.mkdir(mode=0o700)
 
-    def seal(self, memory: int, origin: Origin, owner: tuple[int, int] | None) -> Snapshot:
-        """Complete it with the memory from an open file. Not for the event loop.
+    def seal(self, memory: int | None, origin: Origin, owner: tuple[int, int] | None) -> Snapshot:
+        """Complete it with the memory from an open file, if it is not there yet.
 
-        Everything is on the disk when this returns. The files belong to who QEMU runs as.
+        Everything is on the disk when this returns. The files belong to who QEMU runs as. Not for
+        the event loop.
         """
         shutil.rmtree(self.scribe)
-        sha256 = {RAM: copy_sparse(memory, self.ram)}
+        sha256 = {} if memory is None else {RAM: copy_sparse(memory, self.ram)}
         for path in self._files():
             if path != self.ram:
                 sha256[path.name] = sparse_sha256(path)
@@ -184,6 +185,23 @@ class SavedMachine:
             pause_s=manifest.origin.pause_s,
             unique_mib=blocks * 512 / _MIB,
             sha256=manifest.sha256,
+        )
+
+
+def check_fits(manifest: Manifest, spec: MachineSpec) -> None:
+    """Raises: InvalidInput when a clone would have other parts than what was saved."""
+    own = replace(
+        manifest.origin.spec,
+        machine_id=spec.machine_id,
+        hostname=spec.hostname,
+        links=spec.links,
+        accel=spec.accel,
+        boot_timeout_s=spec.boot_timeout_s,
+    )
+    if own != spec or len(spec.links) != len(manifest.origin.spec.links):
+        raise errors.InvalidInput(
+            f"machine {spec.machine_id} has other parts than the machine that was saved",
+            hint="a clone may differ in its name, its links' addresses and its time to boot",
         )
 
 
