@@ -46,7 +46,8 @@ from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.machines import Machines
-from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.model.cluster import Cluster
+from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import RUN
 from microvm_orchestrator.model.topology import Backend
 from microvm_orchestrator.network.base import Networks as Switch
@@ -194,8 +195,20 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             await forwards.forget_machine(machine_id)
             await kernel_logs.forget_machine(machine_id)
 
+        async def heal(cluster: Cluster, by: Actor) -> None:
+            del by  # whoever broke them
+            for network in cluster.networks:
+                if network.network_id is not None:
+                    await faults.heal_all(SYSTEM, network.network_id)
+
         clusters = furnished(
-            store, machines, snapshots, networks, image_of=digest_of, forget=forget
+            store,
+            machines,
+            snapshots,
+            networks,
+            image_of=digest_of,
+            forget=forget,
+            before_end=[heal],
         )
         ground = Ground(
             machines=machines,
