@@ -55,10 +55,12 @@ class Ledger:
 
     async def visible(self, by: Actor) -> list[Fault]:
         """The faults that somebody may know of, oldest first; also some that have ended."""
+        await self._notice()
         return [fault for fault in await self._all(by) if by.sees_of(fault.owner)]
 
     async def get(self, fault_id: str, by: Actor) -> Fault:
         """Raises: NotFound."""
+        await self._notice()
         record = await self._store.query(RecordById(FAULT, fault_id), by)
         if record is not None:
             fault = Fault.model_validate(record.body)
@@ -206,6 +208,16 @@ class Ledger:
         else:
             self._unsure.discard(network_id)
 
+    async def _notice(self) -> None:
+        """End what went along with its network, whoever took that away."""
+        if not self._open:
+            return
+        async with self._turn:
+            found = await self._switch.found()
+            for fault in list(self._open.values()):
+                if fault.network_id not in found:
+                    await self._heal(self._blame(fault, _GONE), SYSTEM)
+
     # Steps, within a turn
 
     def _meeting(
@@ -289,7 +301,9 @@ class Ledger:
     async def _write(
         self, fault: Fault, by: Actor, *, expect: int | None = None, audited: bool = False
     ) -> None:
-        record = Record(FAULT, fault.fault_id, fault.model_dump(mode="json"))
+        # Most of what a way can meet it does not.
+        kept = fault.model_dump(mode="json", exclude_defaults=True)
+        record = Record(FAULT, fault.fault_id, kept)
         body: dict[str, JsonValue] = {
             "kind": fault.kind,
             "network_id": fault.network_id,

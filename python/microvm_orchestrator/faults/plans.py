@@ -26,6 +26,8 @@ from microvm_orchestrator.network.impairment import (
 
 Ways = Mapping[Ends, Impairment]
 CUT = Impairment(cut=True)
+# Those of a hundred machines of which none hears another.
+_MOST_WAYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.ways or AS_IT_SHOULD_BE in self.ways.values():
             raise errors.InvalidInput("a fault has to change something on each of its ways")
+        if len(self.ways) > _MOST_WAYS:
+            raise errors.TooLarge(f"a fault changes at most {_MOST_WAYS} ways")
         if self.ttl_s is not None and not self.ttl_s > 0:
             raise errors.InvalidInput("a fault lasts longer than no time")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.faults.grudges import halves, one_way
+from microvm_orchestrator.faults.grudges import groups_apart, halves, one_way
 from microvm_orchestrator.faults.plans import (
     CUT,
     Plan,
@@ -76,6 +76,12 @@ def test_what_holds_on_a_way_is_all_that_is_said_of_it() -> None:
         Ends("a", "b"): Impairment(cut=True, delay_s=0.1),
         Ends("c", "d"): AS_IT_SHOULD_BE,
     }
+
+
+def test_a_plan_of_more_ways_than_can_be_kept_is_refused() -> None:
+    many = [f"m{number}" for number in range(102)]
+    with pytest.raises(errors.TooLarge):
+        partition("net", groups_apart([[each] for each in many]))
 
 
 @pytest.mark.parametrize(
