@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PROFILE = "vmcluster"
+IMPAIRMENTS = ("latency_ms", "jitter_ms", "loss_pct", "corrupt_pct", "reorder_pct")
 # Each with its parameters, and those that it has to be given.
 TOOLS: dict[str, tuple[str, str]] = {
     "cluster_define": ("topology_name", "topology_name"),
@@ -56,6 +57,19 @@ TOOLS: dict[str, tuple[str, str]] = {
         "cluster_name snapshot_name",
     ),
     "snapshot_delete": ("cluster_name snapshot_name", "cluster_name snapshot_name"),
+    "net_partition": (
+        "cluster_name partition_a partition_b",
+        "cluster_name partition_a partition_b",
+    ),
+    "net_impair": (
+        " ".join(("cluster_name", "source_node", "target_node", *IMPAIRMENTS)),
+        "cluster_name source_node",
+    ),
+    "net_heal": ("cluster_name fault_handle", "cluster_name fault_handle"),
+    "net_heal_all": ("cluster_name", "cluster_name"),
+    "net_fault_list": ("cluster_name", "cluster_name"),
+    "dmesg_mark": ("cluster_name nodes", "cluster_name"),
+    "dmesg_collect": ("cluster_name nodes since_marker filter_level", "cluster_name"),
 }
 
 
@@ -231,6 +245,61 @@ async def test_what_that_program_told_in_vain_is_an_error(tmp_path: Path) -> Non
         named = {**here, "snapshot_name": "s"}
         assert await client.failure("snapshot_create", **named) == "SNAPSHOT_FAILED"
         await client.done("cluster_destroy", **here, remove_overlays=True)
+
+
+async def test_faults_are_injected_listed_and_healed(tmp_path: Path) -> None:
+    async with place(tmp_path) as client:
+        here = {"cluster_name": "trio"}
+        await client.done("cluster_define", topology_name="trio")
+        await client.done("cluster_start", **here)
+        apart = await client.done(
+            "net_partition", **here, partition_a=["n1"], partition_b=["n2", "n3"]
+        )
+        assert (apart["fault_type"], apart["affected_nodes"]) == (
+            "partition",
+            ["n1", "n2", "n3"],
+        )
+        slow = await client.done(
+            "net_impair", **here, source_node="n2", target_node="n3", latency_ms=150, loss_pct=10
+        )
+        listed = await client.done("net_fault_list", **here)
+        assert [fault["handle_id"] for fault in listed] == [apart["handle_id"], slow["handle_id"]]
+        assert (listed[1]["fault_type"], listed[1]["affected_nodes"]) == ("impair", ["n2", "n3"])
+        fault = await client.kept.ask("fault_get", fault_id=slow["handle_id"])
+        machines = {
+            machine.machine_id: machine.hostname
+            for machine in await client.kept.service.host.machines.visible(SYSTEM)
+        }
+        [way] = fault["ways"]
+        # What the source sends, and nothing that it hears.
+        assert (machines[way["source"]], machines[way["target"]]) == ("n2", "n3")
+        assert (way["meets"]["delay_s"], way["meets"]["loss"]) == (0.15, 0.1)
+        assert await client.done("net_heal", **here, fault_handle=slow["handle_id"]) is True
+        assert await client.done("net_heal_all", **here) == 1
+        assert await client.done("net_fault_list", **here) == []
+        for tool, arguments, code in (
+            ("net_partition", {"partition_a": [], "partition_b": ["n1"]}, "INVALID_INPUT"),
+            ("net_partition", {"partition_a": ["n1"], "partition_b": ["n1"]}, "INVALID_INPUT"),
+            ("net_partition", {"partition_a": ["n1"], "partition_b": ["n9"]}, "NODE_NOT_FOUND"),
+            ("net_impair", {"source_node": "n1"}, "NO_PARAMETERS"),
+            ("net_impair", {"source_node": "n9", "latency_ms": 1}, "NODE_NOT_FOUND"),
+            ("net_heal", {"fault_handle": "absent"}, "HANDLE_NOT_FOUND"),
+        ):
+            assert await client.failure(tool, **here, **arguments) == code, tool
+        await client.done("cluster_destroy", **here, remove_overlays=True)
+
+
+async def test_the_kernel_of_a_node_that_cannot_be_heard_is_an_error(tmp_path: Path) -> None:
+    async with place(tmp_path) as client:
+        here = {"cluster_name": "trio"}
+        await client.done("cluster_define", topology_name="trio")
+        dead = await client("dmesg_mark", **here)
+        assert (dead["error"]["code"], dead["result"]) == ("ALL_NODES_FAILED", None)
+        assert await client.failure("dmesg_collect", **here) == "ALL_NODES_FAILED"
+        assert await client.failure("dmesg_collect", **here, filter_level="x") == (
+            "INVALID_FILTER_LEVEL"
+        )
+        assert await client.failure("dmesg_mark", **here, nodes=["n9"]) == "NODE_NOT_FOUND"
 
 
 async def test_the_disks_of_a_cluster_are_kept_unless_they_are_to_go(tmp_path: Path) -> None:

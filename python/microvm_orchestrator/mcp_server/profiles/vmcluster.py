@@ -1,8 +1,8 @@
-"""The profile `vmcluster`: the tools of vmcluster-mcp about clusters, nodes and snapshots.
+"""The profile `vmcluster`: the tools of vmcluster-mcp about clusters, faults and kernel logs.
 
 Names, parameters and the envelope of every answer are that program's: `success`, `result`, `error`
-with a code, a sentence, the node and whether it helps to try again. Below, `vmcluster_clusters`
-translates.
+with a code, a sentence, the node and whether it helps to try again. Below, a module for each of its
+subjects translates.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from microvm_orchestrator import errors, log
 from microvm_orchestrator.mcp_server.callers import caller_of
 from microvm_orchestrator.mcp_server.profiles import vmcluster_words as words
 from microvm_orchestrator.mcp_server.profiles.vmcluster_clusters import Clusters, Failed
+from microvm_orchestrator.mcp_server.profiles.vmcluster_faults import Faults
+from microvm_orchestrator.mcp_server.profiles.vmcluster_kernel import KernelLogs
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
 from microvm_orchestrator.mcp_server.schemas import answer_schema, request_schema
 from microvm_orchestrator.service.service import parse
@@ -57,10 +59,11 @@ class _Tool:
     asked: type[words.Asked]
     # Of the envelope.
     given: type[BaseModel]
-    answer: Callable[[Caller, Any], Awaitable[BaseModel | list[words.SnapshotInfo]]]
+    answer: Callable[[Caller, Any], Awaitable[object]]
 
 
-def _tools(clusters: Clusters) -> dict[str, _Tool]:
+def _tools(service: Service) -> dict[str, _Tool]:
+    clusters, faults, logs = Clusters(service), Faults(service), KernelLogs(service)
     status = words.ToolResult[words.ClusterStatus]
     return {
         "cluster_define": _Tool(
@@ -141,14 +144,56 @@ def _tools(clusters: Clusters) -> dict[str, _Tool]:
             words.ToolResult[words.SnapshotDeleted],
             clusters.forget,
         ),
+        "net_partition": _Tool(
+            "Let two groups of nodes not hear each other, and see that they do not.",
+            words.PartitionAsked,
+            words.ToolResult[words.FaultHandle],
+            faults.partition,
+        ),
+        "net_impair": _Tool(
+            "Impair what a node sends: to one other node, or to all.",
+            words.ImpairAsked,
+            words.ToolResult[words.FaultHandle],
+            faults.impair,
+        ),
+        "net_heal": _Tool(
+            "Remove a fault, and see that it is gone.",
+            words.HealAsked,
+            words.ToolResult[bool],
+            faults.heal,
+        ),
+        "net_heal_all": _Tool(
+            "Remove all active faults of a cluster, and count them.",
+            words.ClusterAsked,
+            words.ToolResult[int],
+            faults.heal_all,
+        ),
+        "net_fault_list": _Tool(
+            "List the active faults of a cluster.",
+            words.ClusterAsked,
+            words.ToolResult[list[words.FaultInfo]],
+            faults.listed,
+        ),
+        "dmesg_mark": _Tool(
+            "Write a marker into the kernel log of nodes.",
+            words.MarkAsked,
+            words.ToolResult[dict[str, str]],
+            logs.mark,
+        ),
+        "dmesg_collect": _Tool(
+            "Collect and classify the kernel logs of nodes: all, warn+ or err+.",
+            words.CollectAsked,
+            words.ToolResult[dict[str, words.DmesgResult]],
+            logs.collect,
+        ),
     }
 
 
 class VmclusterTools:
     """Those tools as the protocol wants them."""
 
-    def __init__(self, clusters: Clusters) -> None:
-        self._tools = _tools(clusters)
+    def __init__(self, service: Service) -> None:
+        self._tools = _tools(service)
         self._listed = ListToolsResult(
             tools=[
                 Tool(
@@ -212,7 +257,7 @@ def _told(error: errors.OrchestratorError) -> words.ToolError:
 
 
 def vmcluster(service: Service) -> QuietServer:
-    tools = VmclusterTools(Clusters(service))
+    tools = VmclusterTools(service)
     return QuietServer(
         _NAME,
         version="1.1.0",

@@ -43,6 +43,14 @@ class Failed(Exception):
         self.result = result
 
 
+async def asked_of(
+    service: Service, caller: Caller, call: str, /, **arguments: object
+) -> dict[str, Any]:
+    """Make one of our calls, and read its answer as a client does."""
+    answer = await service.invoke(caller, call, arguments)
+    return answer.model_dump(mode="json")
+
+
 class Clusters:
     """The tools about clusters, nodes and snapshots."""
 
@@ -230,8 +238,7 @@ class Clusters:
     # Asking
 
     async def _ask(self, caller: Caller, call: str, /, **arguments: object) -> dict[str, Any]:
-        answer = await self._service.invoke(caller, call, arguments)
-        return answer.model_dump(mode="json")
+        return await asked_of(self._service, caller, call, **arguments)
 
     async def _operation(self, caller: Caller, call: str, /, **arguments: Any) -> dict[str, Any]:
         arguments["wait_s"] = float(arguments["wait_s"])

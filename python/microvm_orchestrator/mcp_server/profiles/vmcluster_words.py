@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.service.calls import Request
@@ -27,6 +27,7 @@ _DOMAIN: dict[MachineState, DomainState] = {
     MachineState.LOST: "crashed",
 }
 
+Percent = Annotated[float, Field(ge=0, le=100)]
 Seconds = Annotated[float, Field(gt=0, le=3400)]
 
 
@@ -92,6 +93,34 @@ class SaveAsked(SnapshotAsked):
 class RevertAsked(StartAsked):
     snapshot_name: str
     restart_after: bool = True
+
+
+class PartitionAsked(ClusterAsked):
+    partition_a: list[str]
+    partition_b: list[str]
+
+
+class ImpairAsked(ClusterAsked):
+    source_node: str
+    target_node: str = "all"
+    latency_ms: Annotated[float, Field(ge=0)] = 0
+    jitter_ms: Annotated[float, Field(ge=0)] = 0
+    loss_pct: Percent = 0.0
+    corrupt_pct: Percent = 0.0
+    reorder_pct: Percent = 0.0
+
+
+class HealAsked(ClusterAsked):
+    fault_handle: str
+
+
+class MarkAsked(ClusterAsked):
+    nodes: list[str] | None = None
+
+
+class CollectAsked(MarkAsked):
+    since_marker: str | None = None
+    filter_level: str = "all"
 
 
 # What is given
@@ -183,3 +212,30 @@ class SnapshotDeleted(_Given):
     snapshot_name: str
     cluster_name: str
     per_node: dict[str, NodeDeleted]
+
+
+class FaultHandle(_Given):
+    handle_id: str
+    fault_type: str
+    affected_nodes: list[str]
+    created_at: str
+
+
+class FaultInfo(FaultHandle):
+    parameters: dict[str, JsonValue] = {}
+
+
+class DmesgLine(_Given):
+    timestamp: float | None
+    level: str | None
+    facility: str | None
+    text: str
+    classified_as: str
+
+
+class DmesgResult(_Given):
+    lines: list[DmesgLine]
+    oops_detected: bool
+    panic_detected: bool
+    warning_count: int
+    error_count: int
