@@ -23,7 +23,7 @@ from microvm_orchestrator.model.fault import FAULT, Fault, FaultState
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.model.values import moment
-from microvm_orchestrator.network.base import Ends, Networks
+from microvm_orchestrator.network.base import Abilities, Ends, Networks
 from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Impairment
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
@@ -52,6 +52,10 @@ class Ledger:
         self._sooner = anyio.Event()
 
     # What is known
+
+    async def abilities(self) -> Abilities:
+        """What can be done to ways on this host. Raises: Unavailable."""
+        return await self._switch.abilities()
 
     async def visible(self, by: Actor) -> list[Fault]:
         """The faults that somebody may know of, oldest first; also some that have ended."""

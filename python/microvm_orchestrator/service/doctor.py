@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 from pydantic import Field
 
-from microvm_orchestrator import __version__
+from microvm_orchestrator import __version__, errors
 from microvm_orchestrator.machine.facts import explain, observe
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.values import Json
@@ -26,6 +26,7 @@ from microvm_orchestrator.service.service import Service
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from microvm_orchestrator.faults.ledger import Ledger
     from microvm_orchestrator.images.store import ImageStore
     from microvm_orchestrator.slots import Slots
     from microvm_orchestrator.warm import Warm
@@ -74,6 +75,7 @@ async def doctor_run(service: Service, caller: Caller, request: Nothing) -> Doct
         await anyio.to_thread.run_sync(_images_check, service.host.images),
         _slots_check(service.host.slots),
         _pools_check(service.host.warm),
+        await _faults_check(service.host.faults),
         *(Check(**dataclasses.asdict(fact)) for fact in explain(seen)),
     ]
     order = {"failed": 0, "warning": 1, "ok": 2}
@@ -169,6 +171,25 @@ def _pools_check(warm: Warm) -> Check:
         found="; ".join(wrong) or ", ".join(ready) or "none is asked for",
         meaning="Machines that stand ready are claimed in place of a boot; without them machines "
         "are booted. The setting machines.warm names their images, which have to be built.",
+    )
+
+
+async def _faults_check(faults: Ledger) -> Check:
+    meaning = (
+        "What fault_inject can do between machines, as it was just tried out. Networks in "
+        'userspace can do all of it, without any right: networks.kind = "userspace".'
+    )
+    try:
+        abilities = await faults.abilities()
+    except errors.OrchestratorError as error:
+        return Check(name="faults", state="warning", found=error.message, meaning=meaning)
+    can = ", ".join(sorted(abilities.can))
+    return Check(
+        name="faults",
+        state="warning" if abilities.reason else "ok",
+        found=f"{abilities.kind} networks: {can}"
+        + (f"; {abilities.reason}" if abilities.reason else ""),
+        meaning=meaning,
     )
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from calling import House, house
 from machines import fake_program, publish_no_image
+from microvm_orchestrator.machine.tap import within
+from microvm_orchestrator.network import queues
 from microvm_orchestrator.slots import Need
+from networking import own_namespace, why_no_kernel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +29,8 @@ async def test_what_a_host_lacks_is_a_warning_and_without_a_qemu_it_is_not_well(
         healthy, checks = await examine(here)
     assert (healthy, checks["qemu"]["state"]) == (False, "failed")
     assert set(checks) == {
-        *("store", "disk", "clock", "images", "slots", "pools", "qemu", "kvm", "memory", "limits"),
+        *("store", "disk", "clock", "images", "slots", "pools", "faults"),
+        *("qemu", "kvm", "memory", "limits"),
         *("tun", "vhost", "netem", "nft", "libvirt", "nix"),
     }
     assert all(check["meaning"] and check["found"] for check in checks.values())
@@ -62,3 +68,26 @@ async def test_a_pool_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
         healthy, checks = await examine(here)
     assert (healthy, checks["pools"]["state"]) == (True, "warning")
     assert checks["pools"]["found"].startswith("nothing: ")
+
+
+async def test_what_faults_can_do_here_is_told_as_it_was_tried_out(tmp_path: Path) -> None:
+    async with house(tmp_path, machines={"qemu": str(fake_program(tmp_path))}) as here:
+        _, checks = await examine(here)
+    assert checks["faults"]["state"] == "ok"
+    assert checks["faults"]["found"] == (
+        "userspace networks: bursts, corrupt, cut, delay, duplicate, jitter, loss, rate, reorder"
+    )
+
+
+@pytest.mark.skipif(bool(why_no_kernel()), reason=str(why_no_kernel()))
+async def test_what_a_kernel_lacks_for_faults_is_a_warning(tmp_path: Path) -> None:
+    qemu: dict[str, object] = {"qemu": str(fake_program(tmp_path))}
+    with own_namespace() as netns:
+        networks: dict[str, object] = {"kind": "kernel", "netns": str(netns)}
+        async with house(tmp_path, machines=qemu, networks=networks) as here:
+            healthy, checks = await examine(here)
+        lacks = within(netns, lambda: queues.lacks("netem"))
+    assert healthy
+    assert checks["faults"]["state"] == ("warning" if lacks else "ok")
+    assert checks["faults"]["found"].startswith("kernel networks: ")
+    assert ("no netem" in checks["faults"]["found"]) == lacks
