@@ -13,6 +13,7 @@ import pytest
 
 from machines import LONG_S
 from microvm_orchestrator import errors
+from stdio_client import stdio_client
 from system.living import Stage, living
 
 NODES = ("n1", "n2", "n3")
@@ -131,6 +132,39 @@ def test_a_cluster_goes_back_to_what_it_was_and_a_copy_goes_on_from_there(stage:
     stage.done("cluster_destroy", cluster="copy", delete_disks=True)
     stage.ask("cluster_snapshot_delete", cluster="trio", snapshot="baseline")
     assert stage.ask("cluster_snapshot_list", cluster="trio")["items"] == []
+
+
+def test_a_client_of_vmcluster_mcp_breaks_the_network_and_reads_the_kernels(stage: Stage) -> None:
+    here = {"cluster_name": "trio"}
+    reach = "for to in 10.9.0.12 fd09::12; do ping -c 1 -W 1 $to >/dev/null && echo $to; done"
+
+    def reached(node: str) -> list[str]:
+        ran = stage.ask("node_exec", cluster="trio", node=node, script=f"{reach}; :")
+        return ran["stdout"].split()
+
+    with stdio_client(stage.daemon.socket, "vmcluster", {}) as client:
+
+        def done(tool: str, **arguments: Any) -> Any:
+            told = client.call(tool, **here, **arguments)
+            assert told["success"], told
+            return told["result"]
+
+        marks = done("dmesg_mark")
+        assert set(marks) == set(NODES)
+        apart = done("net_partition", partition_a=["n1"], partition_b=["n2"])
+        assert (reached("n1"), reached("n3")) == ([], ["10.9.0.12", "fd09::12"])
+        assert [node["ssh_reachable"] for node in done("cluster_status")["nodes"]] == [True] * 3
+        assert done("net_heal", fault_handle=apart["handle_id"]) is True
+        assert reached("n1") == ["10.9.0.12", "fd09::12"]
+        done("net_impair", source_node="n1", target_node="n2", latency_ms=300)
+        slow = "ping -c 2 -W 9 10.9.0.12 | sed -n 's/.*time=\\([0-9]*\\).*/\\1/p' | tail -n 1"
+        assert int(said(stage, "n1", slow)) >= 300
+        assert done("net_heal_all") == 1
+        assert done("net_fault_list") == []
+        said(stage, "n2", "echo '<4>something odd' >/dev/kmsg")
+        heard = done("dmesg_collect", since_marker=marks["n2"], filter_level="warn+")
+        assert [line["text"] for line in heard["n2"]["lines"]] == ["something odd"]
+        assert not any(each["oops_detected"] or each["panic_detected"] for each in heard.values())
 
 
 def test_a_dead_node_is_an_error_everywhere_and_comes_back_with_its_disk(stage: Stage) -> None:
