@@ -59,12 +59,12 @@ class Ledger:
 
     async def visible(self, by: Actor) -> list[Fault]:
         """The faults that somebody may know of, oldest first; also some that have ended."""
-        await self._notice()
+        await self.notice()
         return [fault for fault in await self._all(by) if by.sees_of(fault.owner)]
 
     async def get(self, fault_id: str, by: Actor) -> Fault:
         """Raises: NotFound."""
-        await self._notice()
+        await self.notice()
         record = await self._store.query(RecordById(FAULT, fault_id), by)
         if record is not None:
             fault = Fault.model_validate(record.body)
@@ -164,6 +164,16 @@ class Ledger:
             self._unsure = set(found)
             await self._heal_due()
 
+    async def notice(self) -> None:
+        """End what went along with its network, whoever took that away."""
+        if not self._open:
+            return
+        async with self._turn:
+            found = await self._switch.found()
+            for fault in list(self._open.values()):
+                if fault.network_id not in found:
+                    await self._heal(self._blame(fault, _GONE), SYSTEM)
+
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Heal what is due until the block ends; what is active then stays so."""
@@ -211,16 +221,6 @@ class Ledger:
             _log.error("faults_not_asserted", network=network_id, why=error.message)
         else:
             self._unsure.discard(network_id)
-
-    async def _notice(self) -> None:
-        """End what went along with its network, whoever took that away."""
-        if not self._open:
-            return
-        async with self._turn:
-            found = await self._switch.found()
-            for fault in list(self._open.values()):
-                if fault.network_id not in found:
-                    await self._heal(self._blame(fault, _GONE), SYSTEM)
 
     # Steps, within a turn
 

@@ -13,7 +13,6 @@ from pydantic import Field
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.model.network import Network
-from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.values import Name
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.service import Service, actor
@@ -119,7 +118,7 @@ async def network_remove(service: Service, caller: Caller, request: NamedNetwork
     by = actor(caller, "network_remove")
     removed = await service.host.networks.remove(request.network, by)
     # They went along with it, and nobody need wait for the next start to be told so.
-    await service.host.faults.heal_all(SYSTEM, removed.network_id)
+    await service.host.faults.notice()
     return NetworkRemoved(network_id=removed.network_id)
 
 

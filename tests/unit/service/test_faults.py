@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from calling import VIEWER, House, house
+from machines import publish_no_image
 from microvm_orchestrator import errors
 from microvm_orchestrator.network.impairment import Bursts, Impairment, Spread
 from microvm_orchestrator.service.faults import InjectFault, plan_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MEMBERS = {"m_3": "a", "m_1": "b", "m_2": "c"}
 
@@ -90,3 +95,47 @@ def test_what_makes_no_sense_is_refused(asked: dict[str, Any], word: str) -> Non
 def test_a_machine_that_is_not_in_the_network_is_not_found() -> None:
     with pytest.raises(errors.NotFound, match="no machine x in network lan"):
         ways(kind="link_down", machine="x")
+
+
+async def in_lan(here: House) -> None:
+    """Have three machines in a network; none of them runs."""
+    publish_no_image(here.service.host.images, "embedded")
+    await here.ask("network_create", name="lan")
+    for name in "abc":
+        await here.ask("machine_define", name=name, networks=["lan"])
+
+
+async def test_faults_are_listed_while_they_hold_and_over_a_restart(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await in_lan(here)
+        split = await here.ask(
+            "fault_inject", network="lan", kind="partition", groups=[["a"], ["b", "c"]]
+        )
+        assert (split["state"], len(split["ways"])) == ("active", 4)
+        assert split["parameters"]["groups"] == [["a"], ["b", "c"]]
+        slow = await here.ask(
+            "fault_inject", network="lan", kind="impair", machine="a", delay_s=0.1, ttl_s=3600
+        )
+        assert slow["heals_at"] is not None
+        assert [way["meets"]["cut"] for way in slow["before"]] == [True, True]
+    async with house(tmp_path) as here:
+        assert (await here.ask("fault_list", by=VIEWER))["items"] == [split, slow]
+        assert await here.ask("fault_get", fault_id=split["fault_id"]) == split
+        healed = await here.ask("fault_heal", fault_id=split["fault_id"])
+        assert healed["state"] == "healed"
+        assert await here.ask("fault_heal", fault_id=split["fault_id"]) == healed
+        assert (await here.ask("fault_list", network="lan"))["items"] == [slow]
+        assert await here.ask("fault_heal_all", network="lan") == {"healed": 1}
+        assert (await here.ask("fault_list"))["items"] == []
+        assert len((await here.ask("fault_list", ended=True))["items"]) == 2
+
+
+async def test_a_network_that_is_removed_takes_its_faults_along(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await in_lan(here)
+        fault = await here.ask("fault_inject", network="lan", kind="link_down", machine="b")
+        for name in "abc":
+            await here.ask("machine_delete", machine=name)
+        await here.ask("network_remove", network="lan")
+        fault = await here.ask("fault_get", fault_id=fault["fault_id"])
+        assert (fault["state"], fault["reason"]) == ("healed", "its network is gone")
