@@ -11,7 +11,8 @@ LEAST = {
         group_report template_get template_list template_preview worker_get worker_list event_wait
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
         kernel_log_collect exec_wait exec_output exec_list slot_list cache_list forward_list
-        network_get network_list fault_get fault_list cluster_schema cluster_list cluster_status cluster_handle
+        network_get network_list fault_get fault_list
+        cluster_schema cluster_list cluster_status cluster_handle
         cluster_snapshot_list plan_tasks repo_get repo_list run_get run_list
         run_output run_diff artifact_list artifact_get
         image_list image_get pool_list operation_get operation_wait operation_list

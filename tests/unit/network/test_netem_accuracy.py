@@ -16,7 +16,7 @@ from microvm_orchestrator.machine.tap import within
 from microvm_orchestrator.network import queues
 from microvm_orchestrator.network.addresses import assign
 from microvm_orchestrator.network.base import Ends, Network, Networks
-from microvm_orchestrator.network.impairment import Behaviour, Impairment, Spread
+from microvm_orchestrator.network.impairment import Behaviour, Impairment, Spread, aside
 from networking import End, kernel_stage, wired
 
 LONG_S = 120.0
@@ -128,9 +128,9 @@ async def test_jitter_spreads_delays_as_asked(world: World, spread: Spread) -> N
             sent_at.append(anyio.current_time())
             await world.a.send(frame("a", f"{number:06}"))
             await anyio.sleep(0.002)
-    assert close(statistics.fmean(took_s), 0.1)
-    asked = 0.02 * (3**-0.5 if spread is Spread.UNIFORM else 1)
-    assert abs(statistics.pstdev(took_s) - asked) < 0.2 * asked
+    # By quarters, and rather late than early: whoever reads here may not have had its turn.
+    for measured, quarter in zip(statistics.quantiles(took_s, n=4), (0.25, 0.5, 0.75), strict=True):
+        assert 0.96 < measured / (0.1 + 0.02 * aside(spread, quarter)) < 1.15
 
 
 async def test_a_correlated_loss_has_the_share_and_the_correlation_asked_for(world: World) -> None:
