@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,16 +60,17 @@ async def test_guests_meet_what_a_fault_says_and_their_way_in_does_not(tmp_path:
             (one, two), (mine, yours) = guests, ports
             # Each asks for the other's address once.
             assert await pings(one, yours, 5)
-            usual = statistics.median(await pings(one, yours, 20))
+            # The quickest of all: what a busy host adds is none of the fault's doing.
+            usual = min(await pings(one, yours, 20))
 
             ids = [port.machine_id for port in ports]
             slow = impairing("lan", ids[0], ids[1:], Impairment(delay_s=0.1))
             fault = await ledger.inject(slow, ALICE)
             for version in (4, 6):
                 took = await pings(one, yours, 20, version)
-                assert abs(statistics.median(took) - usual - 100) < 10, took
+                assert 95 < min(took) - usual < 110, took
             # Both ways of a ping: the one that is slow is on either.
-            assert abs(statistics.median(await pings(two, mine, 10)) - usual - 100) < 10
+            assert 95 < min(await pings(two, mine, 10)) - usual < 110
             await ledger.heal(fault.fault_id, ALICE)
 
             fault = await ledger.inject(partition("lan", groups_apart([ids[:1], ids[1:]])), ALICE)
@@ -79,6 +79,6 @@ async def test_guests_meet_what_a_fault_says_and_their_way_in_does_not(tmp_path:
             # What we say to a guest goes by no network of it.
             assert await sh(two, "echo still here") == "still here\n"
             await ledger.heal(fault.fault_id, ALICE)
-            assert statistics.median(await pings(one, yours, 10)) < usual + 10
+            assert min(await pings(one, yours, 10)) < usual + 10
             assert await networks.impaired("lan") == {}
             await qemu.forget(saved.snapshot_id)
