@@ -31,6 +31,8 @@ _PROBE = "mvp{}"
 _WITHOUT_NETEM = frozenset({Behaviour.CUT, Behaviour.LOSS, Behaviour.RATE})
 # Of classes that are there for something else than a rate.
 _UNLIMITED = 1 << 37
+# What a class sends in its turn. Left out, the kernel works one out and complains in its log.
+_QUANTUM = 65_536
 
 
 def lacks(kind: str) -> bool:
@@ -101,6 +103,7 @@ def give(name: str, queues: Mapping[int, Impairment]) -> None:
                     handle=_MAJOR + number,
                     parent=_MAJOR,
                     rate=its.rate_bytes or _UNLIMITED,
+                    quantum=_QUANTUM,
                 )
                 if its.needs - _WITHOUT_NETEM:
                     netem.add(index, _MAJOR + number, number, its)
