@@ -428,8 +428,12 @@ class LivingMachine(ABC):
             boots=self.state is MachineState.BOOTING,
         )
         login = await anyio.to_thread.run_sync(find)
-        first_word_s = greeting_s if self.state is MachineState.BOOTING else _FIRST_WORD_S
+        first_word_s = self._first_word_s(greeting_s)
         return open_ssh(await self._call(), login, greeting_s=greeting_s, first_word_s=first_word_s)
+
+    def _first_word_s(self, greeting_s: float) -> float:
+        """How long an SSH server may take to begin, once it is called."""
+        return greeting_s if self.state is MachineState.BOOTING else _FIRST_WORD_S
 
     def _not_there(self, error: errors.OrchestratorError) -> None:
         self._unreached = error
