@@ -182,7 +182,8 @@ class LibvirtMachine(LivingMachine):
             port = int(port_file(self.record).read_text(encoding="ascii"))
             return await anyio.connect_tcp(_LOCALHOST, port)
         except OSError as error:
-            raise errors.MachineUnreachable(f"its port is closed: {error.strerror or error}") from error
+            why = error.strerror or error
+            raise errors.MachineUnreachable(f"its port is closed: {why}") from error
 
     def _first_word_s(self, greeting_s: float) -> float:
         """A QEMU takes a call for its guest before there is anybody, and loses it then."""
