@@ -168,7 +168,7 @@ def test_a_client_of_vmcluster_mcp_breaks_the_network_and_reads_the_kernels(stag
 
 
 def test_a_dead_node_is_an_error_everywhere_and_comes_back_with_its_disk(stage: Stage) -> None:
-    said(stage, "n2", "echo kept >/root/disk; sync")
+    said(stage, "n2", "echo kept >disk; sync")
     down = stage.done("node_crash", cluster="trio", node="n2", restart=False)
     assert (down["state"], down["reachable"]) == ("stopped", False)
     run = {"cluster": "trio", "argv": ["true"]}
@@ -188,7 +188,7 @@ def test_a_dead_node_is_an_error_everywhere_and_comes_back_with_its_disk(stage: 
     assert ran["results"]["n3"]["ran"]["exit_code"] == 0
     assert [node["reachable"] for node in nodes(stage).values()] == [True, False, True]
     stage.done("cluster_start", cluster="trio")
-    assert said(stage, "n2", "cat /root/disk") == "kept\n"
+    assert said(stage, "n2", "cat disk") == "kept\n"
     reach_each_other(stage)
 
 
