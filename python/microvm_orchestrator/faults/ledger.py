@@ -213,10 +213,11 @@ class Ledger:
         mine = [each for each in self._open.values() if each.network_id == network_id]
         ways = {ends for fault in mine for ends in read(fault.ways)}
         try:
-            strays = set(await self._switch.impaired(network_id)) - ways
-            if strays:
-                _log.warning("fault_unknown", network=network_id, ways=sorted(map(str, strays)))
-            await self._make_so(network_id, self._meeting(network_id, {*ways, *strays}))
+            await self._make_so(network_id, self._meeting(network_id, ways))
+            # Only now: a network may know those by name again that were spoken of.
+            if strays := sorted(set(await self._switch.impaired(network_id)) - ways):
+                _log.warning("fault_unknown", network=network_id, ways=list(map(str, strays)))
+                await self._make_so(network_id, dict.fromkeys(strays, AS_IT_SHOULD_BE))
         except errors.OrchestratorError as error:
             _log.error("faults_not_asserted", network=network_id, why=error.message)
         else:

@@ -207,7 +207,10 @@ class KernelNetworks:
     ) -> None:
         between: dict[tuple[str, str], Impairment] = {}
         for ends, impairment in ways.items():
-            source, target = (self._tap_of(network_id, machine_id) for machine_id in ends)
+            # One that is known by its tap only is spoken of by that.
+            source, target = (
+                each if _OURS.fullmatch(each) else self._tap_of(network_id, each) for each in ends
+            )
             between[source, target] = impairment
             self._named[network_id] |= {source: ends.source, target: ends.target}
         await self._ways.change(self._bridge(network_id), between, taps)

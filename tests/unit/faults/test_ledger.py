@@ -285,6 +285,12 @@ async def test_what_no_record_knows_is_taken_away_at_the_start(world: Ground) ->
     assert await world.networks.impaired("net") == LOSE.ways
     if isinstance(world.stage, KernelStage):
         assert await world.dump() == lossy
+    # So too where one of the machines is not there, and nobody knows it by name.
+    await world.networks.impair("net", {Ends("d", "e"): CUT, Ends("e", "d"): CUT})
+    await world.stop("e")
+    await world.restart()
+    assert await world.networks.impaired("net") == LOSE.ways
+    await world.start("e")
     await world.ledger.heal_all(ALICE)
     assert await world.dump() == pristine
 

@@ -101,6 +101,10 @@ async def test_what_it_does_not_know_by_name_is_told_all_the_same(
     await networks.release(ports()[1])
     fresh = KernelNetworks(netns=stage.netns)
     assert await fresh.impaired("net") == {Ends("a", tap): CUT}
+    await fresh.mend("net", [Ends("a", tap)])
+    assert await fresh.impaired("net") == {}
+    await networks.impair("net", {Ends("a", "b"): CUT})
+    fresh = KernelNetworks(netns=stage.netns)
     await fresh.mend("net", [Ends("a", "b")])
     assert await fresh.impaired("net") == {}
 
