@@ -80,7 +80,7 @@ async def test_what_is_no_disk_is_refused_with_what_it_is(tmp_path: Path) -> Non
 async def test_a_machine_of_a_disk_is_asked_of_libvirt_and_nothing_is_left_where_there_is_none(
     tmp_path: Path, disk: Path
 ) -> None:
-    nowhere = {"uri": f"qemu+unix:///system?socket={tmp_path}/nowhere"}
+    nowhere: dict[str, object] = {"uri": f"qemu+unix:///system?socket={tmp_path}/nowhere"}
     async with house(tmp_path, libvirt=nowhere) as kept:
         await add(kept, disk)
         await kept.ask("machine_define", name="box", image="cloud")
