@@ -198,12 +198,14 @@ async def test_a_killed_machine_is_stopped_by_force(machine: LivingMachine) -> N
 
 
 async def test_a_hypervisor_that_is_killed_is_a_crash_with_its_signal(
-    machine: LivingMachine, told: list[Change]
+    rig: Rig, machine: LivingMachine, told: list[Change]
 ) -> None:
     kill_process(machine, signal.SIGKILL)
     change = await machine.wait()
     assert (change.state, states(told)) == (CRASHED, [CRASHED])
-    assert change.reason == "its hypervisor was ended by SIGKILL"
+    # Of what is no child of ours, only Linux 6.15 and later tell how it ended.
+    unknown = rig.libvirtd is not None and change.reason.startswith("its hypervisor ended")
+    assert change.reason == "its hypervisor was ended by SIGKILL" or unknown
 
 
 async def test_a_panic_in_the_guest_is_a_crash_with_its_words(

@@ -225,7 +225,8 @@ class LibvirtMachine(LivingMachine):
             self._shutdown = "guest-ended"
         elif self._off is OffReason.DESTROYED:
             self._shutdown = "host-qmp-quit"
-        elif self._off is OffReason.CRASHED and (status is None or status >= 0):
+        elif self._off is OffReason.CRASHED and status is not None and status >= 0:
+            # Of one that was killed libvirt says the same; the kernel may not tell us of it.
             self._shutdown = "guest-panic"
         await anyio.to_thread.run_sync(self.take_messages)
 
