@@ -29,7 +29,8 @@ from system.test_ssh_image import CONFIG, HANDS_OVER, INSTEAD, parts
 INIT = """#!/bin/sh
 export PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin
 rm -rf /usr/lib/microvm-orchestrator
-mkdir -p /dev/pts /run /root/.ssh /usr/local/sbin
+home=/root
+mkdir -p /dev/pts /run $home/.ssh /usr/local/sbin
 mount -t tmpfs -o mode=755 run /run
 mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
 ip link set lo up
@@ -58,7 +59,7 @@ user = json.loads(files["USER-DATA;1"].removeprefix(b"#cloud-config\\n"))
 assert json.loads(files["META-DATA;1"])["local-hostname"] == user["hostname"]
 [login] = user["users"]
 assert login["name"] == "root"
-Path("/root/.ssh/authorized_keys").write_text("\\n".join(login["ssh_authorized_keys"]) + "\\n")
+Path("/root", ".ssh/authorized_keys").write_text("\\n".join(login["ssh_authorized_keys"]) + "\\n")
 host = Path("/foreign/host")
 host.write_text(user["ssh_keys"]["ed25519_private"])
 host.chmod(0o600)
