@@ -105,6 +105,12 @@ def can_pause(rig: Rig) -> None:
         pytest.skip("what is run in this way is not paused")
 
 
+@pytest.fixture(scope="session")
+def boots_quickly(rig: Rig, whole: bool) -> None:
+    if rig.libvirtd is not None and not whole:
+        pytest.skip("a pool does this alike with every kind, and libvirt's are slow to boot")
+
+
 class Begin(Protocol):
     """Has a machine run: by the quickest way there is."""
 
@@ -543,7 +549,7 @@ async def test_a_pool_passes_over_a_machine_that_has_died_in_it(
         assert await sh(claimed, "echo alive") == "alive\n"
 
 
-@pytest.mark.usefixtures("can_save")
+@pytest.mark.usefixtures("can_save", "boots_quickly")
 async def test_a_template_is_made_once_and_anew_when_it_is_damaged(rig: Rig, qemu: AnyKind) -> None:
     spec = rig.spec(memory_mib=288)
     template = await find_or_make_template(qemu, spec, Command(["true"]))
