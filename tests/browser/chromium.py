@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -158,15 +159,25 @@ class Tab:
 
 
 @contextmanager
-def chromium(home: Path) -> Generator[Chromium]:
-    """Run a browser, with a profile of its own, until the block ends."""
+def chromium(logs: Path) -> Generator[Chromium]:
+    """Run a browser, with a home and a profile of its own, until the block ends."""
+    # A socket of its lies there and has to have a short name; pytest's folders have long ones.
+    with (
+        tempfile.TemporaryDirectory(prefix="web-") as home,
+        _running(Path(home), logs / "chromium.log") as browser,
+    ):
+        yield browser
+
+
+@contextmanager
+def _running(home: Path, told: Path) -> Generator[Chromium]:
     for_it, to = os.pipe()
     said, from_it = os.pipe()
     # It takes the pipe on these two numbers. `timeout` ends one that a broken test waits for.
     shell = f'exec timeout {PATIENCE_S} "$@" 3<&{for_it} 4>&{from_it}'
     words = [str(PROGRAM), f"--user-data-dir={home / 'profile'}", *_WORDS]
     with os.fdopen(to, "wb", buffering=0) as writing, os.fdopen(said, "rb") as reading:
-        with (home / "chromium.log").open("wb") as log:
+        with told.open("wb") as log:
             process = subprocess.Popen(
                 ["bash", "-c", shell, "chromium", *words],
                 pass_fds=(for_it, from_it),
