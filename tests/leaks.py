@@ -21,8 +21,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# A child that was told to stop, or a worker thread whose loop has ended, is on its way out.
-GRACE_S = 3.0
+# A child that was told to stop, or a worker thread whose loop has ended, is on its way out; on a
+# busy host it still waits for its disk.
+GRACE_S = 10.0
 PR_SET_CHILD_SUBREAPER = 36
 
 

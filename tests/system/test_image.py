@@ -32,6 +32,8 @@ FETCHED = CACHE / "build"
 NOBODY = 65534
 MIB = 1 << 20
 
+# Where Python finds the project and what it needs.
+_OURS = ":".join([*site.getsitepackages(), str(ROOT / "python")])
 _BUILD = """
 import anyio, pathlib, sys
 from microvm_orchestrator.images.build import ImageSpec, build
@@ -230,7 +232,7 @@ def test_the_same_packages_make_the_same_image_whoever_builds_it_and_wherever(
     if os.geteuid() != 0:
         pytest.skip("only root can build as somebody else too")
     if (python := find_python_of_everybody()) is None:
-        pytest.skip("no Python of this version that an unprivileged user may start")
+        pytest.skip("no Python of this version that an unprivileged user may start and read us by")
     cache = tmp_path / "a cache with spaces"
     shutil.copytree(fetched / "packages", cache / "packages", copy_function=os.link)
     stores = [tmp_path / "mine", tmp_path / "a longer way" / "of nobody"]
@@ -271,11 +273,19 @@ def test_the_same_packages_make_the_same_image_whoever_builds_it_and_wherever(
 
 
 def find_python_of_everybody() -> str | None:
-    """Find a Python of our version that every user may start."""
+    """Find a Python of our version that every user may start, and finds what it needs there."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for candidate in (str(Path(sys.executable).resolve()), f"/usr/bin/{name}"):
         try:
-            ran = subprocess.run([candidate, "-c", ""], user=NOBODY, group=NOBODY, check=False)
+            ran = subprocess.run(
+                [candidate, "-c", "import anyio, microvm_orchestrator"],
+                cwd="/",
+                env={"PYTHONPATH": _OURS, "PYTHONDONTWRITEBYTECODE": "1"},
+                user=NOBODY,
+                group=NOBODY,
+                capture_output=True,
+                check=False,
+            )
         except OSError:
             continue
         if ran.returncode == 0:
