@@ -7,17 +7,10 @@ a refusal as a tool's error with its bare sentence. Below, `delegation_jobs` tra
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mcp.shared.exceptions import MCPError
-from mcp.types import (
-    METHOD_NOT_FOUND,
-    CallToolRequestParams,
-    CallToolResult,
-    ListToolsResult,
-    TextContent,
-    Tool,
-)
+from mcp.types import CallToolRequestParams, CallToolResult, TextContent
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.answers import crash_result, error_result
@@ -30,16 +23,16 @@ from microvm_orchestrator.mcp_server.profiles.delegation_jobs import (
     Shown,
     Submit,
 )
+from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
-from microvm_orchestrator.mcp_server.schemas import request_schema
 from microvm_orchestrator.service.service import parse
 
 if TYPE_CHECKING:
-    from mcp.types import PaginatedRequestParams
-
     from microvm_orchestrator.mcp_server.callers import Context
-    from microvm_orchestrator.mcp_server.profiles.delegation_jobs import Asked
+    from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
+
+_Answer = Callable[[DelegatedJobs, "Caller", Any], Awaitable[Shown]]
 
 # As that program introduced itself.
 _NAME = "mcp-delegation-server"
@@ -48,33 +41,26 @@ _NAME = "mcp-delegation-server"
 class DelegationTools:
     """Those tools as the protocol wants them."""
 
-    OFFERED: ClassVar[dict[str, tuple[str, type[Asked]]]] = {
-        "submit_job": ("Submit a job for execution in an isolated VM", Submit),
-        "get_job_status": ("Get the current status of a job", Named),
-        "get_job_result": ("Get the result of a completed job", Named),
-        "cancel_job": ("Cancel a running or pending job", Named),
-        "list_jobs": ("List all jobs, optionally filtered by status", Filter),
+    # A job is submitted by what was sent, for its manifest has sentences of its own.
+    OFFERED: ClassVar[dict[str, Offer[_Answer | None]]] = {
+        "submit_job": Offer("Submit a job for execution in an isolated VM", Submit, None),
+        "get_job_status": Offer("Get the current status of a job", Named, DelegatedJobs.status),
+        "get_job_result": Offer("Get the result of a completed job", Named, DelegatedJobs.result),
+        "cancel_job": Offer("Cancel a running or pending job", Named, DelegatedJobs.cancel),
+        "list_jobs": Offer(
+            "List all jobs, optionally filtered by status", Filter, DelegatedJobs.listed
+        ),
     }
 
     def __init__(self, jobs: DelegatedJobs) -> None:
         self._jobs = jobs
-        self._listed = ListToolsResult(
-            tools=[
-                Tool(name=name, description=description, input_schema=request_schema(request))
-                for name, (description, request) in self.OFFERED.items()
-            ]
-        )
-
-    async def listed(
-        self, _ctx: Context, _params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
-        return self._listed
+        self._offers = Offers(self.OFFERED)
+        self.listed = self._offers.listed
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
-        if params.name not in self.OFFERED:
-            raise MCPError(code=METHOD_NOT_FOUND, message=f"Unknown tool: {params.name}")
+        offered = self._offers.find(params.name)
         try:
-            told = await self._answer(ctx, params.name, params.arguments or {})
+            told = await self._answer(ctx, offered, params.arguments or {})
         except Refused as refusal:
             return CallToolResult(
                 content=[TextContent(type="text", text=str(refusal))], is_error=True
@@ -86,19 +72,13 @@ class DelegationTools:
         text = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
         return CallToolResult(content=[TextContent(type="text", text=text)])
 
-    async def _answer(self, ctx: Context, tool: str, arguments: dict[str, Any]) -> Shown:
+    async def _answer(
+        self, ctx: Context, offered: Offer[_Answer | None], arguments: dict[str, Any]
+    ) -> Shown:
         caller = caller_of(ctx)
-        match tool:
-            case "submit_job":
-                return await self._jobs.submit(caller, arguments, settings_of(ctx))
-            case "get_job_status":
-                return await self._jobs.status(caller, parse(Named, arguments))
-            case "get_job_result":
-                return await self._jobs.result(caller, parse(Named, arguments))
-            case "cancel_job":
-                return await self._jobs.cancel(caller, parse(Named, arguments))
-            case _:
-                return await self._jobs.listed(caller, parse(Filter, arguments))
+        if offered.answer is None:
+            return await self._jobs.submit(caller, arguments, settings_of(ctx))
+        return await offered.answer(self._jobs, caller, parse(offered.request, arguments))
 
 
 def delegation(service: Service) -> QuietServer:

@@ -8,17 +8,13 @@ Below, `microvm_tasks` translates and `microvm_copies` writes the files.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mcp.shared.exceptions import MCPError
 from mcp.types import (
-    METHOD_NOT_FOUND,
     CallToolRequestParams,
     CallToolResult,
-    ListToolsResult,
     TextContent,
-    Tool,
 )
 
 from microvm_orchestrator import errors
@@ -26,7 +22,6 @@ from microvm_orchestrator.mcp_server.answers import crash_result
 from microvm_orchestrator.mcp_server.profiles.microvm_copies import Copies
 from microvm_orchestrator.mcp_server.profiles.microvm_tasks import (
     GROUP,
-    Asked,
     Cleanup,
     MicrovmTasks,
     Named,
@@ -36,81 +31,62 @@ from microvm_orchestrator.mcp_server.profiles.microvm_tasks import (
     Shown,
     Wait,
 )
+from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
-from microvm_orchestrator.mcp_server.schemas import request_schema
 from microvm_orchestrator.service.service import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from mcp.types import PaginatedRequestParams
+    from mcp.types import ListToolsResult, PaginatedRequestParams
 
     from microvm_orchestrator.mcp_server.callers import Context
     from microvm_orchestrator.service.service import Service
 
 
-@dataclass(frozen=True, slots=True)
-class _Offered:
-    """A tool: its words, what it takes and what answers it."""
-
-    description: str
-    request: type[Asked]
-    answer: Callable[[MicrovmTasks, Context, Any], Awaitable[Shown]]
+_Answer = Callable[[MicrovmTasks, "Context", Any], Awaitable[Shown]]
 
 
 class MicrovmTools:
     """Those tools as the protocol wants them."""
 
-    OFFERED: ClassVar[dict[str, _Offered]] = {
-        "run_task": _Offered(
+    OFFERED: ClassVar[dict[str, Offer[_Answer]]] = {
+        "run_task": Offer(
             "Start a task in a microVM; returns its task_id at once", RunTask, MicrovmTasks.run_task
         ),
-        "get_task_info": _Offered(
+        "get_task_info": Offer(
             "Get task status, result, and merge result", Named, MicrovmTasks.get_task_info
         ),
-        "get_task_logs": _Offered(
+        "get_task_logs": Offer(
             "Get the path of a task's log file, to be followed with tail -f",
             Named,
             MicrovmTasks.get_task_logs,
         ),
-        "wait_next_event": _Offered(
+        "wait_next_event": Offer(
             "Block until a task completes or fails", Wait, MicrovmTasks.wait_next_event
         ),
-        "cleanup_task": _Offered(
+        "cleanup_task": Offer(
             "End a task if it runs and remove its files; commits that were not merged are kept",
             Cleanup,
             MicrovmTasks.cleanup_task,
         ),
-        "list_repos": _Offered(
+        "list_repos": Offer(
             "List the repositories that tasks can be run on", Nothing, MicrovmTasks.list_repos
         ),
-        "list_tasks": _Offered("List all tasks", Nothing, MicrovmTasks.list_tasks),
-        "list_slots": _Offered(
+        "list_tasks": Offer("List all tasks", Nothing, MicrovmTasks.list_tasks),
+        "list_slots": Offer(
             "List how many tasks can run at once, and which do", Nothing, MicrovmTasks.list_slots
         ),
     }
 
     def __init__(self, tasks: MicrovmTasks) -> None:
         self._tasks = tasks
-        self._listed = ListToolsResult(
-            tools=[
-                Tool(
-                    name=name,
-                    description=offered.description,
-                    input_schema=request_schema(offered.request),
-                )
-                for name, offered in self.OFFERED.items()
-            ]
-        )
+        self._offers = Offers(self.OFFERED)
 
-    async def listed(self, ctx: Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
+    async def listed(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
         self._tasks.greet(ctx)
-        return self._listed
+        return await self._offers.listed(ctx, params)
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
-        offered = self.OFFERED.get(params.name)
-        if offered is None:
-            raise MCPError(code=METHOD_NOT_FOUND, message=f"Unknown tool: {params.name}")
+        offered = self._offers.find(params.name)
         self._tasks.greet(ctx)
         try:
             asked = parse(offered.request, params.arguments or {})

@@ -7,26 +7,23 @@ protocol errors where others answer with a tool's error. Below, `orchestrator_ta
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
     INVALID_REQUEST,
-    METHOD_NOT_FOUND,
     CallToolRequestParams,
     CallToolResult,
-    ListToolsResult,
     TextContent,
-    Tool,
 )
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.answers import error_text
 from microvm_orchestrator.mcp_server.callers import caller_of
+from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
 from microvm_orchestrator.mcp_server.profiles.orchestrator_tasks import (
     GROUP,
-    Asked,
     Complete,
     Create,
     Instance,
@@ -38,73 +35,47 @@ from microvm_orchestrator.mcp_server.profiles.orchestrator_tasks import (
     Update,
 )
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
-from microvm_orchestrator.mcp_server.schemas import request_schema
 from microvm_orchestrator.service.service import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from mcp.types import PaginatedRequestParams
-
     from microvm_orchestrator.mcp_server.callers import Context
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
 
 
-@dataclass(frozen=True, slots=True)
-class _Offered:
-    """A tool: its words, what it takes and what answers it."""
-
-    description: str
-    request: type[Asked]
-    answer: Callable[[OrchestratorTasks, Caller, Any], Awaitable[Shown]]
+_Answer = Callable[[OrchestratorTasks, "Caller", Any], Awaitable[Shown]]
 
 
 class OrchestratorTools:
     """Those tools as the protocol wants them: pretty JSON in one block of text, errors its own."""
 
-    OFFERED: ClassVar[dict[str, _Offered]] = {
-        "create_task": _Offered(
+    OFFERED: ClassVar[dict[str, Offer[_Answer]]] = {
+        "create_task": Offer(
             "Create a new task with optional dependencies", Create, OrchestratorTasks.create
         ),
-        "update_task": _Offered(
+        "update_task": Offer(
             "Update a pending task's description or dependencies",
             Update,
             OrchestratorTasks.update,
         ),
-        "delete_task": _Offered(
+        "delete_task": Offer(
             "Delete a task no other task depends on", Named, OrchestratorTasks.delete
         ),
-        "get_next_task": _Offered("Get the next available task", Instance, OrchestratorTasks.next),
-        "complete_task": _Offered("Mark a task as completed", Complete, OrchestratorTasks.complete),
-        "get_task_status": _Offered("Get status of all tasks", Nothing, OrchestratorTasks.status),
-        "get_task_details": _Offered(
+        "get_next_task": Offer("Get the next available task", Instance, OrchestratorTasks.next),
+        "complete_task": Offer("Mark a task as completed", Complete, OrchestratorTasks.complete),
+        "get_task_status": Offer("Get status of all tasks", Nothing, OrchestratorTasks.status),
+        "get_task_details": Offer(
             "Get details of a specific task", Named, OrchestratorTasks.details
         ),
     }
 
     def __init__(self, service: Service) -> None:
         self._tools = OrchestratorTasks(service)
-        self._listed = ListToolsResult(
-            tools=[
-                Tool(
-                    name=name,
-                    description=offered.description,
-                    input_schema=request_schema(offered.request),
-                )
-                for name, offered in self.OFFERED.items()
-            ]
-        )
-
-    async def listed(
-        self, _ctx: Context, _params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
-        return self._listed
+        self._offers = Offers(self.OFFERED)
+        self.listed = self._offers.listed
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
-        offered = self.OFFERED.get(params.name)
-        if offered is None:
-            raise MCPError(code=METHOD_NOT_FOUND, message=f"Unknown tool: {params.name}")
+        offered = self._offers.find(params.name)
         try:
             asked = parse(offered.request, params.arguments or {})
             answer = await offered.answer(self._tools, caller_of(ctx), asked)

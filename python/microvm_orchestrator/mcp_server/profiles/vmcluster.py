@@ -9,33 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mcp.shared.exceptions import MCPError
-from mcp.types import (
-    METHOD_NOT_FOUND,
-    CallToolRequestParams,
-    CallToolResult,
-    ListToolsResult,
-    TextContent,
-    Tool,
-)
-from pydantic import BaseModel, TypeAdapter
+from mcp.types import CallToolRequestParams, CallToolResult, TextContent
+from pydantic import TypeAdapter
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.mcp_server.callers import caller_of
 from microvm_orchestrator.mcp_server.profiles import vmcluster_words as words
+from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
 from microvm_orchestrator.mcp_server.profiles.vmcluster_clusters import Clusters, Failed
 from microvm_orchestrator.mcp_server.profiles.vmcluster_faults import Faults
 from microvm_orchestrator.mcp_server.profiles.vmcluster_kernel import KernelLogs
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
-from microvm_orchestrator.mcp_server.schemas import answer_schema, request_schema
 from microvm_orchestrator.service.service import parse
 
 if TYPE_CHECKING:
-    from mcp.types import PaginatedRequestParams
-
     from microvm_orchestrator.mcp_server.callers import Context
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
@@ -53,138 +42,132 @@ _CODES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Tool:
-    description: str
-    asked: type[words.Asked]
-    # Of the envelope.
-    given: type[BaseModel]
-    answer: Callable[[Caller, Any], Awaitable[object]]
+_Answer = Callable[["Caller", Any], Awaitable[object]]
 
 
-def _tools(service: Service) -> dict[str, _Tool]:
+def _tools(service: Service) -> dict[str, Offer[_Answer]]:
     clusters, faults, logs = Clusters(service), Faults(service), KernelLogs(service)
     status = words.ToolResult[words.ClusterStatus]
     return {
-        "cluster_define": _Tool(
+        "cluster_define": Offer(
             "Provision a cluster from a topology file. Idempotent, and repairs what is missing.",
             words.DefineAsked,
-            status,
             clusters.define,
+            status,
         ),
-        "cluster_start": _Tool(
+        "cluster_start": Offer(
             "Boot all stopped nodes, and wait until every node answers.",
             words.StartAsked,
-            status,
             clusters.start,
+            status,
         ),
-        "cluster_stop": _Tool(
+        "cluster_stop": Offer(
             "Stop all running nodes: mode shutdown, or destroy to force them off.",
             words.StopAsked,
-            status,
             clusters.stop,
+            status,
         ),
-        "cluster_destroy": _Tool(
+        "cluster_destroy": Offer(
             "End a cluster; with remove_overlays its disks and snapshots go too.",
             words.DestroyAsked,
-            status,
             clusters.destroy,
+            status,
         ),
-        "cluster_status": _Tool(
+        "cluster_status": Offer(
             "Return the state of each node, and whether it answers.",
             words.ClusterAsked,
-            status,
             clusters.status,
+            status,
         ),
-        "cluster_handle": _Tool(
+        "cluster_handle": Offer(
             "Return what it takes to use a running cluster.",
             words.ClusterAsked,
-            words.ToolResult[words.ClusterHandle],
             clusters.handle,
+            words.ToolResult[words.ClusterHandle],
         ),
-        "node_crash": _Tool(
+        "node_crash": Offer(
             "Simulate an unclean node failure, and restart the node.",
             words.CrashAsked,
-            words.ToolResult[words.NodeStatus],
             clusters.crash,
+            words.ToolResult[words.NodeStatus],
         ),
-        "node_exec": _Tool(
+        "node_exec": Offer(
             "Run a command on one node; a node that does not answer is an error.",
             words.ExecAsked,
-            words.ToolResult[words.ExecResult],
             clusters.exec,
+            words.ToolResult[words.ExecResult],
         ),
-        "node_exec_all": _Tool(
+        "node_exec_all": Offer(
             "Run a command on many nodes in parallel.",
             words.ExecAllAsked,
-            words.ToolResult[words.ExecAllResult],
             clusters.exec_all,
+            words.ToolResult[words.ExecAllResult],
         ),
-        "snapshot_create": _Tool(
+        "snapshot_create": Offer(
             "Save all nodes of a cluster at one moment, with memory and disks, or none of them.",
             words.SaveAsked,
-            words.ToolResult[words.SnapshotInfo],
             clusters.save,
+            words.ToolResult[words.SnapshotInfo],
         ),
-        "snapshot_list": _Tool(
+        "snapshot_list": Offer(
             "List snapshots with per-node metadata.",
             words.ClusterAsked,
-            words.ToolResult[list[words.SnapshotInfo]],
             clusters.snapshots,
+            words.ToolResult[list[words.SnapshotInfo]],
         ),
-        "snapshot_revert": _Tool(
+        "snapshot_revert": Offer(
             "Put all nodes back to a named snapshot, and see that they answer.",
             words.RevertAsked,
-            status,
             clusters.revert,
+            status,
         ),
-        "snapshot_delete": _Tool(
+        "snapshot_delete": Offer(
             "Delete a named snapshot across all nodes.",
             words.SnapshotAsked,
-            words.ToolResult[words.SnapshotDeleted],
             clusters.forget,
+            words.ToolResult[words.SnapshotDeleted],
         ),
-        "net_partition": _Tool(
+        "net_partition": Offer(
             "Let two groups of nodes not hear each other, and see that they do not.",
             words.PartitionAsked,
-            words.ToolResult[words.FaultHandle],
             faults.partition,
+            words.ToolResult[words.FaultHandle],
         ),
-        "net_impair": _Tool(
+        "net_impair": Offer(
             "Impair what a node sends: to one other node, or to all.",
             words.ImpairAsked,
-            words.ToolResult[words.FaultHandle],
             faults.impair,
+            words.ToolResult[words.FaultHandle],
         ),
-        "net_heal": _Tool(
+        "net_heal": Offer(
             "Remove a fault, and see that it is gone.",
             words.HealAsked,
-            words.ToolResult[bool],
             faults.heal,
+            words.ToolResult[bool],
         ),
-        "net_heal_all": _Tool(
+        "net_heal_all": Offer(
             "Remove all active faults of a cluster, and count them.",
             words.ClusterAsked,
-            words.ToolResult[int],
             faults.heal_all,
+            words.ToolResult[int],
         ),
-        "net_fault_list": _Tool(
+        "net_fault_list": Offer(
             "List the active faults of a cluster.",
             words.ClusterAsked,
-            words.ToolResult[list[words.FaultInfo]],
             faults.listed,
+            words.ToolResult[list[words.FaultInfo]],
         ),
-        "dmesg_mark": _Tool(
+        "dmesg_mark": Offer(
             "Write a marker into the kernel log of nodes.",
             words.MarkAsked,
-            words.ToolResult[dict[str, str]],
             logs.mark,
+            words.ToolResult[dict[str, str]],
         ),
-        "dmesg_collect": _Tool(
+        "dmesg_collect": Offer(
             "Collect and classify the kernel logs of nodes: all, warn+ or err+.",
             words.CollectAsked,
-            words.ToolResult[dict[str, words.DmesgResult]],
             logs.collect,
+            words.ToolResult[dict[str, words.DmesgResult]],
         ),
     }
 
@@ -193,31 +176,14 @@ class VmclusterTools:
     """Those tools as the protocol wants them."""
 
     def __init__(self, service: Service) -> None:
-        self._tools = _tools(service)
-        self._listed = ListToolsResult(
-            tools=[
-                Tool(
-                    name=name,
-                    description=tool.description,
-                    input_schema=request_schema(tool.asked),
-                    output_schema=answer_schema(tool.given),
-                )
-                for name, tool in self._tools.items()
-            ]
-        )
-
-    async def listed(
-        self, _ctx: Context, _params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
-        return self._listed
+        self._tools = Offers(_tools(service))
+        self.listed = self._tools.listed
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
-        tool = self._tools.get(params.name)
-        if tool is None:
-            raise MCPError(code=METHOD_NOT_FOUND, message=f"Unknown tool: {params.name}")
+        tool = self._tools.find(params.name)
         result, error = None, None
         try:
-            asked = parse(tool.asked, params.arguments or {})
+            asked = parse(tool.request, params.arguments or {})
             result = await tool.answer(caller_of(ctx), asked)
         except Failed as failed:
             result, error = failed.result, failed.error
