@@ -28,7 +28,7 @@ from microvm_orchestrator.model.names import NAME
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-    from microvm_orchestrator.machine.base import Accel, MachineSpec
+    from microvm_orchestrator.machine.base import Accel, MachineSpec, Snapshot
     from microvm_orchestrator.machine.qemu.host import Host
 
 # How often the consoles are looked at. A guest under emulation writes 1 MB between two looks.
@@ -89,6 +89,11 @@ class Keeper(ABC, Generic[M]):
         folder = self._host.machines
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(name for name in names if NAME.fullmatch(name))
+
+    def _unclaimed(self) -> list[tuple[str, Made | None]]:
+        """Name the machines that an earlier daemon left before anybody claimed them."""
+        records = ((machine_id, self._host.record(machine_id)) for machine_id in self.found())
+        return [(machine_id, record.read()) for machine_id, record in records if record.unclaimed]
 
     async def tend(self) -> None:
         """Keep what consoles take on the disk bounded, and no control group of what has ended."""
@@ -162,6 +167,33 @@ class Keeper(ABC, Generic[M]):
             resident.close()
         leave_group(self._host, record.machine_id)
         record.clear()
+
+
+class Cloner(Keeper[M]):
+    """A keeper whose machines can begin where one was saved."""
+
+    async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> M:
+        """Start where a saved machine stood. Raises: as `start`, NotFound, SnapshotDamaged."""
+        return await self._clone(snapshot, spec, unclaimed=False)
+
+    async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> M:
+        """Clone a machine that stands still until it is claimed. Raises: as `clone`."""
+        try:
+            machine = await self._clone(snapshot, spec, unclaimed=True)
+            await self._make_ready(machine)
+            await machine.pause()
+        except BaseException:
+            # Nobody knows its name, so nobody would take away even its console.
+            with anyio.CancelScope(shield=True):
+                await self.remove(spec.machine_id)
+            raise
+        return machine
+
+    async def _make_ready(self, machine: M) -> None:
+        """Do in a machine that will stand by what who claims it would wait for."""
+
+    @abstractmethod
+    async def _clone(self, snapshot: Snapshot, spec: MachineSpec, *, unclaimed: bool) -> M: ...
 
 
 def _why_lost(record: Record, made: Made | None, resident: Resident | None) -> str:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -37,6 +37,7 @@ from microvm_orchestrator.machine.base import (
 from microvm_orchestrator.machine.channel import open_shell
 from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.qemu.host import killed_for_memory, leave_group
+from microvm_orchestrator.machine.qemu.terminal import open_terminal
 from microvm_orchestrator.machine.shell import Identity, Interface
 from microvm_orchestrator.machine.ssh import login_of, open_ssh
 from microvm_orchestrator.machine.ssh.connection import GREETING_S as SSH_GREETING_S
@@ -114,6 +115,8 @@ class LivingMachine(ABC):
         self._changed = anyio.Event()
         self._over = anyio.Event()
         self._ready = False
+        # Whether somebody holds the console; a QEMU serves one.
+        self._attached = False
         self._failure: errors.OrchestratorError | None = None
         # For the end: who asked for it, and what its hypervisor said of it.
         self._asked: str | None = None
@@ -166,8 +169,18 @@ class LivingMachine(ABC):
 
     # What callers do with it.
 
-    @abstractmethod
-    def attach(self) -> AbstractAsyncContextManager[Terminal]: ...
+    @asynccontextmanager
+    async def attach(self) -> AsyncGenerator[Terminal]:
+        """Hold the console. Raises: StateForbids, MachineUnreachable."""
+        self._check()
+        if self._attached:
+            raise errors.StateForbids(f"the console of machine {self.machine_id} is held already")
+        self._attached = True
+        try:
+            async with open_terminal(self.record.terminal) as terminal:
+                yield terminal
+        finally:
+            self._attached = False
 
     @abstractmethod
     async def pause(self) -> None: ...

@@ -21,7 +21,7 @@ import anyio.to_thread
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine.base import Qcow2
 from microvm_orchestrator.machine.channel.connection import GREETING_S
-from microvm_orchestrator.machine.keeper import Keeper
+from microvm_orchestrator.machine.keeper import Cloner
 from microvm_orchestrator.machine.libvirt import domain, saving, seed
 from microvm_orchestrator.machine.libvirt.library import SAVE_PAUSED, XML_INACTIVE, Undefine
 from microvm_orchestrator.machine.libvirt.machine import (
@@ -69,7 +69,7 @@ _SEED = "seed.iso"
 _MEMORY = "memory"
 
 
-class Domains(Keeper[LibvirtMachine]):
+class Domains(Cloner[LibvirtMachine]):
     """The machines of libvirt's that are ours."""
 
     def __init__(
@@ -117,22 +117,6 @@ class Domains(Keeper[LibvirtMachine]):
 
         return await self._make(spec, accel, begin, prepare)
 
-    async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> LibvirtMachine:
-        """Start where a saved machine stood. Raises: as `start`, NotFound, SnapshotDamaged."""
-        return await self._clone(snapshot, spec, unclaimed=False)
-
-    async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> LibvirtMachine:
-        """Clone a machine that stands still until it is claimed. Raises: as `clone`."""
-        try:
-            machine = await self._clone(snapshot, spec, unclaimed=True)
-            await machine.pause()
-        except BaseException:
-            # Nobody knows its name, so nobody would take away even its console.
-            with anyio.CancelScope(shield=True):
-                await self.remove(spec.machine_id)
-            raise
-        return machine
-
     async def _clone(
         self, snapshot: Snapshot, spec: MachineSpec, *, unclaimed: bool
     ) -> LibvirtMachine:
@@ -170,10 +154,8 @@ class Domains(Keeper[LibvirtMachine]):
 
     async def sweep(self) -> None:
         """Take away machines that an earlier daemon left, and nobody has claimed."""
-        for machine_id in self.found():
-            record = self._host.record(machine_id)
-            made = record.read()
-            if record.unclaimed and made is not None and isinstance(made.spec.boot, Qcow2):
+        for machine_id, made in self._unclaimed():
+            if made is not None and isinstance(made.spec.boot, Qcow2):
                 try:
                     await self._learn_users()
                     await self.remove(machine_id)

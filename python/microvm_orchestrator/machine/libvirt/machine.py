@@ -23,7 +23,6 @@ from microvm_orchestrator.machine.libvirt.library import (
     PauseReason,
 )
 from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine
-from microvm_orchestrator.machine.qemu.terminal import open_terminal
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteStream, TaskGroup
 
-    from microvm_orchestrator.machine.base import Snapshot, Terminal
+    from microvm_orchestrator.machine.base import Snapshot
     from microvm_orchestrator.machine.libvirt.connection import Connection
     from microvm_orchestrator.machine.libvirt.library import Domain
     from microvm_orchestrator.machine.process import Resident
@@ -105,26 +104,12 @@ class LibvirtMachine(LivingMachine):
         self._messages = messages
         # One looks or changes at a time, so that no old look undoes what was just done.
         self._looking = anyio.Lock()
-        self._attached = False
         # Whether it stands still because it was restored, and was not told to go on yet.
         self.restored = False
         # Why it does not run any more, by libvirt.
         self._off: OffReason | None = None
 
     # What callers do with it.
-
-    @asynccontextmanager
-    async def attach(self) -> AsyncGenerator[Terminal]:
-        """Hold the console. Raises: StateForbids, MachineUnreachable."""
-        self._check()
-        if self._attached:
-            raise errors.StateForbids(f"the console of machine {self.machine_id} is held already")
-        self._attached = True
-        try:
-            async with open_terminal(self.record.terminal) as terminal:
-                yield terminal
-        finally:
-            self._attached = False
 
     async def pause(self) -> None:
         async with self._looking:

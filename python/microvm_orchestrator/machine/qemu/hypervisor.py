@@ -27,7 +27,7 @@ from microvm_orchestrator.machine.base import (
 )
 from microvm_orchestrator.machine.channel.connection import GREETING_S
 from microvm_orchestrator.machine.handover import Handover
-from microvm_orchestrator.machine.keeper import Keeper
+from microvm_orchestrator.machine.keeper import Cloner
 from microvm_orchestrator.machine.links import netdev
 from microvm_orchestrator.machine.living import identity
 from microvm_orchestrator.machine.probe import Acceleration, choose, probe
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 _FIRST = Command(["true"], timeout_s=GREETING_S)
 
 
-class Qemu(Keeper[QemuMachine]):
+class Qemu(Cloner[QemuMachine]):
     """The machines that QEMU runs here."""
 
     def __init__(self, host: Host, group: TaskGroup) -> None:
@@ -93,23 +93,9 @@ class Qemu(Keeper[QemuMachine]):
         """Run a program to its end. Raises: InvalidInput, AlreadyExists, MachineFailed."""
         return await seeded.run(self._host, spec, program, timeout_s)
 
-    async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> QemuMachine:
-        """Start where a saved machine stood. Raises: as `start`, NotFound, SnapshotDamaged."""
-        return await self._clone(snapshot, spec, unclaimed=False)
-
-    async def stand_by(self, snapshot: Snapshot, spec: MachineSpec) -> QemuMachine:
-        """Clone a machine that stands still until it is claimed. Raises: as `clone`."""
-        try:
-            machine = await self._clone(snapshot, spec, unclaimed=True)
-            with suppress(errors.NotFound):
-                await machine.shell.exec(_FIRST)
-            await machine.pause()
-        except BaseException:
-            # Nobody knows its name, so nobody would take away even its console.
-            with anyio.CancelScope(shield=True):
-                await self.remove(spec.machine_id)
-            raise
-        return machine
+    async def _make_ready(self, machine: QemuMachine) -> None:
+        with suppress(errors.NotFound):
+            await machine.shell.exec(_FIRST)
 
     async def _clone(
         self, snapshot: Snapshot, spec: MachineSpec, *, unclaimed: bool
@@ -164,12 +150,9 @@ class Qemu(Keeper[QemuMachine]):
 
         Snapshots it did not complete, who was writing them, and machines that nobody has claimed.
         """
-        for machine_id in self.found():
-            record = self._host.record(machine_id)
-            made = record.read()
+        for machine_id, made in self._unclaimed():
             # What libvirt runs is libvirt's to end.
-            others = made is not None and isinstance(made.spec.boot, Qcow2)
-            if record.unclaimed and not others:
+            if made is None or not isinstance(made.spec.boot, Qcow2):
                 await self.remove(machine_id)
         folder = self._host.snapshots
         for path in folder.iterdir() if folder.is_dir() else ():

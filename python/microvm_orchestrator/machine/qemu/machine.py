@@ -19,7 +19,6 @@ from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine
 from microvm_orchestrator.machine.qemu import disks, migration, saving
 from microvm_orchestrator.machine.qemu.host import file_limit
 from microvm_orchestrator.machine.qemu.qmp import ANSWER_S, Event, Qmp, open_qmp
-from microvm_orchestrator.machine.qemu.terminal import Terminal, open_terminal
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
@@ -42,8 +41,6 @@ class QemuMachine(LivingMachine):
     def __init__(self, host: Host, made: Made, resident: Resident) -> None:
         super().__init__(host, made, resident)
         self._qmp: Qmp | None = None
-        # Whether somebody holds the console; QEMU serves one.
-        self._attached = False
         # Why it is about to stand still.
         self._pausing: str | None = None
         # While it is saved it stands still for a moment, which is no change of its state.
@@ -56,19 +53,6 @@ class QemuMachine(LivingMachine):
         if self._qmp is None:
             raise errors.MachineUnreachable(f"machine {self.machine_id} has no monitor yet")
         return self._qmp
-
-    @asynccontextmanager
-    async def attach(self) -> AsyncGenerator[Terminal]:
-        """Hold the console. Raises: StateForbids, MachineUnreachable."""
-        self._check()
-        if self._attached:
-            raise errors.StateForbids(f"the console of machine {self.machine_id} is held already")
-        self._attached = True
-        try:
-            async with open_terminal(self.record.terminal) as terminal:
-                yield terminal
-        finally:
-            self._attached = False
 
     async def pause(self) -> None:
         await self._command("stop", MachineState.PAUSED)

@@ -26,9 +26,8 @@ from microvm_orchestrator.machine.runner import start
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from microvm_orchestrator.machine.base import MachineSpec, Snapshot
+    from microvm_orchestrator.machine.base import MachineSpec, Snapshot, Terminal
     from microvm_orchestrator.machine.handover import Handover
-    from microvm_orchestrator.machine.qemu.terminal import Terminal
     from microvm_orchestrator.machine.record import Record
 
 # By this name a guest knows the port at which its SSH server is wanted.
