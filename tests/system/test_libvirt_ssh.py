@@ -7,9 +7,6 @@ there about its keys, its name and its networks, and nothing else.
 
 from __future__ import annotations
 
-import io
-import os
-import stat
 from collections.abc import Generator
 from dataclasses import replace
 
@@ -19,30 +16,19 @@ import pytest
 import libvirtd
 from machines import LONG_S, Rig, new_machine_id, removed_in_the_end, running_libvirt_rig, sh
 from microvm_orchestrator import errors
-from microvm_orchestrator.cpio import ALIGN, CpioWriter
-from microvm_orchestrator.images import guest_files
 from microvm_orchestrator.machine.base import Accel, Boot, Link, MachineSpec, Qcow2
 from microvm_orchestrator.machine.ssh.keys import make_key
 from microvm_orchestrator.runner import Ssh
-from system.test_ssh_image import CONFIG, HANDS_OVER, INSTEAD, parts
+from system.test_ssh_image import BEGINS, CONFIG, first_root, parts
 
-INIT = """#!/bin/sh
-export PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin
-rm -rf /usr/lib/microvm-orchestrator
-home=/root
-mkdir -p /dev/pts /run $home/.ssh /usr/local/sbin
-mount -t tmpfs -o mode=755 run /run
-mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
-ip link set lo up
-echo sshd:x:101:65534::/run/sshd:/usr/sbin/nologin >>/etc/passwd
-mkdir -p /run/sshd
-printf '#!/bin/sh\\nsync\\necho o >/proc/sysrq-trigger\\n' >/usr/local/sbin/poweroff
-chmod 755 /usr/local/sbin/poweroff
+INIT = (
+    BEGINS
+    + """
 modprobe virtio_net
 python3 /foreign/seed || echo "seed: failed" >/dev/console
-echo "the guest is foreign" >/dev/console
 exec /usr/sbin/sshd -D -e -f /foreign/config 2>>/dev/console
 """
+)
 # The root folder of an ISO 9660 is at sector 20 of those that are written here.
 SEED = """
 import json, os, subprocess
@@ -73,31 +59,16 @@ for card in json.loads(files["NETWORK-CONFIG;1"])["ethernets"].values():
 """
 
 
-def first_root(boot: Boot) -> bytes:
-    """Write a first root that comes behind the image's own, and replaces what it says."""
-    init, _ = guest_files.read_folder(guest_files.INITRD)["init"]
-    files = {
-        "init": (init.replace(HANDS_OVER, INSTEAD), 0o755),
-        "foreign/init": (INIT.encode(), 0o755),
-        "foreign/seed": (SEED.encode(), 0o644),
-        "foreign/config": (CONFIG.encode(), 0o644),
-    }
-    out = io.BytesIO(boot.initrd.read_bytes())
-    out.seek(0, os.SEEK_END)
-    out.write(bytes(-out.tell() % ALIGN))
-    writer = CpioWriter(out)
-    writer.add("foreign", stat.S_IFDIR | 0o755, 0, [])
-    for path, (content, mode) in files.items():
-        writer.add(path, stat.S_IFREG | mode, len(content), [content])
-    writer.end()
-    return out.getvalue()
-
-
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Boot:
     folder = tmp_path_factory.mktemp("foreign")
     boot, _ = anyio.run(parts, folder)
-    (folder / "initrd").write_bytes(first_root(boot))
+    files = {
+        "init": (INIT.encode(), 0o755),
+        "seed": (SEED.encode(), 0o644),
+        "config": (CONFIG.encode(), 0o644),
+    }
+    (folder / "initrd").write_bytes(first_root(boot, files))
     return replace(boot, initrd=folder / "initrd")
 
 

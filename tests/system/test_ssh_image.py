@@ -12,7 +12,7 @@ import io
 import os
 import signal
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,16 +30,15 @@ from microvm_orchestrator.images.build import ImageSpec, build
 from microvm_orchestrator.images.store import ImageStore
 from microvm_orchestrator.machine.base import Boot
 from microvm_orchestrator.machine.probe import probe
-from microvm_orchestrator.machine.ssh import KeyPair, fingerprint
+from microvm_orchestrator.machine.ssh import fingerprint
 from microvm_orchestrator.machine.ssh.keys import make_key
 from standin_runner import Wanted, make, qemu_command
 from system.test_exec import MIB, Stage, screen, stage_in
 
 MEMORY_MIB = 256
 PACKAGES = ("openssh-server",)
-# The first program of an image that was made by somebody else. While there is /run/no-sshd, nobody
-# listens at the port.
-INIT = r"""#!/bin/sh
+# The first program of an image that was made by somebody else, up to where its way in is.
+BEGINS = r"""#!/bin/sh
 export PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin
 rm -rf /usr/lib/microvm-orchestrator
 home=/root
@@ -49,19 +48,25 @@ mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
 ip link set lo up
 echo sshd:x:101:65534::/run/sshd:/usr/sbin/nologin >>/etc/passwd
 mkdir -p /run/sshd
-cp /foreign/authorized $home/.ssh/authorized_keys
 printf '#!/bin/sh\nsync\necho o >/proc/sysrq-trigger\n' >/usr/local/sbin/poweroff
 chmod 755 /usr/local/sbin/poweroff
+echo "the guest is foreign" >/dev/console
+"""
+# While there is /run/no-sshd, nobody listens at the port.
+INIT = (
+    BEGINS
+    + r"""
+cp /foreign/authorized $home/.ssh/authorized_keys
 for port in /sys/class/virtio-ports/*; do
     read -r name <$port/name
     [ "$name" = ssh ] && device=/dev/${port##*/}
 done
-echo "the guest is foreign" >/dev/console
 while :; do
     while [ -e /run/no-sshd ]; do sleep 1; done
     /usr/sbin/sshd -i -e -f /foreign/config <>$device >&0 2>>/dev/console
 done
 """
+)
 CONFIG = "HostKey /foreign/host\nUsePAM no\nPidFile none\nLogLevel ERROR\n"
 HANDS_OVER = b"exec /bin/busybox switch_root /new /usr/sbin/init"
 # In the guest's first root: another first program, and what it needs.
@@ -76,23 +81,21 @@ async def parts(folder: Path) -> tuple[Boot, int]:
     return boot, (await probe(folder)).tsc_khz or 0
 
 
-def first_root(boot: Boot, authorized: str, host: KeyPair) -> bytes:
-    """Write a first root that comes behind the image's own, and replaces what it says."""
+def first_root(boot: Boot, files: Mapping[str, tuple[bytes, int]]) -> bytes:
+    """Write a first root that comes behind the image's own, and replaces what it says.
+
+    `files` are those of another first program, `init`, with their modes.
+    """
     init, _ = guest_files.read_folder(guest_files.INITRD)["init"]
     assert HANDS_OVER in init
-    files = {
-        "init": (init.replace(HANDS_OVER, INSTEAD), 0o755),
-        "foreign/init": (INIT.encode(), 0o755),
-        "foreign/config": (CONFIG.encode(), 0o644),
-        "foreign/authorized": (f"{authorized}\n".encode(), 0o600),
-        "foreign/host": (host.private, 0o600),
-    }
     out = io.BytesIO(boot.initrd.read_bytes())
     out.seek(0, os.SEEK_END)
     out.write(bytes(-out.tell() % ALIGN))
     writer = CpioWriter(out)
     writer.add("foreign", stat.S_IFDIR | 0o755, 0, [])
-    for path, (content, mode) in files.items():
+    given = {f"foreign/{name}": file for name, file in files.items()}
+    changed = {"init": (init.replace(HANDS_OVER, INSTEAD), 0o755), **given}
+    for path, (content, mode) in changed.items():
         writer.add(path, stat.S_IFREG | mode, len(content), [content])
     writer.end()
     return out.getvalue()
@@ -125,7 +128,13 @@ def foreign_in(folder: Path) -> Generator[Path]:
     with stage_in(state) as stage:
         # As the guide says: added once to learn the key, and again with the key in it.
         told = done(stage, "image_add", name="guest", runner=str(empty), ssh_user="root")
-        initrd = first_root(boot, told["ssh_authorized_key"], host)
+        files = {
+            "init": (INIT.encode(), 0o755),
+            "config": (CONFIG.encode(), 0o644),
+            "authorized": (f"{told['ssh_authorized_key']}\n".encode(), 0o600),
+            "host": (host.private, 0o600),
+        }
+        initrd = first_root(boot, files)
         runner = make_runner(folder / "foreign", boot, tsc_khz, initrd)
         done(stage, "image_add", name="guest", runner=str(runner), ssh_user="root")
         other = make_key("other").public
