@@ -38,10 +38,17 @@ def arp(by: bytes, hardware: bytes, sender: str, to: bytes = EVERYBODY) -> bytes
     return ethernet(to, by, 0x0806, begin + hardware + packed(sender) + wanted)
 
 
-def ipv4(to: bytes, by: bytes, source: str, payload: bytes = b"hello") -> bytes:
+def ipv4(
+    to: bytes,
+    by: bytes,
+    source: str,
+    payload: bytes = b"hello",
+    following: int = 17,
+    fragment: int = 0,
+) -> bytes:
     size = (20 + len(payload)).to_bytes(2)
     ends = packed(source) + packed("10.9.0.3")
-    begin = b"\x45\0" + size + bytes(4) + b"\x40\x11"
+    begin = b"\x45\0" + size + bytes(2) + fragment.to_bytes(2) + bytes([0x40, following])
     words = struct.unpack("!10H", begin + bytes(2) + ends)
     checksum = 0xFFFF - sum(words) % 0xFFFF
     header = begin + checksum.to_bytes(2) + ends

@@ -175,6 +175,72 @@ async def test_a_rate_holds_back_what_is_on_its_way_and_nothing_else(world: Worl
     assert took_s >= 20 * 1000 / 20_000 - 0.15
 
 
+async def test_what_is_larger_than_an_mtu_vanishes_whatever_is_inside(world: World) -> None:
+    me, you = world.ports[:2]
+    by, to = frames.mac(me), frames.mac(you)
+    ipv4, ipv6 = ((each or "").partition("/")[0] for each in (me.ipv4, me.ipv6))
+
+    def of(size: int) -> list[bytes]:
+        return [
+            frames.ipv4(to, by, ipv4, bytes(size - 20)),
+            frames.ipv6(to, by, ipv6, bytes(size - 40)),
+        ]
+
+    await world.impair({world.way(0, 1): Impairment(mtu=1280, loss=0.0)})
+    for frame in (*of(1281), *of(1500), *of(1280)):
+        await world.ends[0].send(frame)
+    for frame in of(1280):
+        assert await world.ends[1].receive() == frame
+    # Back, and to others, all pass.
+    await world.hears(1, 0, "x" * 1400)
+    await world.hears(0, 2, "x" * 1400)
+    # Of two, the smaller one counts; beside other things, too.
+    await world.impair({world.way(0, 1): Impairment(mtu=576, rate_bytes=1 << 30, dns=True)})
+    for frame in (*of(577), *of(576)):
+        await world.ends[0].send(frame)
+    for frame in of(576):
+        assert await world.ends[1].receive() == frame
+    await world.networks.mend(world.id, [world.way(0, 1)])
+    await world.hears(0, 1, "x" * 1400)
+
+
+async def test_questions_for_names_vanish_and_nothing_else_does(world: World) -> None:
+    me, you = world.ports[:2]
+    by, to = frames.mac(me), frames.mac(you)
+    ipv4, ipv6 = ((each or "").partition("/")[0] for each in (me.ipv4, me.ipv6))
+
+    def of(source: int, target: int) -> list[bytes]:
+        """By UDP and TCP, plainly and in the first of several fragments."""
+        ports = source.to_bytes(2) + target.to_bytes(2)
+        inside = ports + bytes(20)
+        fragment = bytes([17, 0, 0, 1]) + bytes(4) + inside
+        return [
+            *(frames.ipv4(to, by, ipv4, inside, over) for over in (6, 17)),
+            *(frames.ipv6(to, by, ipv6, inside, following=over) for over in (6, 17)),
+            frames.ipv4(to, by, ipv4, inside, 17, fragment=0x2000),
+            frames.ipv6(to, by, ipv6, fragment, following=44),
+        ]
+
+    # What is not at its place says nothing of ports.
+    later = bytes(2) + b"\0\x35" + bytes(20)
+    others = [
+        *of(53, 5353),
+        frames.ipv4(to, by, ipv4, later, 1),
+        frames.ipv4(to, by, ipv4, later, 17, fragment=0x2001),
+        frames.ipv6(to, by, ipv6, bytes([17, 0, 0, 9]) + bytes(4) + later, following=44),
+        frames.arp(by, by, ipv4, to),
+    ]
+    await world.impair({world.way(0, 1): Impairment(dns=True)})
+    for frame in (*of(5353, 53), *others):
+        await world.ends[0].send(frame)
+    for frame in others:
+        assert await world.ends[1].receive() == frame
+    await world.networks.mend(world.id, [world.way(0, 1)])
+    for frame in of(5353, 53):
+        await world.ends[0].send(frame)
+        assert await world.ends[1].receive() == frame
+
+
 async def test_what_is_wrong_with_a_way_outlives_the_ports_at_its_ends(world: World) -> None:
     ways = {world.way(0, 1): CUT, world.way(2, 1): NARROW, world.way(1, 2): LOSSY}
     await world.impair(ways)
@@ -256,6 +322,8 @@ SAMPLES = {
     Behaviour.DUPLICATE: Impairment(duplicate=0.1),
     Behaviour.REORDER: Impairment(reorder=0.1),
     Behaviour.RATE: NARROW,
+    Behaviour.MTU: Impairment(mtu=1280),
+    Behaviour.DNS: Impairment(dns=True),
 }
 
 

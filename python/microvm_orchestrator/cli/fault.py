@@ -38,7 +38,9 @@ OnlyNetwork = Annotated[
     example="fault inject lan partition --group a,b --group c --ttl-s 60\n"
     "fault inject lan partition --shape majorities_ring --shuffle 7\n"
     "fault inject lan impair --machine a --target b --delay-s 0.1 --loss 0.05 --seed 7\n"
-    "fault inject lan link_down --machine a",
+    "fault inject lan impair --machine a --mtu 1280\n"
+    "fault inject lan link_down --machine a\n"
+    "fault inject lan dns --machine a --target resolver",
 )
 def inject(
     here: Session,
@@ -52,7 +54,7 @@ def inject(
         ),
     ],
     kind: Annotated[
-        Literal["partition", "impair", "link_down"],
+        Literal["partition", "impair", "link_down", "dns"],
         typer.Argument(help="What is broken.", show_default=False),
     ],
     shape: Annotated[
@@ -75,7 +77,7 @@ def inject(
         typer.Option(
             "--machine",
             metavar="MACHINE",
-            help="That is single, whose link is down, or whose frames are impaired.",
+            help="Single, with its link down, its frames impaired, or its questions unheard.",
             autocompletion=complete_machine,
         ),
     ] = None,
@@ -84,7 +86,7 @@ def inject(
         typer.Option(
             "--target",
             metavar="MACHINE",
-            help="For whom impaired frames are, by default all others; may be repeated.",
+            help="For whom frames or questions are, by default all others; may be repeated.",
             autocompletion=complete_machine,
         ),
     ] = None,
@@ -140,6 +142,10 @@ def inject(
         int | None,
         typer.Option("--rate-bytes", metavar="N", help="What passes in a second."),
     ] = None,
+    mtu: Annotated[
+        int | None,
+        typer.Option("--mtu", metavar="N", help="Larger packets vanish, and nobody is told."),
+    ] = None,
     seed: Annotated[
         str | None,
         typer.Option("--seed", metavar="SEED", help="Repeats the luck of impaired frames."),
@@ -172,6 +178,7 @@ def inject(
         "duplicate": duplicate,
         "reorder": reorder,
         "rate_bytes": rate_bytes,
+        "mtu": mtu,
         "seed": seed,
         "ttl_s": ttl_s,
     }

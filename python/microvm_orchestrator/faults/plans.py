@@ -26,6 +26,7 @@ from microvm_orchestrator.network.impairment import (
 
 Ways = Mapping[Ends, Impairment]
 CUT = Impairment(cut=True)
+NO_NAMES = Impairment(dns=True)
 # Those of a hundred machines of which none hears another.
 _MOST_WAYS = 10_000
 
@@ -93,6 +94,12 @@ def impairing(
     return Plan(FaultKind.IMPAIR, network_id, ways)
 
 
+def nameless(network_id: str, source: str, targets: Collection[str]) -> Plan:
+    """Let a machine's questions for names come to none of these. Raises: InvalidInput."""
+    asking = impairing(network_id, source, targets, NO_NAMES)
+    return Plan(FaultKind.DNS, network_id, asking.ways)
+
+
 def together(each: Collection[Ways], ends: Collection[Ends]) -> dict[Ends, Impairment]:
     """Tell what these ways meet when all that is in `each` holds; also those that meet nothing.
 
@@ -145,5 +152,7 @@ def _meets(its: Impairment) -> Meets:
         duplicate=its.duplicate,
         reorder=its.reorder,
         rate_bytes=its.rate_bytes,
+        mtu=its.mtu,
+        dns=its.dns,
         seed=its.seed,
     )

@@ -40,6 +40,8 @@ class FaultKind(StrEnum):
     IMPAIR = "impair"
     # A machine is alone: neither heard by any other of its network nor hearing one.
     LINK_DOWN = "link_down"
+    # A machine's questions to servers of names go nowhere.
+    DNS = "dns"
 
 
 class _Told(BaseModel):
@@ -71,6 +73,8 @@ class Meets(_Told):
     duplicate: Share = Field(default=0.0, description="share that comes twice")
     reorder: Share = Field(default=0.0, description="share that comes out of its turn")
     rate_bytes: int | None = Field(default=None, description="what passes in a second")
+    mtu: int | None = Field(default=None, description="larger packets vanish, and nobody is told")
+    dns: bool = Field(default=False, description="questions for names vanish")
     seed: str = Field(default="", description="names the luck of its frames, in userspace")
 
 

@@ -24,6 +24,8 @@ HOLD_S = 0.01
 # A frame that is never late but always overtaken would be for ever.
 _MOST_REORDERED = 0.9
 _MOST_S = 3600.0
+# The least that IPv4 lets a way carry whole, and the most that a packet says of itself.
+_LEAST_MTU, _MOST_MTU = 68, 65_535
 # What a queue of the kernel can be told.
 _LEAST_BYTES, _MOST_BYTES = 100, 1 << 36
 
@@ -47,6 +49,8 @@ class Behaviour(StrEnum):
     DUPLICATE = "duplicate"
     REORDER = "reorder"
     RATE = "rate"
+    MTU = "mtu"
+    DNS = "dns"
 
 
 class Spread(StrEnum):
@@ -121,6 +125,10 @@ class Impairment:
     reorder: float = 0.0
     # What passes in a second; the rest queues up.
     rate_bytes: int | None = None
+    # Larger ones, behind the Ethernet header, vanish, and nobody is told: a black hole.
+    mtu: int | None = None
+    # Questions to servers of names, whatever asks them, vanish.
+    dns: bool = False
     # Names the luck that frames meet, where that can be told in advance: in userspace.
     seed: str = field(default="", compare=False)
 
@@ -138,6 +146,10 @@ class Impairment:
         if self.rate_bytes is not None and not _LEAST_BYTES <= self.rate_bytes <= _MOST_BYTES:
             raise errors.InvalidInput(
                 f"a rate is at least {_LEAST_BYTES} bytes a second; to let nothing pass, cut"
+            )
+        if self.mtu is not None and not _LEAST_MTU <= self.mtu <= _MOST_MTU:
+            raise errors.InvalidInput(
+                f"an MTU is from {_LEAST_MTU} to {_MOST_MTU} bytes; to let nothing pass, cut"
             )
         if self.reorder > _MOST_REORDERED and not self.delay_s:
             raise errors.InvalidInput(
@@ -166,6 +178,8 @@ class Impairment:
             Behaviour.DUPLICATE: self.duplicate,
             Behaviour.REORDER: self.reorder,
             Behaviour.RATE: self.rate_bytes,
+            Behaviour.MTU: self.mtu,
+            Behaviour.DNS: self.dns,
         }
         return frozenset(behaviour for behaviour, wanted in asked.items() if wanted)
 
@@ -212,6 +226,8 @@ def _joined(one: Impairment, two: Impairment) -> Impairment:
         duplicate=_either(one.duplicate, two.duplicate),
         reorder=_either(one.reorder, two.reorder),
         rate_bytes=min(filter(None, (one.rate_bytes, two.rate_bytes)), default=None),
+        mtu=min(filter(None, (one.mtu, two.mtu)), default=None),
+        dns=one.dns or two.dns,
         seed=" ".join(sorted(filter(None, (one.seed, two.seed)))),
     )
     if not second.loss:

@@ -29,10 +29,10 @@ Taps = tuple[str, str]
 Ways = Mapping[Taps, Impairment]
 
 # All that rules can say, to see whether nft and the kernel take it.
-_TRIAL = {("mvt0", "mvt1"): Rule(cut=True, loss=0.5, number=2)}
+_TRIAL = {("mvt0", "mvt1"): Rule(cut=True, loss=0.5, mtu=1280, dns=True, number=2)}
 # Class 1 is left alone: a queue itself is 1:0, and so it reads better.
 _FIRST = 2
-_BY_RULES = frozenset({Behaviour.CUT, Behaviour.LOSS})
+_BY_RULES = frozenset({Behaviour.CUT, Behaviour.LOSS, Behaviour.MTU, Behaviour.DNS})
 _log = log.get(__name__)
 
 
@@ -91,7 +91,9 @@ class KernelWays:
         standing: dict[Taps, Impairment] = {}
         for (source, target), rule in rules.items():
             queue = given.get(target, {}).get(rule.number, AS_IT_SHOULD_BE)
-            standing[source, target] = replace(queue, cut=rule.cut, loss=rule.loss)
+            standing[source, target] = replace(
+                queue, cut=rule.cut, loss=rule.loss, mtu=rule.mtu, dns=rule.dns
+            )
         for ends, its in self._wanted.get(bridge, {}).items():
             if ends in standing and _as_read(its) == standing[ends]:
                 standing[ends] = its
@@ -124,7 +126,13 @@ class KernelWays:
         given, numbers = _queues(ways), _numbers(ways)
         await self._do(lambda: _give(given, taps))
         rules = {
-            ends: Rule(each.cut, 0.0 if each.chain is not None else each.loss, numbers.get(ends, 0))
+            ends: Rule(
+                each.cut,
+                0.0 if each.chain is not None else each.loss,
+                each.mtu,
+                each.dns,
+                numbers.get(ends, 0),
+            )
             for ends, each in ways.items()
         }
         await filters.load(self._netns, way_rules.table_of(bridge, rules))
@@ -169,7 +177,9 @@ def _queues(ways: Ways) -> dict[str, dict[int, Impairment]]:
     given: dict[str, dict[int, Impairment]] = {}
     for (source, target), number in _numbers(ways).items():
         its = _as_read(ways[source, target])
-        given.setdefault(target, {})[number] = replace(its, cut=False, loss=0.0)
+        given.setdefault(target, {})[number] = replace(
+            its, cut=False, loss=0.0, mtu=None, dns=False
+        )
     return given
 
 

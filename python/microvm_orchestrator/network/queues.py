@@ -28,7 +28,9 @@ _MAJOR = 0x10000
 _PROBE = "mvp{}"
 
 
-_WITHOUT_NETEM = frozenset({Behaviour.CUT, Behaviour.LOSS, Behaviour.RATE})
+_WITHOUT_NETEM = frozenset(
+    {Behaviour.CUT, Behaviour.LOSS, Behaviour.MTU, Behaviour.DNS, Behaviour.RATE}
+)
 # Of classes that are there for something else than a rate.
 _UNLIMITED = 1 << 37
 # What a class sends in its turn. Left out, the kernel works one out and complains in its log.
@@ -83,7 +85,7 @@ def _classes_of(opened: Any, index: int) -> dict[int, Impairment]:
 def give(name: str, queues: Mapping[int, Impairment]) -> None:
     """Let an interface have these classes and no others; what waited is lost.
 
-    Of each, cuts and plain loss are none of its business.
+    What the rules of the bridge do is none of its business.
 
     Raises: Unavailable, with no class of ours left.
     """

@@ -16,6 +16,7 @@ import anyio
 
 from microvm_orchestrator.network.guard import ETHERNET_BYTES
 from microvm_orchestrator.network.impairment import HOLD_S, Impairment, aside
+from microvm_orchestrator.network.questions import asks_for_a_name
 from microvm_orchestrator.network.segment import LENGTH_BYTES
 
 # On one way; as many as netem holds.
@@ -116,7 +117,8 @@ class Way:
         chance = self._chances.random
         turns, loses, spoils, where = chance(), chance(), chance(), chance()
         doubles, overtakes, wanders = chance(), chance(), chance()
-        if self._is_lost(turns, loses):
+        # Whatever becomes of it, it has its turn in a way's good and bad times.
+        if self._is_lost(turns, loses) or self._is_swallowed(frame):
             self._lost += 1
             return
         if self._waiting >= _MOST_WAITING or self._waiting_bytes + len(frame) > _MOST_WAITING_BYTES:
@@ -165,6 +167,13 @@ class Way:
         else:
             self._bad = turns < chain.worsens
         return loses < (chain.loss_bad if self._bad else chain.loss_good)
+
+    def _is_swallowed(self, frame: bytes) -> bool:
+        """Tell whether what it is, and no luck, keeps a frame from coming."""
+        its = self.impairment
+        if its.mtu is not None and len(frame) - _HEADER_BYTES > its.mtu:
+            return True
+        return its.dns and asks_for_a_name(frame[LENGTH_BYTES:])
 
     def _send_at(self, due: float, now: float, frame: bytes, copies: int, *, held: bool) -> None:
         if due <= now:

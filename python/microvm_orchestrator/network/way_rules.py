@@ -8,9 +8,12 @@ Interfaces are names here. Above stand the kernel's ways; below, `filters.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+from microvm_orchestrator.network.questions import DNS_PORT
 
 # Of a million.
 _ALL = 1_000_000
@@ -22,6 +25,8 @@ class Rule:
 
     cut: bool = False
     loss: float = 0.0
+    mtu: int | None = None
+    dns: bool = False
     # Which class of that queue they are put in; 0 for none.
     number: int = 0
 
@@ -35,6 +40,12 @@ def table_of(bridge: str, rules: Mapping[tuple[str, str], Rule]) -> str:
     classes = [
         f"{_ends(ends)} : 1:{rule.number:x}" for ends, rule in sorted(rules.items()) if rule.number
     ]
+    asking = [_ends(ends) for ends, rule in sorted(rules.items()) if rule.dns]
+    large = [
+        f'iifname "{source}" oifname "{target}" meta length > {rule.mtu} drop'
+        for (source, target), rule in sorted(rules.items())
+        if rule.mtu
+    ]
     losses = [
         f'iifname "{source}" oifname "{target}"'
         f" numgen random mod {_ALL} < {round(rule.loss * _ALL)} drop"
@@ -45,10 +56,18 @@ def table_of(bridge: str, rules: Mapping[tuple[str, str], Rule]) -> str:
         [
             f"table bridge {bridge} {{",
             f"  set cut {{ type ifname . ifname; {_elements(cut)} }}",
+            f"  set dns {{ type ifname . ifname; {_elements(asking)} }}",
             f"  map classes {{ type ifname . ifname : classid; {_elements(classes)} }}",
+            "  chain asking {",
+            # Behind the header of a fragment that is not the first is no port.
+            "    ip frag-off & 0x1fff != 0 return",
+            f"    meta l4proto {{ tcp, udp }} th dport {DNS_PORT} drop",
+            "  }",
             "  chain passed {",
             "    type filter hook forward priority 0; policy accept;",
             "    iifname . oifname @cut drop",
+            *(f"    {line}" for line in large),
+            "    iifname . oifname @dns jump asking",
             *(f"    {line}" for line in losses),
             "    meta priority set iifname . oifname map @classes",
             "  }",
@@ -63,24 +82,25 @@ def without(bridge: str) -> str:
 
 def rules_in(said: list[dict[str, Any]]) -> dict[tuple[str, str], Rule]:
     """Read what nft says of a table, as JSON."""
-    cut: set[tuple[str, str]] = set()
-    losses: dict[tuple[str, str], float] = {}
-    numbers: dict[tuple[str, str], int] = {}
+    found: defaultdict[tuple[str, str], Rule] = defaultdict(Rule)
     for entry in said:
         if "set" in entry:
-            cut |= {_pair(element) for element in entry["set"].get("elem", ())}
+            # Each is named after what befalls those in it.
+            for element in entry["set"].get("elem", ()):
+                ends = _pair(element)
+                found[ends] = replace(found[ends], **{entry["set"]["name"]: True})
         elif "map" in entry:
             for element, number in entry["map"].get("elem", ()):
-                numbers[_pair(element)] = int(number.partition(":")[2], 16)
+                ends = _pair(element)
+                found[ends] = replace(found[ends], number=int(number.partition(":")[2], 16))
         elif "rule" in entry:
-            losses |= _loss_in(entry["rule"]["expr"])
-    return {
-        ends: Rule(ends in cut, losses.get(ends, 0.0), numbers.get(ends, 0))
-        for ends in sorted(cut | set(losses) | set(numbers))
-    }
+            for ends, told in _one_way_in(entry["rule"]["expr"]):
+                found[ends] = replace(found[ends], **told)
+    return dict(sorted(found.items()))
 
 
-def _loss_in(words: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+def _one_way_in(words: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    """Read a rule that is for one way alone, if it is."""
     named: dict[str, str] = {}
     for word in words:
         match = word.get("match", {})
@@ -88,9 +108,10 @@ def _loss_in(words: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
         if "meta" in left and match["op"] == "==":
             named[left["meta"]["key"]] = match["right"]
         elif "numgen" in left:
-            ends = (named["iifname"], named["oifname"])
-            return {ends: match["right"] / left["numgen"]["mod"]}
-    return {}
+            loss = match["right"] / left["numgen"]["mod"]
+            yield (named["iifname"], named["oifname"]), {"loss": loss}
+        elif left.get("meta", {}).get("key") == "length":
+            yield (named["iifname"], named["oifname"]), {"mtu": match["right"]}
 
 
 def _pair(element: dict[str, Any]) -> tuple[str, str]:

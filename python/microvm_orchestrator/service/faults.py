@@ -14,7 +14,14 @@ from pydantic import Field
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.faults import grudges
-from microvm_orchestrator.faults.plans import Plan, impairing, impairment_of, link_down, partition
+from microvm_orchestrator.faults.plans import (
+    Plan,
+    impairing,
+    impairment_of,
+    link_down,
+    nameless,
+    partition,
+)
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.fault import Fault, FaultKind, LossBursts, Meets, Share
 from microvm_orchestrator.model.fault import Seconds as UpToAnHour
@@ -59,11 +66,13 @@ class InjectFault(Request):
     )
     machine: Named | None = Field(
         default=None,
-        description="that is single, whose link is down, or whose frames are impaired",
+        description="that is single, whose link is down, whose frames are impaired, or whose "
+        "questions for names go nowhere",
     )
     targets: Machines = Field(
         default=[],
-        description="for whom impaired frames are; by default all others of the network",
+        description="for whom impaired frames, or questions, are; by default all others of the "
+        "network",
     )
     shuffle: Named | None = Field(
         default=None,
@@ -92,6 +101,10 @@ class InjectFault(Request):
         "where none is",
     )
     rate_bytes: int | None = Field(default=None, description="what passes in a second")
+    mtu: int | None = Field(
+        default=None,
+        description="larger packets vanish, and nobody is told: bytes behind the Ethernet header",
+    )
     seed: Annotated[str, Field(max_length=100)] = Field(
         default="",
         description="repeats the luck of impaired frames, between machines of the same names; in "
@@ -206,18 +219,23 @@ def plan_of(request: InjectFault, network_id: str, members: Mapping[str, str]) -
             raise errors.InvalidInput(f"{request.kind} takes a machine")
         return find(request.machine)
 
+    def the_targets(source: str) -> list[str]:
+        named = [find(each) for each in request.targets]
+        return named or [each for each in order if each != source]
+
     match request.kind:
         case FaultKind.PARTITION:
             plan = partition(network_id, _grudge(request, order, find, the_machine))
         case FaultKind.LINK_DOWN:
             plan = link_down(network_id, the_machine(), order)
+        case FaultKind.DNS:
+            plan = nameless(network_id, the_machine(), the_targets(the_machine()))
         case FaultKind.IMPAIR:
             source = the_machine()
-            targets = [find(each) for each in request.targets]
             plan = impairing(
                 network_id,
                 source,
-                targets or [each for each in order if each != source],
+                the_targets(source),
                 impairment_of(_meets(request)),
                 seed=request.seed,
                 names=members,
@@ -270,6 +288,7 @@ def _meets(request: InjectFault) -> Meets:
         duplicate=request.duplicate,
         reorder=request.reorder,
         rate_bytes=request.rate_bytes,
+        mtu=request.mtu,
     )
 
 

@@ -65,6 +65,8 @@ IMPAIRMENTS = st.builds(
     loss=st.sampled_from([0.0, 0.1, 0.25]),
     rate_bytes=st.sampled_from([10_000, 1_000_000]),
     cut=st.booleans(),
+    mtu=st.sampled_from([None, 1280, 576]),
+    dns=st.booleans(),
 )
 ALL_IMPAIRMENTS = st.builds(
     Impairment,
@@ -73,6 +75,7 @@ ALL_IMPAIRMENTS = st.builds(
     corrupt=SHARES,
     duplicate=SHARES,
     reorder=SHARES,
+    mtu=st.sampled_from([None, 1280]),
     seed=st.sampled_from(["", "seven"]),
 )
 

@@ -33,6 +33,8 @@ EVERYTHING = Impairment(
     duplicate=0.2,
     reorder=0.3,
     rate_bytes=1000,
+    mtu=1280,
+    dns=True,
     seed="seven",
 )
 

@@ -43,6 +43,9 @@ BURSTS = Bursts(0.05, 0.45)
         {"rate_bytes": 0},
         {"rate_bytes": 1 << 37},
         {"rate_bytes": 99},
+        {"mtu": 0},
+        {"mtu": 67},
+        {"mtu": 65_536},
         {"loss_correlation": 0.5},
         {"loss": 0.5, "loss_correlation": 1.0},
         {"loss": 0.5, "bursts": BURSTS},
@@ -78,6 +81,7 @@ def test_figures_are_kept_to_a_millionth() -> None:
             Impairment(corrupt=0.1, duplicate=0.1, reorder=0.1, rate_bytes=100),
             {"corrupt", "duplicate", "reorder", "rate"},
         ),
+        (Impairment(mtu=1280, dns=True), {"mtu", "dns"}),
     ],
 )
 def test_what_it_takes_is_told(impairment: Impairment, needs: set[str]) -> None:
@@ -103,6 +107,8 @@ def test_what_several_faults_make_of_a_way() -> None:
     assert combined([slow, slow]).delay_s == 0.2
     assert combined([lossy, lossy]).loss == 0.75
     assert combined([narrow, Impairment(rate_bytes=100)]).rate_bytes == 100
+    small, nameless = Impairment(mtu=1280), Impairment(dns=True)
+    assert combined([small, nameless, Impairment(mtu=576)]) == Impairment(mtu=576, dns=True)
 
 
 def test_loss_of_two_kinds_is_put_together_or_refused() -> None:
@@ -131,6 +137,8 @@ IMPAIRMENTS = st.builds(
     duplicate=CHANCES,
     reorder=CHANCES,
     rate_bytes=st.none() | st.integers(100, 10**9),
+    mtu=st.none() | st.integers(68, 65_535),
+    dns=st.booleans(),
 )
 
 

@@ -69,8 +69,14 @@ def test_what_a_machine_sends_is_impaired_for_its_targets_or_for_all() -> None:
         "ac": Impairment(delay_s=0.1, jitter_s=0.05, spread=Spread.PARETO, bursts=Bursts(0.1, 0.5))
     }
     assert set(ways(kind="impair", machine="m_3", loss=0.5)) == {"ab", "ac"}
+    assert ways(kind="impair", machine="a", mtu=1280)["ab"] == Impairment(mtu=1280)
     named = ways(kind="impair", machine="a", loss=0.5, seed="7")
     assert {its.seed for its in named.values()} == {"7 a b", "7 a c"}
+
+
+def test_questions_for_names_go_nowhere_or_not_to_those_who_are_named() -> None:
+    assert ways(kind="dns", machine="a") == dict.fromkeys(("ab", "ac"), Impairment(dns=True))
+    assert set(ways(kind="dns", machine="a", targets=["c"])) == {"ac"}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +87,7 @@ def test_what_a_machine_sends_is_impaired_for_its_targets_or_for_all() -> None:
         ({"kind": "partition", "shape": "single"}, "takes a machine"),
         ({"kind": "impair", "loss": 0.1}, "takes a machine"),
         ({"kind": "impair", "machine": "a"}, "change something"),
+        ({"kind": "impair", "machine": "a", "mtu": 67}, "68 to 65535"),
         ({"kind": "impair", "machine": "a", "bursts": [0.1]}, "bursts take"),
         ({"kind": "impair", "machine": "a", "spread": "odd", "loss": 0.1}, "spread uniform"),
         ({"kind": "impair", "machine": "a", "jitter_s": 1.0}, "jitter"),
