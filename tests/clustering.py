@@ -15,6 +15,7 @@ from microvm_orchestrator.clusters.life import ClusterLife
 from microvm_orchestrator.clusters.records import ClusterRecords
 from microvm_orchestrator.clusters.saved import SavedClusters
 from microvm_orchestrator.clusters.snapshots import ClusterSnapshots
+from microvm_orchestrator.images.store import Fixed
 from microvm_orchestrator.machine.base import Boot, Qcow2
 from microvm_orchestrator.machine.hypervisor import AnyKind
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
@@ -39,7 +40,10 @@ IMAGES = {
     "panics": "fake.panic",
     "unsaved": "fake.unsaved",
     "disk": "",
+    # As of a runner, whose guests have this and nothing else.
+    "made": "",
 }
+MADE_FOR = Fixed(memory_mib=96, vcpus=2)
 
 
 def trio(name: str = "trio", *, images: tuple[str, ...] = ("plain",) * 3, more: str = "") -> str:
@@ -103,12 +107,12 @@ async def daemon(rig: Rig, *, count: int = 8) -> AsyncGenerator[House]:
     """What a daemon has of clusters, from its start to its end; their machines outlive it."""
     store = SqliteStore(rig.state_dir / "store.db")
 
-    async def image_of(name: str | None, backend: Backend) -> str:
+    async def image_of(name: str | None, backend: Backend) -> tuple[str, Fixed]:
         if (name or "plain") not in IMAGES:
             raise errors.NotFound(f"no image {name}")
         if (backend is Backend.LIBVIRT) is not (name == "disk"):
             raise errors.InvalidInput(f"image {name} is none for {backend}")
-        return name or "plain"
+        return name or "plain", MADE_FOR if name == "made" else Fixed(None, None)
 
     def boot_of(image: str) -> Boot | Qcow2:
         if image == "disk":

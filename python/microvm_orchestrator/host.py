@@ -27,7 +27,14 @@ from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.faults.ledger import Ledger
 from microvm_orchestrator.forwards import Forwards
 from microvm_orchestrator.images.runner import bootable
-from microvm_orchestrator.images.store import AnyImage, DiskImage, ImageStore, RunnerImage
+from microvm_orchestrator.images.store import (
+    AnyImage,
+    DiskImage,
+    Fixed,
+    ImageStore,
+    RunnerImage,
+    fixed_by,
+)
 from microvm_orchestrator.lifecycle.cache import Histories, path_of
 from microvm_orchestrator.lifecycle.egress import WaysOut
 from microvm_orchestrator.lifecycle.forgetting import Forgetting
@@ -183,12 +190,12 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             wanted = name or settings.machines.default_image
             return await anyio.to_thread.run_sync(images.get, wanted)
 
-        async def digest_of(name: str | None, backend: Backend) -> str:
+        async def image_of(name: str | None, backend: Backend) -> tuple[str, Fixed]:
             found = await image(name)
             if isinstance(found, DiskImage) is not (backend is Backend.LIBVIRT):
                 what = "a disk" if isinstance(found, DiskImage) else "no disk"
                 raise errors.InvalidInput(f"image {name} is {what}, and none for {backend}")
-            return found.digest
+            return found.digest, fixed_by(found)
 
         async def forget(machine_id: str) -> None:
             await execs.forget_machine(machine_id)
@@ -206,7 +213,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             machines,
             snapshots,
             networks,
-            image_of=digest_of,
+            image_of=image_of,
             forget=forget,
             before_end=[heal],
         )

@@ -18,6 +18,7 @@ from microvm_orchestrator.clusters import topology as topologies
 from microvm_orchestrator.clusters.each import Outcome, each, reason
 from microvm_orchestrator.clusters.records import ClusterRecords, acting
 from microvm_orchestrator.clusters.saved import SavedClusters
+from microvm_orchestrator.images.store import Fixed
 from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machines import Machines, Wish
 from microvm_orchestrator.model.cluster import (
@@ -41,7 +42,13 @@ from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Store
 
 _MIB_OF_GB = 1024
+# Of a node whose topology and image leave it open.
+_MEMORY_MIB = 512
+_VCPUS = 1
 _AT_REST = frozenset({MachineState.DEFINED, *ENDED})
+
+
+ImageOf = Callable[[str | None, Backend], Awaitable[tuple[str, Fixed]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +61,9 @@ class Parts:
     machines: Machines
     snapshots: Snapshots
     networks: Networks
-    # The digest of an image by its name, for who is to run it; None is the usual one.
-    # Raises: NotFound; InvalidInput for one that it cannot run.
-    image_of: Callable[[str | None, Backend], Awaitable[str]]
+    # The digest of an image by its name, and what it fixes, for who is to run it; None is the
+    # usual one. Raises: NotFound; InvalidInput for one that it cannot run.
+    image_of: ImageOf
     # Forgets what else is known of a machine that is gone.
     forget: Callable[[str], Awaitable[None]]
 
@@ -200,10 +207,11 @@ class Clusters:
                 raise errors.Unavailable(f"its network {nic.name} is not there")
             wanted = tuple(address for address in (nic.ip, nic.ip6) if address is not None)
             places.append(Attachment(network_id, wanted))
+        image, own = await self._image(topology, asked)
         return Wish(
-            image=await self._image(topology, asked),
-            memory_mib=asked.memory_mb,
-            vcpus=asked.vcpus,
+            image=image,
+            memory_mib=asked.memory_mb or own.memory_mib or _MEMORY_MIB,
+            vcpus=asked.vcpus or own.vcpus or _VCPUS,
             accel=Accel.AUTO,
             name=f"{cluster.name}.{node.name}",
             disk_mib=asked.disk_gb and asked.disk_gb * _MIB_OF_GB,
@@ -215,7 +223,7 @@ class Clusters:
             hostname=node.name,
         )
 
-    async def _image(self, topology: Topology, node: TopologyNode) -> str:
+    async def _image(self, topology: Topology, node: TopologyNode) -> tuple[str, Fixed]:
         """Raises: NotFound, InvalidInput."""
         name, backend = topology.image_of(node), topology.backend_of(node)
         try:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from microvm_orchestrator.clusters.clusters import BeforeEnd, Clusters, Parts
+from microvm_orchestrator.clusters.clusters import BeforeEnd, Clusters, ImageOf, Parts
 from microvm_orchestrator.clusters.life import ClusterLife
 from microvm_orchestrator.clusters.records import ClusterRecords
 from microvm_orchestrator.clusters.saved import SavedClusters
 from microvm_orchestrator.clusters.snapshots import ClusterSnapshots
 from microvm_orchestrator.machines import Machines
-from microvm_orchestrator.model.topology import Backend
 from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Store
@@ -42,7 +41,7 @@ def furnished(
     snapshots: Snapshots,
     networks: Networks,
     *,
-    image_of: Callable[[str | None, Backend], Awaitable[str]],
+    image_of: ImageOf,
     forget: Callable[[str], Awaitable[None]],
     before_end: Sequence[BeforeEnd] = (),
 ) -> ClusterRoom:

@@ -148,8 +148,12 @@ class TopologyNode(_Part):
 
     name: Label
     role: NodeRole = "node"
-    vcpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
-    memory_mb: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] = 512
+    vcpus: Annotated[int, Field(strict=True, ge=1, le=64)] | None = Field(
+        default=None, description="by default what a runner's guest has, else 1"
+    )
+    memory_mb: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = Field(
+        default=None, description="by default what a runner's guest has, else 512"
+    )
     disk_gb: Annotated[int, Field(strict=True, ge=1, le=4000)] | None = Field(
         default=None,
         description="of a disk for all that a microVM writes, which it keeps over a crash; without "

@@ -158,6 +158,15 @@ async def test_a_node_of_libvirt_boots_a_disk_and_a_microvm_none(rig: Rig) -> No
         await house.define(trio("based", images=("disk",), more="base_image: /srv/disk.qcow2\n"))
 
 
+async def test_a_node_that_asks_for_no_memory_has_what_its_image_is_made_for(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        text = trio(images=("made", "plain", "made")).replace("memory_mb: 64, ", "", 2)
+        await house.define(text)
+        machines = {each.name: each for each in await house.machines.visible(SYSTEM)}
+        has = [machines[f"trio.{name}"] for name in ("n1", "n2", "n3")]
+        assert [(each.memory_mib, each.vcpus) for each in has] == [(96, 2), (512, 1), (64, 2)]
+
+
 async def test_a_cluster_is_seen_by_its_owner_and_who_sees_everything(rig: Rig) -> None:
     async with daemon(rig) as house:
         cluster = await house.define(trio())
