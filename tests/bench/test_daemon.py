@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.figures import cpu_of, median_ms, p95_ms, rss_mib, tell
 from daemon import running_daemon
+from system import doors
 
 ECHO = Path(__file__).with_name("echo_server.py")
 META: dict[str, Any] = {
@@ -114,6 +115,33 @@ def test_task_get_against_a_bare_echo(tmp_path: Path, whole: bool) -> None:
         aim="1.3 or less",
     )
     assert len(ratios) == rounds
+
+
+def test_task_get_by_http_against_a_stream(tmp_path: Path, whole: bool) -> None:
+    calls = 300 if whole else 20
+    with running_daemon(tmp_path / "state") as daemon, _client(daemon.socket) as lines:
+        task_id = _fill(lines, 1)
+        place = doors.Place(daemon.socket, daemon.tcp or "")
+        asked = json.dumps({"task_id": task_id}).encode()
+        doors_open = {"MCP by HTTP": doors.streamable, "a stream of its own": doors.stream}
+        took: dict[str, list[float]] = {}
+        cpu: dict[str, float] = {}
+        for name, door in doors_open.items():
+            began_s, took[name] = cpu_of(daemon.pid), []
+            for _ in range(calls):
+                started = time.perf_counter()
+                assert door(place, None, "task_get", asked).code == "ok"
+                took[name].append(time.perf_counter() - started)
+            cpu[name] = cpu_of(daemon.pid) - began_s
+    ours, floor = took.values()
+    tell(
+        "MCP task_get by HTTP, a connection each",
+        f"p50 {median_ms(ours):.3f} ms",
+        floor=f"p50 {median_ms(floor):.3f} ms, by a stream each",
+        ratio=f"{statistics.median(ours) / statistics.median(floor):.2f}, "
+        f"{cpu['MCP by HTTP'] / max(cpu['a stream of its own'], 0.01):.2f}x CPU",
+        aim="3 or less",
+    )
 
 
 def _timed(client: RawClient, tool: str, arguments: dict[str, Any]) -> float:

@@ -57,11 +57,26 @@ async def _explained(ctx: Context, call_next: CallNext) -> HandlerResult:
         raise MCPError(code=INTERNAL_ERROR, message="Internal server error") from error
 
 
+def _none_by_headers(_tool: str) -> None:
+    """Tell the SDK that no tool has arguments which HTTP headers repeat.
+
+    Asked nothing, it would list all tools to look for them at each call over HTTP, at forty times
+    the price of a call.
+    """
+
+
 class QuietServer(Server[Any]):
     """A protocol server that introduces itself with its icon once, not in each answer."""
 
     def __init__(self, name: str, *, title: str, version: str, **offered: Any) -> None:
-        super().__init__(name, title=title, version=version, icons=[ICON], **offered)
+        super().__init__(
+            name,
+            title=title,
+            version=version,
+            icons=[ICON],
+            get_tool_input_schema=_none_by_headers,
+            **offered,
+        )
         # In place of the SDK's spans: they cost a twentieth of a call and nobody collects them.
         self.middleware[:] = [_explained]
         self._brief = {"name": name, "version": version}

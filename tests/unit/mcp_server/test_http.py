@@ -14,14 +14,17 @@ from starlette.applications import Starlette
 
 from mcp_peer import ALICE, BOB, MODERN
 from microvm_orchestrator.mcp_server.json_lines import MAX_MESSAGE_BYTES
+from microvm_orchestrator.mcp_server.profiles import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from mcp.server.context import CallNext, HandlerResult
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from mcp_stage import Stage
+    from microvm_orchestrator.mcp_server.callers import Context
     from microvm_orchestrator.mcp_server.server import McpFrontEnd
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +94,30 @@ def modern(method: str, params: dict[str, Any], who: str = "alice") -> dict[str,
 
 
 LOOK = {"name": "thing_look", "arguments": {"name": "stone"}}
+
+
+async def test_a_call_lists_no_tools(http: httpx2.AsyncClient, front: McpFrontEnd) -> None:
+    server, listed = front.server(""), list[str]()
+
+    async def noticed(ctx: Context, call_next: CallNext) -> HandlerResult:
+        listed.append(ctx.method)
+        return await call_next(ctx)
+
+    server.middleware.insert(0, noticed)
+    answer = await http.post("/mcp", **modern("tools/call", LOOK))
+
+    assert answer.json()["result"]["structuredContent"]["name"] == "stone"
+    assert listed == ["tools/call"]
+
+
+@pytest.mark.parametrize("profile", ["default", *PROFILES])
+async def test_no_tool_has_arguments_that_headers_repeat(
+    http: httpx2.AsyncClient, profile: str
+) -> None:
+    answer = await http.post(f"/mcp/profiles/{profile}", **modern("tools/list", {}))
+
+    assert answer.json()["result"]["tools"]
+    assert "x-mcp-header" not in answer.text
 
 
 async def test_each_request_is_made_by_its_own_principal(http: httpx2.AsyncClient) -> None:
