@@ -11,7 +11,6 @@ import json
 import shutil
 from ipaddress import IPv4Interface, ip_interface
 from pathlib import Path
-from typing import Any, cast
 
 from microvm_orchestrator import errors, proc
 from microvm_orchestrator.network.base import Port
@@ -35,21 +34,6 @@ async def refused(netns: Path | None, tap: str) -> int:
         if "counter" in entry:
             return int(entry["counter"]["packets"])
     raise errors.Unavailable("nft does not tell what it has counted")
-
-
-async def check(netns: Path | None, text: str) -> None:
-    """Look whether all of this could hold, and change nothing. Raises: as `load`."""
-    await _nft(netns, ["-c", "-f", "-"], text)
-
-
-async def told(netns: Path | None, family: str, table: str) -> list[dict[str, Any]]:
-    """Read a table, entry by entry; there may be none. Raises: as `load`."""
-    # To ask for one that is not there is an error, and to ask twice takes twice as long.
-    answer = await _nft(netns, ["-j", "list", "ruleset", family])
-    entries = cast("list[dict[str, dict[str, Any]]]", json.loads(answer)["nftables"])
-    return [
-        entry for entry in entries if any(each.get("table") == table for each in entry.values())
-    ]
 
 
 async def guarded(netns: Path | None) -> list[str]:

@@ -1,9 +1,9 @@
 """What is wrong with ways between the kernel's ports: made so, and read back.
 
-Cuts and plain loss are rules of the bridge, which stay when a port goes and comes; all else are
-queues of the target's tap, which go with it, so they are given again when the port is made. The
-kernel is what counts: what is told is read from there. Above stand the kernel's networks; below,
-rules and queues.
+What is cut, lost, too large or a question for a name is up to rules of the bridge, which stay when
+a port goes and comes; all else are queues of the target's tap, which go with it, so they are given
+again when the port is made. The kernel is what counts: what is told is read from there. Above stand
+the kernel's networks; below, tables and queues.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine.tap import within
-from microvm_orchestrator.network import filters, queues, way_rules
+from microvm_orchestrator.network import queues, tables, way_rules
 from microvm_orchestrator.network.base import Abilities
 from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Behaviour, Impairment
 from microvm_orchestrator.network.way_rules import Rule
@@ -86,8 +86,13 @@ class KernelWays:
 
     async def stand(self, bridge: str, taps: Collection[str]) -> dict[Taps, Impairment]:
         """Read what frames meet; of ways to a tap that is not there, what they will meet."""
-        rules = way_rules.rules_in(await filters.told(self._netns, "bridge", bridge))
-        given = await self._do(lambda: queues.queues_of(taps))
+        table, given = await self._do(
+            lambda: (
+                tables.find(bridge, way_rules.SETS, way_rules.MAPS),
+                queues.queues_of(taps),
+            )
+        )
+        rules = way_rules.rules_in(table)
         standing: dict[Taps, Impairment] = {}
         for (source, target), rule in rules.items():
             queue = given.get(target, {}).get(rule.number, AS_IT_SHOULD_BE)
@@ -114,7 +119,7 @@ class KernelWays:
     async def drop(self, bridge: str) -> None:
         """Forget a bridge that is no more."""
         self._wanted.pop(bridge, None)
-        await filters.load(self._netns, way_rules.without(bridge))
+        await self._do(lambda: tables.replace(bridge, tables.Table()))
 
     async def _known(self, bridge: str, taps: Collection[str]) -> dict[Taps, Impairment]:
         """What was said of a bridge, by whoever it was."""
@@ -124,7 +129,6 @@ class KernelWays:
 
     async def _apply(self, bridge: str, ways: Ways, taps: Collection[str]) -> None:
         given, numbers = _queues(ways), _numbers(ways)
-        await self._do(lambda: _give(given, taps))
         rules = {
             ends: Rule(
                 each.cut,
@@ -135,7 +139,13 @@ class KernelWays:
             )
             for ends, each in ways.items()
         }
-        await filters.load(self._netns, way_rules.table_of(bridge, rules))
+        table = way_rules.table_of(rules)
+
+        def apply() -> None:
+            _give(given, taps)
+            tables.replace(bridge, table)
+
+        await self._do(apply)
 
     async def _go_back(self, bridge: str, ways: Ways, taps: Collection[str]) -> None:
         try:
@@ -146,7 +156,7 @@ class KernelWays:
     async def _try_out(self) -> Abilities:
         missing: list[str] = []
         can = set(_BY_RULES)
-        await filters.check(self._netns, way_rules.table_of("mvbtrial", _TRIAL))
+        await self._do(lambda: tables.try_out("mvbtrial", way_rules.table_of(_TRIAL)))
         if await self._do(lambda: queues.lacks("htb")):
             missing.append("htb")
         else:

@@ -1,22 +1,33 @@
-"""What a bridge does to frames on the way between two of its ports, in the words of nftables.
+"""What a bridge does to frames on the way between two of its ports, as a table of the kernel's.
 
 One table for each network, which is said as a whole each time: it is what it should be or what it
 was before, and how it came to be so leaves no trace in it. A rule looks at the port that a frame
 came in by and the one that it goes out of, so whatever is inside meets the same: ARP, IPv4, IPv6.
-Interfaces are names here. Above stand the kernel's ways; below, `filters.py`.
+Interfaces are names here. Pure. Above stand the kernel's ways; below, the words of rules.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from microvm_orchestrator.network import table_words as words
 from microvm_orchestrator.network.questions import DNS_PORT
+from microvm_orchestrator.network.table_words import About, Begin, Is, Pair, Word
+from microvm_orchestrator.network.tables import Table
 
 # Of a million.
 _ALL = 1_000_000
+_TCP_AND_UDP = b"\x06\x11"
+_IPV4 = b"\x08\x00"
+# The chains: what is passed on, and of that what may be a question for a name.
+_PASSED, _ASKING = "passed", "asking"
+_CUT, _DNS, _CLASSES = "cut", "dns", "classes"
+SETS, MAPS = (_CUT, _DNS), (_CLASSES,)
+# What a class is of: the queue that its number is in.
+_MAJOR = 0x10000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,97 +42,128 @@ class Rule:
     number: int = 0
 
 
-def table_of(bridge: str, rules: Mapping[tuple[str, str], Rule]) -> str:
-    """Let all of this hold for a bridge and nothing else."""
-    text = without(bridge)
-    if not any(rule != Rule() for rule in rules.values()):
-        return text
-    cut = [_ends(ends) for ends, rule in sorted(rules.items()) if rule.cut]
-    classes = [
-        f"{_ends(ends)} : 1:{rule.number:x}" for ends, rule in sorted(rules.items()) if rule.number
-    ]
-    asking = [_ends(ends) for ends, rule in sorted(rules.items()) if rule.dns]
-    large = [
-        f'iifname "{source}" oifname "{target}" meta length > {rule.mtu} drop'
-        for (source, target), rule in sorted(rules.items())
-        if rule.mtu
-    ]
-    losses = [
-        f'iifname "{source}" oifname "{target}"'
-        f" numgen random mod {_ALL} < {round(rule.loss * _ALL)} drop"
-        for (source, target), rule in sorted(rules.items())
-        if rule.loss
-    ]
-    return text + "\n".join(
-        [
-            f"table bridge {bridge} {{",
-            f"  set cut {{ type ifname . ifname; {_elements(cut)} }}",
-            f"  set dns {{ type ifname . ifname; {_elements(asking)} }}",
-            f"  map classes {{ type ifname . ifname : classid; {_elements(classes)} }}",
-            "  chain asking {",
-            # Behind the header of a fragment that is not the first is no port.
-            "    ip frag-off & 0x1fff != 0 return",
-            f"    meta l4proto {{ tcp, udp }} th dport {DNS_PORT} drop",
-            "  }",
-            "  chain passed {",
-            "    type filter hook forward priority 0; policy accept;",
-            "    iifname . oifname @cut drop",
-            *(f"    {line}" for line in large),
-            "    iifname . oifname @dns jump asking",
-            *(f"    {line}" for line in losses),
-            "    meta priority set iifname . oifname map @classes",
-            "  }",
-            "}\n",
-        ]
+def table_of(rules: Mapping[Pair, Rule]) -> Table:
+    """Let all of this hold, and nothing else."""
+    said = {ends: rule for ends, rule in sorted(rules.items()) if rule != Rule()}
+    if not said:
+        return Table()
+    return Table(
+        {
+            _CUT: [ends for ends, rule in said.items() if rule.cut],
+            _DNS: [ends for ends, rule in said.items() if rule.dns],
+        },
+        {_CLASSES: {ends: _MAJOR | rule.number for ends, rule in said.items() if rule.number}},
+        {
+            _ASKING: _questions(),
+            _PASSED: [
+                _cutting(),
+                *(_small(ends, rule.mtu) for ends, rule in said.items() if rule.mtu),
+                _listening(),
+                *(
+                    _losing(ends, round(rule.loss * _ALL))
+                    for ends, rule in said.items()
+                    if rule.loss
+                ),
+                _classifying(),
+            ],
+        },
     )
 
 
-def without(bridge: str) -> str:
-    return f"table bridge {bridge} {{ }}\ndelete table bridge {bridge}\n"
+def rules_in(table: Table) -> dict[Pair, Rule]:
+    """Read what frames meet by a table. What is in a set that no rule looks into, they do not."""
+    found: defaultdict[Pair, Rule] = defaultdict(Rule)
 
+    def also(ends: Pair, **told: Any) -> None:
+        found[ends] = replace(found[ends], **told)
 
-def rules_in(said: list[dict[str, Any]]) -> dict[tuple[str, str], Rule]:
-    """Read what nft says of a table, as JSON."""
-    found: defaultdict[tuple[str, str], Rule] = defaultdict(Rule)
-    for entry in said:
-        if "set" in entry:
-            # Each is named after what befalls those in it.
-            for element in entry["set"].get("elem", ()):
-                ends = _pair(element)
-                found[ends] = replace(found[ends], **{entry["set"]["name"]: True})
-        elif "map" in entry:
-            for element, number in entry["map"].get("elem", ()):
-                ends = _pair(element)
-                found[ends] = replace(found[ends], number=int(number.partition(":")[2], 16))
-        elif "rule" in entry:
-            for ends, told in _one_way_in(entry["rule"]["expr"]):
-                found[ends] = replace(found[ends], **told)
+    asked = [list(rule) for rule in table.chains.get(_ASKING, ())]
+    for rule in table.chains.get(_PASSED, ()):
+        if words.says(rule, _cutting()):
+            for ends in table.sets[_CUT]:
+                also(ends, cut=True)
+        elif words.says(rule, _listening()):
+            whole = len(asked) == len(_questions()) and all(map(words.says, asked, _questions()))
+            for ends in table.sets[_DNS] if whole else ():
+                also(ends, dns=True)
+        elif words.says(rule, _classifying()):
+            for ends, number in table.maps[_CLASSES].items():
+                also(ends, number=number & (_MAJOR - 1))
+        else:
+            for ends, told in _of_one_way(list(rule)):
+                also(ends, **told)
     return dict(sorted(found.items()))
 
 
-def _one_way_in(words: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+def _of_one_way(rule: list[Word]) -> list[tuple[Pair, dict[str, Any]]]:
     """Read a rule that is for one way alone, if it is."""
-    named: dict[str, str] = {}
-    for word in words:
-        match = word.get("match", {})
-        left = match.get("left", {})
-        if "meta" in left and match["op"] == "==":
-            named[left["meta"]["key"]] = match["right"]
-        elif "numgen" in left:
-            loss = match["right"] / left["numgen"]["mod"]
-            yield (named["iifname"], named["oifname"]), {"loss": loss}
-        elif left.get("meta", {}).get("key") == "length":
-            yield (named["iifname"], named["oifname"]), {"mtu": match["right"]}
+    compares = [words.value_of(word) for word in rule if word[0] == "cmp"]
+    if len(compares) != 3:  # where from, where to, and what
+        return []
+    source, target, figure = compares
+    ends = words.name_in(source), words.name_in(target)
+    number = int.from_bytes(figure)
+    if words.says(rule, _small(ends, number)):
+        return [(ends, {"mtu": number})]
+    if words.says(rule, _losing(ends, number)):
+        return [(ends, {"loss": number / _ALL})]
+    return []
 
 
-def _pair(element: dict[str, Any]) -> tuple[str, str]:
-    source, target = element["concat"]
-    return source, target
+def _cutting() -> list[Word]:
+    return [*words.pair(), words.in_set(_CUT), words.dropped()]
 
 
-def _ends(ends: tuple[str, str]) -> str:
-    return '"{}" . "{}"'.format(*ends)
+def _listening() -> list[Word]:
+    return [*words.pair(), words.in_set(_DNS), words.jump(_ASKING)]
 
 
-def _elements(elements: list[str]) -> str:
-    return f"elements = {{ {', '.join(elements)} }};" if elements else ""
+def _classifying() -> list[Word]:
+    return [*words.pair(), words.in_map(_CLASSES), words.classified()]
+
+
+def _small(ends: Pair, mtu: int) -> list[Word]:
+    more = words.compared(Is.MORE, words.number(mtu))
+    return [
+        *words.on_the_way(ends),
+        words.about(About.LENGTH),
+        words.turned(),
+        more,
+        words.dropped(),
+    ]
+
+
+def _losing(ends: Pair, of_all: int) -> list[Word]:
+    less = words.compared(Is.LESS, words.number(of_all))
+    return [
+        *words.on_the_way(ends),
+        words.by_chance(_ALL),
+        words.turned(),
+        less,
+        words.dropped(),
+    ]
+
+
+def _questions() -> list[list[Word]]:
+    # Behind the header of a fragment that is not the first is no port, though the kernel reads one.
+    later = [
+        words.about(About.PROTOCOL),
+        words.compared(Is.EQUAL, _IPV4),
+        words.inside(Begin.NETWORK, 6, 2),
+        words.masked(b"\x1f\xff"),
+        words.compared(Is.OTHER, bytes(2)),
+        words.returned(),
+    ]
+    return [
+        later,
+        *(
+            [
+                words.about(About.INNER_PROTOCOL),
+                words.compared(Is.EQUAL, bytes([protocol])),
+                words.inside(Begin.TRANSPORT, 2, 2),
+                words.compared(Is.EQUAL, DNS_PORT.to_bytes(2)),
+                words.dropped(),
+            ]
+            for protocol in _TCP_AND_UDP
+        ),
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -10,13 +11,15 @@ import pytest
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.tap import within
-from microvm_orchestrator.network import netlink, queues
+from microvm_orchestrator.network import netlink, queues, tables
 from microvm_orchestrator.network.addresses import assign
 from microvm_orchestrator.network.base import Ends, Network, Port
 from microvm_orchestrator.network.impairment import Behaviour, Impairment
 from microvm_orchestrator.network.kernel import KernelNetworks
-from microvm_orchestrator.network.way_rules import Rule, table_of, without
+from microvm_orchestrator.network.table_words import Word
+from microvm_orchestrator.network.way_rules import MAPS, SETS, Rule, rules_in, table_of
 from networking import KernelStage, kernel_stage
+from nft_ways import nft_text
 
 LONG_S = 60.0
 NETWORK = Network("net")
@@ -202,5 +205,71 @@ async def test_an_interface_has_the_classes_it_was_given_and_no_others(stage: Ke
     within(stage.netns, check)
 
 
+RULES = {
+    ("mvt1", "mvt2"): Rule(cut=True),
+    ("mvt1", "mvt3"): Rule(loss=0.123456, number=0x2A),
+    ("mvt2", "mvt1"): Rule(mtu=1280, dns=True),
+    ("mvt3", "mvt1"): Rule(cut=True, loss=0.5, mtu=65_535, dns=True, number=2),
+}
+
+
+@pytest.mark.parametrize("wanted", [RULES, *({ends: rule} for ends, rule in RULES.items())])
+async def test_what_the_kernel_is_told_is_what_nft_would_tell_it(
+    stage: KernelStage, wanted: dict[tuple[str, str], Rule], tmp_path: Path
+) -> None:
+    def check() -> None:
+        tables.try_out("mvbx", table_of(wanted))
+        assert tables.find("mvbx", SETS, MAPS) == tables.Table()
+        tables.replace("mvbx", table_of(wanted))
+        assert rules_in(tables.find("mvbx", SETS, MAPS)) == wanted
+
+    within(stage.netns, check)
+    ours = stage.run("nft", "list", "ruleset")
+    text = tmp_path / "text"
+    text.write_text(nft_text("mvbx", wanted))
+    stage.run("nft", "-f", str(text))
+    assert sorted(stage.run("nft", "list", "ruleset").splitlines()) == sorted(ours.splitlines())
+    assert within(stage.netns, lambda: rules_in(tables.find("mvbx", SETS, MAPS))) == wanted
+    within(stage.netns, lambda: tables.replace("mvbx", tables.Table()))
+    assert stage.run("nft", "list", "ruleset") == ""
+
+
+async def test_all_may_be_lost_though_nft_could_not_say_so(stage: KernelStage) -> None:
+    rules = {("mvt1", "mvt2"): Rule(loss=1.0)}
+    within(stage.netns, lambda: tables.replace("mvbx", table_of(rules)))
+    assert within(stage.netns, lambda: rules_in(tables.find("mvbx", SETS, MAPS))) == rules
+
+
+async def test_more_ways_than_one_message_holds_are_told_and_read(stage: KernelStage) -> None:
+    many = {(f"mvt{one}", f"mvt{two}"): Rule(cut=True) for one in range(60) for two in range(60)}
+
+    def check() -> None:
+        tables.replace("mvbx", table_of(many))
+        assert rules_in(tables.find("mvbx", SETS, MAPS)) == many
+
+    within(stage.netns, check)
+
+
+async def test_a_set_that_no_rule_looks_into_is_not_taken_for_a_cut(stage: KernelStage) -> None:
+    within(stage.netns, lambda: tables.replace("mvbx", table_of(RULES)))
+    stage.run("nft", "flush", "chain", "bridge", "mvbx", "asking")
+    found = within(stage.netns, lambda: rules_in(tables.find("mvbx", SETS, MAPS)))
+    assert found == {ends: replace(rule, dns=False) for ends, rule in RULES.items()}
+    stage.run("nft", "flush", "chain", "bridge", "mvbx", "passed")
+    stage.run("nft", "add", "rule", "bridge", "mvbx", "passed", "accept")
+    assert within(stage.netns, lambda: rules_in(tables.find("mvbx", SETS, MAPS))) == {}
+
+
+async def test_a_table_that_the_kernel_does_not_take_changes_nothing(stage: KernelStage) -> None:
+    wrong = table_of({("mvt1", "mvt2"): Rule(cut=True)})
+    chains: dict[str, list[Sequence[Word]]] = {"passed": [[("nonsense", {})]]}
+    within(stage.netns, lambda: tables.replace("mvbx", table_of(RULES)))
+    with pytest.raises(errors.Unavailable, match="does not take rules"):
+        within(stage.netns, lambda: tables.replace("mvbx", replace(wrong, chains=chains)))
+    with pytest.raises(errors.Unavailable, match="does not take rules"):
+        within(stage.netns, lambda: tables.try_out("mvbx", replace(wrong, chains=chains)))
+    assert within(stage.netns, lambda: rules_in(tables.find("mvbx", SETS, MAPS))) == RULES
+
+
 def test_rules_that_say_nothing_are_no_table() -> None:
-    assert table_of("mvbx", {("a", "b"): Rule()}) == without("mvbx")
+    assert table_of({("a", "b"): Rule()}) == tables.Table()
