@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 OWNER = "microvm-orchestrator"
 # What the names of our interfaces begin with; the rest, of fifteen, is a digest.
-_BRIDGE, _TAP = "mvb", "mvt"
-_OURS = re.compile(f"({_BRIDGE}|{_TAP})[0-9a-f]{{12}}")
+BRIDGE, TAP = "mvb", "mvt"
+_OURS = re.compile(f"({BRIDGE}|{TAP})[0-9a-f]{{12}}")
 # The kernel keeps no longer alias.
 _MAX_ALIAS = 254
 
@@ -61,8 +61,11 @@ class KernelNetworks:
         name, alias = self._bridge(network.network_id), self._alias_of(network.network_id)
         async with self._turn:
             if not await self._is_free(name, alias):
+                # Who clears all rules of a host, as a firewall may, has cleared ours too.
+                if self._owner not in await filters.tables(self._netns, "bridge"):
+                    await filters.load(self._netns, filters.hiding(self._owner, TAP))
                 return
-            await filters.load(self._netns, filters.hiding(self._owner, _TAP))
+            await filters.load(self._netns, filters.hiding(self._owner, TAP))
             if self._netns is not None:
                 await self._do(netlink.unhook)
             await self._do(lambda: netlink.make_bridge(name))
@@ -90,6 +93,8 @@ class KernelNetworks:
                 taps = [*(await self._taps(port.network_id) or ()), name]
                 await self._ways.give(self._bridge(port.network_id), name, taps)
                 await self._do(lambda: netlink.mark(name, alias))
+            elif name not in await filters.guarded(self._netns):
+                await filters.load(self._netns, filters.guarding(name, port))
         return Link(port.mac, port.ipv4, ipv6=port.ipv6, tap=Tap(name, self._netns))
 
     async def connect(self, port: Port, link: Path) -> None:  # noqa: ARG002 # it has a tap
@@ -273,13 +278,13 @@ class KernelNetworks:
     # Names.
 
     def _bridge(self, network_id: str) -> str:
-        return _BRIDGE + _digest(self._owner, network_id)
+        return BRIDGE + _digest(self._owner, network_id)
 
     def _tap(self, port: Port) -> str:
         return self._tap_of(port.network_id, port.machine_id)
 
     def _tap_of(self, network_id: str, machine_id: str) -> str:
-        return _TAP + _digest(self._owner, network_id, machine_id)
+        return TAP + _digest(self._owner, network_id, machine_id)
 
     def _alias_of(self, network_id: str) -> str:
         return f"{self._owner} network {network_id}"

@@ -111,6 +111,24 @@ async def test_what_a_daemon_was_killed_over_is_swept(
     assert stage.run("nft", "list", "ruleset") == ""
 
 
+async def test_a_daemon_that_starts_gives_rules_again_that_somebody_has_cleared(
+    stage: KernelStage, networks: KernelNetworks
+) -> None:
+    ports = [assign(NETWORK, name) for name in ("m", "n")]
+    await networks.make(NETWORK)
+    for port in ports:
+        await networks.prepare(port)
+    before = stage.dump()
+    assert "table netdev" in before
+    assert "table bridge" in before
+    stage.run("nft", "flush", "ruleset")
+    fresh = KernelNetworks(netns=stage.netns)
+    await fresh.make(NETWORK)
+    for port in ports:
+        await fresh.prepare(port)
+    assert stage.dump() == before
+
+
 async def test_a_name_that_is_anothers_is_a_conflict(
     stage: KernelStage, networks: KernelNetworks
 ) -> None:
