@@ -12,6 +12,7 @@ in
     ./python/nix/module/sockets.nix
     ./python/nix/module/slots.nix
     ./python/nix/module/bridges.nix
+    ./python/nix/module/networks.nix
     ./python/nix/module/repos.nix
     ./python/nix/module/upkeep.nix
     ./python/nix/module/builders.nix

@@ -44,6 +44,8 @@ in
       }) network.interfaces;
       forwarding = config.boot.kernel.sysctl."net.ipv4.conf.all.forwarding";
       emulated = config.boot.binfmt.emulatedSystems;
+      modules = config.boot.kernelModules;
+      leftAlone = network.dhcpcd.denyInterfaces ++ network.networkmanager.unmanaged;
       etc = lib.filter (lib.hasPrefix "microvm-") (lib.attrNames config.environment.etc);
       libvirt = config.virtualisation.libvirtd.enable;
       user = { inherit (config.users.users.microvm) group home isSystemUser; };

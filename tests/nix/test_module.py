@@ -18,6 +18,7 @@ import pytest
 
 import groups
 from microvm_orchestrator import config
+from microvm_orchestrator.network import kernel
 from nix.evaluation import Flake
 
 HERE = Path(__file__).parent
@@ -226,6 +227,32 @@ def test_nft_takes_the_rules_of_the_bridges() -> None:
     words = ["unshare", "--net", NFT, "--check", "--file", str(RENDERED / "nftables.conf")]
     ran = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", [kernel.BRIDGE, kernel.TAP])
+def test_the_host_takes_no_part_in_networks_by_the_names_that_the_daemon_gives(name: str) -> None:
+    left_alone = json.loads((RENDERED / "host.json").read_text())["leftAlone"]
+    assert {f"{name}*", f"interface-name:{name}*"} <= set(left_alone)
+
+
+FLUSHED = """host: (host.extendModules {
+  modules = [
+    {
+      services.microvm-orchestrator.settings.networks.kind = "kernel";
+      networking.nftables.enable = true;
+      networking.nftables.flushRuleset = true;
+    }
+  ];
+}).config.warnings"""
+
+
+def test_who_clears_all_rules_with_a_firewall_is_warned_that_these_are_among_them(
+    flake: Flake,
+) -> None:
+    ran = flake.nix("eval", "--json", ".#nixosConfigurations.host", "--apply", FLUSHED)
+    assert ran.returncode == 0, ran.stderr
+    [warning] = [each for each in json.loads(ran.stdout) if "flushRuleset" in each]
+    assert "Set it to false." in one_line(warning)
 
 
 def test_the_units_give_the_server_one_capability_and_slots_none() -> None:

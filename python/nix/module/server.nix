@@ -128,7 +128,6 @@ in
     environment.systemPackages = [ cfg.package ];
     # Where the command line looks; `config show` then says what the daemon reads.
     environment.etc."microvm-orchestrator/config.toml".source = configFile;
-    boot.kernelModules = lib.optional kernelNetworks "tun";
 
     systemd.services.microvm-orchestrator = {
       description = "Disposable machines for AI agents";
