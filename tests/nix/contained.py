@@ -96,6 +96,11 @@ cp -r "$1/store" {STORE}
 for folder in etc home srv var; do mount --bind "$1/$folder" /$folder; done
 mount -t tmpfs -o mode=700 own /root
 mount -t tmpfs -o mode=1777 own /tmp
+# As udev has it: what may be done with it is for the kernel to say.
+if [ -e /dev/net/tun ]; then
+    mknod -m 666 /run/tun c 10 200
+    mount --bind /run/tun /dev/net/tun
+fi
 cd /
 echo sk-ant-api03-not-a-real-key | tee /run/secrets/anthropic >/run/secrets/github
 mount --make-rshared /
@@ -109,13 +114,19 @@ class Contained(Driven):
     ask_every_s = 0.5
 
     def __init__(
-        self, name: str, folder: Path, image: Boot, *, watchdog_s: int | None = None
+        self,
+        name: str,
+        folder: Path,
+        image: Boot,
+        *,
+        watchdog_s: int | None = None,
+        networks: str = "userspace",
     ) -> None:
         """Lay it out in an empty folder. One that hangs is ended when the unit says, or sooner."""
         self.name = name
         self.console = folder / "console"
         self._folder = folder
-        self.program = _lay_out(folder, image, watchdog_s)
+        self.program = _lay_out(folder, image, watchdog_s, networks)
         self._running: tuple[System, ExitStack] | None = None
 
     @property
@@ -206,7 +217,7 @@ def _shown(path: Path) -> Path:
     return Path("/run/images") / path.relative_to(CACHE / "images")
 
 
-def _lay_out(folder: Path, image: Boot, watchdog_s: int | None) -> str:
+def _lay_out(folder: Path, image: Boot, watchdog_s: int | None, networks: str) -> str:
     """Write the units, what they start, and who there is; return the daemon's program."""
     _put_etc(folder / "etc")
     units = folder / "etc/systemd/system"
@@ -217,7 +228,7 @@ def _lay_out(folder: Path, image: Boot, watchdog_s: int | None) -> str:
             if watchdog_s is not None:
                 text = re.sub(r"(?m)^WatchdogSec=.*", f"WatchdogSec={watchdog_s}", text)
             put(units / path.name, text)
-    program = _put_store(folder, (units / SERVICE).read_text())
+    program = _put_store(folder, (units / SERVICE).read_text(), networks)
     for name in USERS:
         (folder / "home" / name).mkdir(parents=True)
     (folder / "home/ada/other").mkdir()
@@ -254,12 +265,12 @@ def _replace_lines(path: Path, lines: Mapping[str, str]) -> None:
     path.write_text("\n".join([*kept, *lines.values()]) + "\n")
 
 
-def _put_store(folder: Path, server: str) -> str:
+def _put_store(folder: Path, server: str, networks: str) -> str:
     store = folder / "store"
     [(program, settings)] = re.findall(r'ExecStart="(\S+)" "serve" "--config" "(\S+)"', server)
-    # No machine is to start by itself, and bridges are for other tests.
+    # No machine is to start by itself.
     text = (RENDERED / "config.toml").read_text().replace('"embedded" = 2', "")
-    text = text.replace('"kernel"', '"userspace"')
+    text = text.replace('"kernel"', f'"{networks}"')
     model = f'["egress"]\n"anthropic_url" = "http://127.0.0.1:{MODEL_PORT}"\n'
     text = text.replace('["egress"]\n', model)
     put(store / Path(settings).name, text.replace('"debug"', '"info"'))

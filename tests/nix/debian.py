@@ -11,6 +11,7 @@ emulator on an emulated processor had not come to its clock after two minutes. A
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -43,7 +44,8 @@ GUEST = "opt/slot"
 _KERNEL = "linux-image-cloud-amd64"
 _PACKAGES = (
     *("bash", "busybox-static", "coreutils", "dash", "e2fsprogs", "findutils", "git", "grep"),
-    *("kmod", "mount", "procps", "python3", "qemu-system-x86", "sed", "systemd", "util-linux"),
+    *("iproute2", "kmod", "mount", "nftables", "procps", "python3", "qemu-system-x86", "sed"),
+    *("systemd", "util-linux"),
 )
 _TOOLS = ("squashfs-tools",)
 _MKSQUASHFS = "usr/bin/mksquashfs"
@@ -99,14 +101,15 @@ stty -F /dev/hvc0 raw -echo
 echo "Spawning backdoor root shell..."
 PS1= exec bash --norc /dev/hvc0
 """
-# What udev would have done.
-_KVM = f"""#!/bin/sh
+# What systemd-modules-load and udev would have done.
+_DEVICES = f"""#!/bin/sh
 set -e
 for module in /{MODULES}/*; do
     insmod $module
 done
 chgrp kvm /dev/kvm
 chmod 660 /dev/kvm
+chmod 666 /dev/net/tun
 """
 # What NixOS does with units that have changed and want to be restarted, not stopped and started.
 _SWITCH = """#!/bin/sh
@@ -139,21 +142,21 @@ Type=oneshot
 RemainAfterExit=true
 ExecStart=/usr/local/sbin/prepare
 """,
-    "kvm.service": """\
+    "devices.service": """\
 [Unit]
 Before=microvm-orchestrator.service
 
 [Service]
 Type=oneshot
 RemainAfterExit=true
-ExecStart=/usr/local/sbin/kvm
+ExecStart=/usr/local/sbin/devices
 """,
 }
 _STARTED = {
     "basic.target.wants": ("backdoor.service",),
     "sockets.target.wants": ("microvm-orchestrator.socket",),
     "multi-user.target.wants": (
-        "kvm.service",
+        "devices.service",
         "prepare.service",
         "microvm-orchestrator.service",
         "microvm-orchestrator-repos.service",
@@ -214,8 +217,8 @@ async def build(folder: Path) -> Disk:
     await index.fetch([*ours, *theirs], cache / "packages", silent)
     tree, disk_kernel, toolbox = await _taken_apart(ours, theirs, folder)
     await anyio.to_thread.run_sync(_furnish, tree)
-    for number, module in enumerate(disk_kernel.modules(["kvm_amd"])):
-        tree.write(f"{MODULES}/{number}-{module.name}.ko", module.data)
+    for number, module in enumerate(disk_kernel.modules(_modules())):
+        tree.write(f"{MODULES}/{number:02}-{module.name}.ko", module.data)
     _put_guest(tree, await built_image(), folder / "guest")
     await bytecode.compile_python(tree, toolbox, ("usr/lib/python3", SITE), silent)
     tsc_khz = (await measure()).tsc_khz
@@ -226,6 +229,13 @@ async def build(folder: Path) -> Disk:
     disk.initrd.write_bytes(await anyio.to_thread.run_sync(make_initrd, disk_kernel, busybox))
     await _pack(tree, toolbox, folder, disk.root)
     return disk
+
+
+def _modules() -> list[str]:
+    """Name what is loaded: for our KVM, and what the module for NixOS has loaded, no more."""
+    wanted: list[str] = json.loads((RENDERED / "host.json").read_text())["modules"]
+    # A part of nf_tables since Linux 6.2, and of its own in this one.
+    return ["kvm_amd", "nft_objref", *wanted]
 
 
 async def _taken_apart(
@@ -291,16 +301,15 @@ def _put_units(tree: Tree) -> None:
         tree.put(f"{folder}/{name}", Link("/dev/null"))
     tree.write("usr/local/sbin/backdoor", _BACKDOOR, 0o755)
     tree.write("usr/local/sbin/prepare", _PREPARE, 0o755)
-    tree.write("usr/local/sbin/kvm", _KVM, 0o755)
+    tree.write("usr/local/sbin/devices", _DEVICES, 0o755)
     tree.write("usr/local/sbin/take-in-guest", _TAKE_IN, 0o755)
 
     server = (RENDERED / "microvm-orchestrator.service").read_text()
     [(program, settings)] = re.findall(r'ExecStart="/(\S+)" "serve" "--config" "/(\S+)"', server)
     tree.write(program, _PROGRAM, 0o755)
     tree.put("usr/bin/microvm-orchestrator", Link(f"/{program}"))
-    # No machine is to start by itself, and networks of the kernel are for other tests.
+    # No machine is to start by itself.
     text = (RENDERED / "config.toml").read_text().replace('"embedded" = 2', "")
-    text = text.replace('"kernel"', '"userspace"')
     # A machine takes its time as well.
     text = text.replace('["machines"]\n', '["machines"]\n"boot_timeout_s" = 900\n')
     tree.write(settings, text.replace('"debug"', '"info"'))

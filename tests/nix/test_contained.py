@@ -17,6 +17,7 @@ from machines import built_image
 from microvm_orchestrator.host import boot_of
 from microvm_orchestrator.machine.base import Boot
 from microvm_orchestrator.machine.probe import measure
+from networking import why_no_kernel
 from nix.contained import Contained, put_guest
 from nix.driver import run_script, script_of, subtests_of
 from nix.evaluation import ROOT
@@ -66,6 +67,16 @@ def test_a_script_for_nixos_passes_in_namespaces(
     machine = Contained("machine", tmp_path, image, watchdog_s=watchdog_s)
     put_guest(tmp_path, image, words(image, tsc_khz), memory_mib=GUEST_MIB, vcpus=1)
     passes(name, machine)
+
+
+def test_a_cluster_is_broken_in_the_kernel_and_healed_by_the_service_that_nix_rendered(
+    tmp_path: Path, image: Boot, tsc_khz: int
+) -> None:
+    if why := why_no_kernel():
+        pytest.skip(why)
+    machine = Contained("machine", tmp_path, image, networks="kernel")
+    put_guest(tmp_path, image, words(image, tsc_khz), memory_mib=GUEST_MIB, vcpus=1)
+    passes("cluster", machine)
 
 
 @pytest.mark.skipif(not CLAUDE.exists(), reason="Claude Code is not installed: make judges")

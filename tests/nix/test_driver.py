@@ -84,7 +84,7 @@ def test_what_does_not_come_true_fails_the_script_in_words_that_help(
 
 def test_there_is_a_test_for_all_that_was_promised_of_a_host() -> None:
     names = {path.stem for path in TESTS}
-    assert names >= {"service", "task", "restart", "reboot", "hardening", "upgrade"}
+    assert names >= {"service", "task", "restart", "reboot", "hardening", "upgrade", "cluster"}
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)

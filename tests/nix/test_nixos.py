@@ -5,7 +5,8 @@ else to do, and may fail on a busy one. `take-in-guest` registers a runner direc
 guest there, in place of the flake's, and the configuration that
 `restart` switches to is one file and one unit. systemd is older than that of NixOS and knows no
 `DelegateSubgroup=`, so machines have no limits there. `agent` needs a larger machine, and is run
-in namespaces alone (`test_contained`). What only Nix can show is the flake's own guest and its
+in namespaces alone (`test_contained`); `cluster` needs a kernel with netem to show all of it, which
+this one is. What only Nix can show is the flake's own guest and its
 activation scripts.
 """
 
@@ -33,7 +34,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> debian.Disk:
 
 
 @needs_qemu
-@pytest.mark.parametrize("name", ["service", "hardening", "upgrade", "task", "restart", "reboot"])
+@pytest.mark.parametrize(
+    "name", ["service", "hardening", "upgrade", "task", "restart", "reboot", "cluster"]
+)
 def test_a_script_for_nixos_passes_on_a_debian_with_the_units_that_nix_rendered(
     disk: debian.Disk, tmp_path: Path, name: str
 ) -> None:
