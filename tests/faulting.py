@@ -9,8 +9,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from microvm_orchestrator.faults.grounds import Sufferers
 from microvm_orchestrator.faults.ledger import Ledger
 from microvm_orchestrator.model.access import Role, Scope
+from microvm_orchestrator.model.fault import Harm
 from microvm_orchestrator.model.records import Actor
 from microvm_orchestrator.network.addresses import assign
 from microvm_orchestrator.network.base import Network, Networks, Port
@@ -19,6 +21,7 @@ from microvm_orchestrator.store.base import Store
 from microvm_orchestrator.store.sqlite import SqliteStore
 from networking import STAGES, KernelStage, Stage
 from storing import HandClock
+from sufferers import PlainSufferers
 
 ALICE = Actor(name="alice", role=Role.OPERATOR, via="test", action="fault_inject")
 BOB = Actor(name="bob", role=Role.OPERATOR, via="test", action="x", scope=Scope(everything=False))
@@ -75,6 +78,7 @@ class Ground:
     def __init__(self, stage: Stage, store: Store) -> None:
         self.stage = stage
         self.store = store
+        self.sufferers = PlainSufferers(MACHINES)
         self.ports: dict[str, Port] = {}
         self.networks: Networks
         self.ledger: Ledger
@@ -87,10 +91,11 @@ class Ground:
         """Be a daemon that starts: networks are made, faults asserted, machines connected."""
         self.networks = await self._life.enter_async_context(self.stage.open())
         await self.networks.make(NETWORK)
-        self.ledger = Ledger(self.store, self.networks)
+        self.ledger = Ledger(self.store, self.networks, self.sufferers)
         await self.ledger.reconcile()
         for name in sorted(self.running):
             await self.networks.prepare(self.ports[name])
+        await self.ledger.settle()
 
     async def end(self) -> None:
         await self._life.aclose()
@@ -101,23 +106,34 @@ class Ground:
 
     async def stop(self, name: str) -> None:
         await self.networks.release(self.ports[name])
+        self.sufferers.stop(name)
         self.running.discard(name)
 
     async def start(self, name: str) -> None:
         await self.networks.prepare(self.ports[name])
+        self.sufferers.start(name, self.ledger.suffers(name))
         self.running.add(name)
 
     def doomed(self, doom: Doom) -> Ledger:
         """A ledger on the same ground whose daemon may be killed."""
         store = cast("Store", doom.over(self.store))
-        return Ledger(store, cast("Networks", doom.over(self.networks)))
+        networks = cast("Networks", doom.over(self.networks))
+        return Ledger(store, networks, cast("Sufferers", doom.over(self.sufferers)))
+
+    def suffered(self) -> dict[str, Harm]:
+        """Tell what machines that run do suffer."""
+        return {
+            name: harm for name, harm in sorted(self.sufferers.standing.items()) if not harm.nothing
+        }
 
     async def dump(self) -> str:
         """Say all that there is, but for what every new interface has of its own."""
+        suffered = repr(self.suffered())
         if isinstance(self.stage, KernelStage):
-            return like_any(self.stage.dump())
+            return suffered + like_any(self.stage.dump())
         assert isinstance(self.networks, Switch)
-        return repr(await self.networks.impaired("net")) + repr(self.networks.way_usage("net"))
+        ways = repr(await self.networks.impaired("net"))
+        return suffered + ways + repr(self.networks.way_usage("net"))
 
 
 def like_any(dump: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from microvm_orchestrator import config, errors, places
+from microvm_orchestrator import config, errors, log, places
 from microvm_orchestrator.artifacts import Artifacts, Quotas
 from microvm_orchestrator.caches import Caches
 from microvm_orchestrator.clusters.kernel_logs import KernelLogs
@@ -26,6 +26,7 @@ from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.faults.ledger import Ledger
 from microvm_orchestrator.forwards import Forwards
+from microvm_orchestrator.harms import Harms
 from microvm_orchestrator.images.runner import bootable
 from microvm_orchestrator.images.store import (
     AnyImage,
@@ -46,6 +47,7 @@ from microvm_orchestrator.machine.base import (
     Change,
     Disk,
     DiskFormat,
+    Machine,
     MachineSpec,
     Qcow2,
 )
@@ -76,6 +78,7 @@ from microvm_orchestrator.warm import Warm
 # Of the host's memory, what machines may have when nothing is said.
 _MEMORY_SHARE = 0.75
 _VCPUS_FOR_EACH = 4
+_log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,13 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
     async def on_guest_event(machine_id: str, event: GuestEvent) -> None:
         await machines.hear_guest(machine_id, event)
 
+    async def on_begin(machine_id: str, running: Machine) -> None:
+        try:
+            await harms.begin(machine_id, running, faults.suffers(machine_id))
+        except errors.OrchestratorError as error:
+            _log.error("machine_not_harmed", machine=machine_id, why=error.message)
+            faults.doubt(machine_id)
+
     async def on_port_event(event: PortEvent) -> None:
         await machines.hear_port(event)
 
@@ -162,7 +172,6 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         warm = Warm(hypervisor, settings.machines.warm, usual)
         switch = await life.enter_async_context(_open_switch(settings.networks, on_port_event))
         networks = Networks(store, switch)
-        faults = Ledger(store, switch)
         history_of = partial(path_of, state_dir / places.REPOS)
         machines = Machines(
             store,
@@ -174,7 +183,10 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             networks,
             history_of,
             boot_timeout_s=settings.machines.boot_timeout_s,
+            on_begin=on_begin,
         )
+        harms = Harms(machines)
+        faults = Ledger(store, switch, harms)
         snapshots = Snapshots(store, hypervisor, machines)
         execs = Execs(store, machines)
         forwards = Forwards(store, machines, settings.socket.path)
@@ -207,6 +219,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             for network in cluster.networks:
                 if network.network_id is not None:
                     await faults.heal_all(SYSTEM, network.network_id)
+            for node in cluster.nodes:
+                await faults.heal_all(SYSTEM, machine_id=node.machine_id)
 
         clusters = furnished(
             store,
@@ -232,8 +246,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         # Before machines are connected, so that none hears what it must not.
         await networks.restore()
         await faults.reconcile()
-        await life.enter_async_context(faults.running())
         await life.enter_async_context(machines.running())
+        await life.enter_async_context(faults.running())
         await snapshots.reconcile()
         await kernel_logs.reconcile()
         await life.enter_async_context(execs.running())

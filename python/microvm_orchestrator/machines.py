@@ -58,6 +58,11 @@ _REPORT_CHARS = 500
 
 _STARTABLE = frozenset({MachineState.DEFINED, *ENDED})
 
+# Why a machine is paused that a fault lets stand still.
+HELD = "a fault lets it stand still"
+# Called when a machine has begun to run, before anybody is told; its turn is held meanwhile.
+OnBegin = Callable[[str, base.Machine], Awaitable[None]]
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -133,8 +138,10 @@ class Machines:
         history_of: Callable[[str], Path] | None = None,
         *,
         boot_timeout_s: float = base.BOOT_TIMEOUT_S,
+        on_begin: OnBegin = base.untold,
     ) -> None:
         """`boot_of` finds what an image boots by its name or digest; it reads files."""
+        self._on_begin = on_begin
         self._starting = Starting(
             hypervisor, slots, boot_of, warm, caches, networks, history_of, boot_timeout_s
         )
@@ -303,8 +310,9 @@ class Machines:
             # It runs: whoever leaves now leaves it as a running one.
             machine_id = machine.machine_id
             with anyio.CancelScope(shield=True):
-                machine = await self._take_on(machine_id, running, MachineState.RUNNING, by)
-        return machine
+                await self._take_on(machine_id, running, MachineState.RUNNING, by)
+                await self._on_begin(machine_id, running)
+        return await self.get(machine_id, by)
 
     async def _not_started(self, machine_id: str, error: BaseException) -> None:
         failed = isinstance(error, errors.OrchestratorError)
@@ -366,12 +374,23 @@ class Machines:
                 raise errors.StateForbids(
                     f"machine {machine.machine_id} is {machine.state}, not {was}"
                 )
+            if machine.reason == HELD:
+                raise errors.StateForbids(
+                    f"machine {machine.machine_id} is paused: {HELD}",
+                    hint="fault_list shows the fault, fault_heal ends it",
+                )
             running = self.live(machine)
             # Whoever leaves now leaves it as it is told.
             with anyio.CancelScope(shield=True):
                 await (running.pause() if becomes is MachineState.PAUSED else running.resume())
                 machine = await self._change(machine.machine_id, becomes, "", by, audited=True)
         return machine
+
+    async def stand(self, machine_id: str, state: MachineState, reason: str) -> None:
+        """Write down how a machine stands, by who holds its turn and has let it stand so."""
+        machine = await self.get(machine_id, SYSTEM)
+        if (machine.state, machine.reason) != (state, reason):
+            await self._change(machine_id, state, reason, SYSTEM)
 
     async def delete(self, reference: str, by: Actor) -> Machine:
         """Forget a machine that does not run, with its console. Raises: NotFound, StateForbids."""

@@ -21,6 +21,7 @@ from microvm_orchestrator.network.base import Network, Port
 from microvm_orchestrator.network.impairment import Impairment
 from microvm_orchestrator.network.switch import open_switch
 from microvm_orchestrator.store.sqlite import SqliteStore
+from sufferers import PlainSufferers
 
 LAN = Network("lan", ("10.9.0.0/24", "fd09::/64"))
 PING = "busybox ping{six} -c {count} -s {size} -i 0.05 -W 1 {address} || true"
@@ -73,7 +74,7 @@ async def test_guests_meet_what_a_fault_says_and_their_way_in_does_not(tmp_path:
             open_qemu(rig.state_dir) as qemu,
             removed_in_the_end(qemu),
         ):
-            ledger = Ledger(store, networks)
+            ledger = Ledger(store, networks, PlainSufferers([]))
             await networks.make(LAN)
             first = await qemu.start(rig.spec(links=(Link("02:00:00:00:00:01"),)))
             saved = await first.save(f"{first.machine_id}-s")

@@ -28,7 +28,7 @@ FLOORS = [
     {"host"},
     {"runs", "clusters"},
     {"lifecycle", "faults"},
-    {"execs", "forwards", "snapshots", "seeded"},
+    {"execs", "forwards", "snapshots", "seeded", "harms"},
     {"machines"},
     {"starting"},
     {"upkeep", "deliveries", "operations", "slots", "warm", "caches", "networks"},

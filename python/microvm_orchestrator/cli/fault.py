@@ -1,4 +1,4 @@
-"""`fault`: what is broken on purpose between machines."""
+"""`fault`: what is broken on purpose between machines, and what they suffer themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from microvm_orchestrator.cli import output
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.options import complete_fault, complete_machine, complete_network
 
-app = typer.Typer(help="Faults: partitions and bad links between machines, injected and healed.")
+app = typer.Typer(
+    help="Faults: bad links between machines, and machines that suffer; injected and healed."
+)
 
 BRIEF = ("fault_id", "kind", "state", "network_id", "machines", "heals_at", "created_at")
 
@@ -30,33 +32,56 @@ OnlyNetwork = Annotated[
         autocompletion=complete_network,
     ),
 ]
+OnlyMachine = Annotated[
+    str | None,
+    typer.Option(
+        "--machine",
+        metavar="MACHINE",
+        help="Only what affects this machine.",
+        autocompletion=complete_machine,
+    ),
+]
 
 
 @command(
     app,
     "inject",
-    example="fault inject lan partition --group a,b --group c --ttl-s 60\n"
-    "fault inject lan partition --shape majorities_ring --shuffle 7\n"
-    "fault inject lan impair --machine a --target b --delay-s 0.1 --loss 0.05 --seed 7\n"
-    "fault inject lan impair --machine a --mtu 1280\n"
-    "fault inject lan link_down --machine a\n"
-    "fault inject lan dns --machine a --target resolver",
+    example="fault inject partition --network lan --group a,b --group c --ttl-s 60\n"
+    "fault inject partition --network lan --shape majorities_ring --shuffle 7\n"
+    "fault inject impair --network lan --machine a --target b --delay-s 0.1 --loss 0.05 --seed 7\n"
+    "fault inject impair --network lan --machine a --mtu 1280\n"
+    "fault inject link_down --network lan --machine a\n"
+    "fault inject dns --network lan --machine a --target resolver\n"
+    "fault inject pause --machine a --ttl-s 10\n"
+    "fault inject clock_skew --machine a --skew-s -300",
 )
 def inject(
     here: Session,
-    network: Annotated[
-        str,
-        typer.Argument(
-            metavar="NETWORK",
-            help="The network's name or id.",
-            autocompletion=complete_network,
-            show_default=False,
-        ),
-    ],
     kind: Annotated[
-        Literal["partition", "impair", "link_down", "dns"],
+        Literal[
+            "partition",
+            "impair",
+            "link_down",
+            "dns",
+            "pause",
+            "slow_cpu",
+            "clock_skew",
+            "disk_slow",
+            "disk_error",
+            "disk_full",
+            "memory",
+        ],
         typer.Argument(help="What is broken.", show_default=False),
     ],
+    network: Annotated[
+        str | None,
+        typer.Option(
+            "--network",
+            metavar="NETWORK",
+            help="The network's name or id, where it is between machines.",
+            autocompletion=complete_network,
+        ),
+    ] = None,
     shape: Annotated[
         Literal["groups", "one_way", "halves", "single", "bridge", "majorities_ring", "grudges"]
         | None,
@@ -77,7 +102,7 @@ def inject(
         typer.Option(
             "--machine",
             metavar="MACHINE",
-            help="Single, with its link down, its frames impaired, or its questions unheard.",
+            help="Single, with its link down, its frames or questions unheard; or that suffers.",
             autocompletion=complete_machine,
         ),
     ] = None,
@@ -150,12 +175,40 @@ def inject(
         str | None,
         typer.Option("--seed", metavar="SEED", help="Repeats the luck of impaired frames."),
     ] = None,
+    cpu_share: Annotated[
+        float | None,
+        typer.Option("--cpu-share", metavar="SHARE", help="Of one processor that is left."),
+    ] = None,
+    skew_s: Annotated[
+        float | None,
+        typer.Option("--skew-s", metavar="S", help="How far the clock goes ahead."),
+    ] = None,
+    disk_bytes_s: Annotated[
+        int | None,
+        typer.Option("--disk-bytes-s", metavar="N", help="What each disk passes in a second."),
+    ] = None,
+    disk_operations_s: Annotated[
+        int | None,
+        typer.Option("--disk-operations-s", metavar="N", help="What each disk passes in a second."),
+    ] = None,
+    fails: Annotated[
+        Literal["reads", "writes", "both"] | None,
+        typer.Option("--fails", help="Which of a disk's, by default both."),
+    ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option("--path", metavar="PATH", help="A folder of the guest where nothing is free."),
+    ] = None,
+    memory_mib: Annotated[
+        int | None,
+        typer.Option("--memory-mib", metavar="N", help="What is taken of the guest's."),
+    ] = None,
     ttl_s: Annotated[
         float | None,
         typer.Option("--ttl-s", metavar="S", help="After which it heals by itself."),
     ] = None,
 ) -> None:
-    """Break something between the machines of a network, on purpose.
+    """Break something between the machines of a network, or let one suffer, on purpose.
 
     It holds through restarts until it is healed, or its time is over.
     """
@@ -180,6 +233,13 @@ def inject(
         "rate_bytes": rate_bytes,
         "mtu": mtu,
         "seed": seed,
+        "cpu_share": cpu_share,
+        "skew_s": skew_s,
+        "disk_bytes_s": disk_bytes_s,
+        "disk_operations_s": disk_operations_s,
+        "fails": fails,
+        "path": path,
+        "memory_mib": memory_mib,
         "ttl_s": ttl_s,
     }
     here.tell("fault_inject", given, output.record)
@@ -202,12 +262,13 @@ def get(here: Session, fault_id: FaultId) -> None:
 def list_(
     here: Session,
     network: OnlyNetwork = None,
+    machine: OnlyMachine = None,
     *,
     ended: Annotated[bool, typer.Option("--ended", help="Also those that have ended.")] = False,
 ) -> None:
     """List faults, oldest first: yours, or all if you see everything."""
     nothing = "no faults; `fault inject` makes one"
-    given = {"network": network, "ended": ended or None}
+    given = {"network": network, "machine": machine, "ended": ended or None}
     here.tell("fault_list", given, lambda answer: output.page(answer, BRIEF, nothing))
 
 
@@ -218,6 +279,6 @@ def heal(here: Session, fault_id: FaultId) -> None:
 
 
 @command(app, "heal-all", example="fault heal-all\nfault heal-all --network lan")
-def heal_all(here: Session, network: OnlyNetwork = None) -> None:
-    """End all faults that you see, or those of a network, and count them."""
-    here.tell("fault_heal_all", {"network": network})
+def heal_all(here: Session, network: OnlyNetwork = None, machine: OnlyMachine = None) -> None:
+    """End all faults that you see, or those of a network or a machine, and count them."""
+    here.tell("fault_heal_all", {"network": network, "machine": machine})

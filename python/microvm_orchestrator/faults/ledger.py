@@ -1,52 +1,61 @@
 """The ledger of faults: each is written down before it is applied, verified, and healed for sure.
 
-What a network is to be like follows from the faults that are open, and from nothing else: one is
-applied or healed by saying anew what its ways meet, together with what others do to them, and by
-reading it back. So to heal twice is to heal once, one fault does not undo another, and whoever
-starts after a crash makes the networks what the records say: a fault whose injection nobody was
-told of is taken back, one that was active is active again. Above stands the service; below, the
-store and one kind of networks.
+What a network or a machine is to be like follows from the faults that are open, and from nothing
+else: one is applied or healed by saying anew what its places are to be like, together with what
+others do to them, and by reading it back. So to heal twice is to heal once, one fault does not undo
+another, and whoever starts after a crash makes all places what the records say: a fault whose
+injection nobody was told of is taken back, one that was active is active again. Above stands the
+service; below, the store and the grounds, which know what can be broken.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 
 import anyio
 from pydantic import JsonValue
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.faults.plans import Plan, Ways, read, together, told
-from microvm_orchestrator.model.fault import FAULT, Fault, FaultState
+from microvm_orchestrator.faults.grounds import (
+    Ground,
+    MachineGround,
+    NetworkGround,
+    Sufferers,
+    suffers,
+)
+from microvm_orchestrator.faults.plans import Plan, harms_told, told
+from microvm_orchestrator.model.fault import FAULT, Fault, FaultState, Harm
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.model.values import moment
-from microvm_orchestrator.network.base import Abilities, Ends, Networks
-from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Impairment
+from microvm_orchestrator.network.base import Abilities, Networks
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import RecordById
 
-# A network that cannot be healed now is tried again so often.
+# What cannot be healed now is tried again so often.
 _AGAIN_S = 5.0
 # How many faults that have ended are kept to be looked at.
 _KEPT = 500
-_GONE = "its network is gone"
 _log = log.get(__name__)
 
 
 class Ledger:
     """All faults of one daemon; one verb at a time."""
 
-    def __init__(self, store: Store, switch: Networks) -> None:
+    def __init__(self, store: Store, switch: Networks, machines: Sufferers) -> None:
         self._store = store
         self._switch = switch
+        self._networks: Ground = NetworkGround(switch)
+        self._machines: Ground = MachineGround(machines)
+        # Those whose places are known to be what they are; machines are adopted later.
+        self._ready: list[Ground] = []
         # Those that have not ended, oldest first.
         self._open: dict[str, Fault] = {}
-        # Networks that may not be as the open faults say.
-        self._unsure: set[str] = set()
+        # Places that may not be as the open faults say.
+        self._unsure: dict[str, Ground] = {}
         self._turn = anyio.Lock()
         # Set when something is to heal earlier than was known.
         self._sooner = anyio.Event()
@@ -77,17 +86,12 @@ class Ledger:
     async def inject(self, plan: Plan, by: Actor) -> Fault:
         """Break something, and return when it was seen to be broken.
 
-        Raises: NotFound when there is no such network, FaultNotOffered, Conflict with another
-            fault, and FaultUnverified or Unavailable when it came to nothing; then nothing is left
-            of it, or it is healed as soon as that is possible.
+        Raises: NotFound when there is no such network or machine, StateForbids for a machine that
+            does not run, FaultNotOffered, Conflict with another fault, and FaultUnverified or
+            Unavailable when it came to nothing; then nothing is left of it, or it is healed as soon
+            as that is possible.
         """
         async with self._turn:
-            if plan.network_id not in await self._switch.found():
-                raise errors.NotFound(f"there is no network {plan.network_id}")
-            await self._switch.check(list(plan.ways.values()))
-            # Two that cannot both be are refused before anything is written.
-            wanted = self._meeting(plan.network_id, plan.ways, also=plan.ways)
-            standing = await self._switch.impaired(plan.network_id)
             fault = Fault(
                 fault_id=new_id("fault"),
                 kind=plan.kind,
@@ -96,16 +100,20 @@ class Ledger:
                 network_id=plan.network_id,
                 machines=plan.machines,
                 ways=told(plan.ways),
-                before=told({ends: standing[ends] for ends in plan.ways if ends in standing}),
+                harms=harms_told(plan.harms),
                 parameters=dict(plan.parameters),
                 ttl_s=plan.ttl_s,
                 created_at=moment(await self._store.now()),
             )
+            ground = self._ground(fault)
+            # Two that cannot both be are refused before anything is written.
+            await ground.check(fault, self._holding())
+            fault = await ground.before(fault)
             # From here on it is known, whoever leaves: it comes to hold, or is taken back.
             with anyio.CancelScope(shield=True):
                 await self._write(fault, by, expect=0)
                 try:
-                    await self._make_so(plan.network_id, wanted)
+                    await ground.make_so(fault, [*self._holding(), fault])
                     fault = await self._activate(fault, by)
                 except BaseException as error:
                     await self._take_back(fault, str(error))
@@ -123,25 +131,48 @@ class Ledger:
                 await self._heal(self._open[fault_id], by)
         return await self.get(fault_id, by)
 
-    async def heal_all(self, by: Actor, network_id: str | None = None) -> int:
-        """End all faults, or those of a network, and count them.
+    async def heal_all(
+        self, by: Actor, network_id: str | None = None, machine_id: str | None = None
+    ) -> int:
+        """End all faults, or those of a network or a machine, and count them.
 
         One that cannot be healed now keeps none of the others. Raises: as `heal`, at the end.
         """
+        wanted = [
+            fault.fault_id
+            for fault in self._open.values()
+            if by.sees_of(fault.owner)
+            and network_id in {None, fault.network_id}
+            and (machine_id is None or machine_id in fault.machines)
+        ]
         healed = 0
-        failed: errors.OrchestratorError | None = None
         async with self._turn:
-            for fault in list(self._open.values()):
-                if not by.sees_of(fault.owner) or network_id not in {None, fault.network_id}:
-                    continue
-                try:
-                    await self._heal(fault, by)
-                    healed += 1
-                except errors.OrchestratorError as error:
-                    failed = error
+            while True:
+                left: list[str] = []
+                failed: errors.OrchestratorError | None = None
+                for fault in [self._open[each] for each in wanted if each in self._open]:
+                    try:
+                        await self._heal(fault, by)
+                        healed += 1
+                    except errors.OrchestratorError as error:
+                        failed = error
+                        left.append(fault.fault_id)
+                # One may be in the way of another: a guest that stands still is told nothing.
+                if failed is None or left == wanted:
+                    break
+                wanted = left
         if failed is not None:
             raise failed
         return healed
+
+    def suffers(self, machine_id: str) -> Harm:
+        """Tell what a machine is to suffer that begins to run now."""
+        return suffers(self._holding(), machine_id)
+
+    def doubt(self, machine_id: str) -> None:
+        """Look soon whether a machine is as the open faults say."""
+        self._unsure[machine_id] = self._machines
+        self._sooner.set()
 
     # What happens by itself
 
@@ -154,35 +185,55 @@ class Ledger:
             faults = await self._all(SYSTEM)
             self._open = {each.fault_id: each for each in faults if not each.state.ended}
             await self._forget_old(faults)
-            found = await self._switch.found()
             for fault in list(self._open.values()):
                 if fault.state is FaultState.APPLYING:
                     # Nobody was told that it is there.
                     self._blame(fault, "the daemon ended while it was applied")
-                elif fault.network_id not in found:
-                    self._blame(fault.model_copy(update={"state": FaultState.HEALING}), _GONE)
-            self._unsure = set(found)
+            found = await self._networks.places()
+            for fault in list(self._open.values()):
+                gone = fault.network_id is not None and fault.network_id not in found
+                if gone and fault.state is not FaultState.APPLYING:
+                    healing = fault.model_copy(update={"state": FaultState.HEALING})
+                    self._blame(healing, self._networks.gone)
+            self._unsure = dict.fromkeys(found, self._networks)
+            self._ready = [self._networks]
+            await self._heal_due()
+
+    async def settle(self) -> None:
+        """Make the machines what the records say, once those that run were adopted."""
+        async with self._turn:
+            # Nothing befalls one without a record of it; and to look at all of them takes long.
+            for fault in self._open.values():
+                if fault.kind.of_machines:
+                    self._unsure |= dict.fromkeys(fault.machines, self._machines)
+            self._ready = [self._networks, self._machines]
             await self._heal_due()
 
     async def notice(self) -> None:
-        """End what went along with its network, whoever took that away."""
+        """End what went along with its network or its machines, whoever took those away."""
         if not self._open:
             return
         async with self._turn:
-            found = await self._switch.found()
-            for fault in list(self._open.values()):
-                if fault.network_id not in found:
-                    await self._heal(self._blame(fault, _GONE), SYSTEM)
+            for ground in self._ready:
+                found = set(await ground.places())
+                for fault in list(self._open.values()):
+                    if self._ground(fault) is ground and not found & set(ground.places_of(fault)):
+                        await self._heal(self._blame(fault, ground.gone), SYSTEM)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Heal what is due until the block ends; what is active then stays so."""
+        """Heal what is due until the block ends; what is active then stays so.
+
+        Machines that run have to be adopted already.
+        """
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch)
             yield
             group.cancel_scope.cancel()
 
     async def _watch(self) -> None:
+        if self._machines not in self._ready:
+            await self.settle()
         while True:
             self._sooner = anyio.Event()
             async with self._turn:
@@ -192,14 +243,16 @@ class Ledger:
 
     async def _heal_due(self) -> float:
         """Heal what is due, or was to be healed already; return how long to wait for more."""
-        for network_id in sorted(self._unsure):
-            await self._assert(network_id)
+        for place, ground in sorted(self._unsure.items()):
+            await self._assert(place, ground)
         now = await self._store.now()
         pause = _AGAIN_S if self._unsure else math.inf
         for fault in list(self._open.values()):
             left_s = _left_s(fault, now)
             if left_s > 0:
                 pause = min(pause, left_s)
+                continue
+            if self._ground(fault) not in self._ready:
                 continue
             try:
                 await self._heal(fault, SYSTEM)
@@ -208,51 +261,24 @@ class Ledger:
                 pause = min(pause, _AGAIN_S)
         return pause
 
-    async def _assert(self, network_id: str) -> None:
-        """Let a network be as the open faults say, and as nothing else does."""
-        mine = [each for each in self._open.values() if each.network_id == network_id]
-        ways = {ends for fault in mine for ends in read(fault.ways)}
+    async def _assert(self, place: str, ground: Ground) -> None:
+        """Let a place be as the open faults say, and as nothing else does."""
         try:
-            await self._make_so(network_id, self._meeting(network_id, ways))
-            # Only now: a network may know those by name again that were spoken of.
-            if strays := sorted(set(await self._switch.impaired(network_id)) - ways):
-                _log.warning("fault_unknown", network=network_id, ways=list(map(str, strays)))
-                await self._make_so(network_id, dict.fromkeys(strays, AS_IT_SHOULD_BE))
+            if place in await ground.places():
+                ending = [each for each in self._open.values() if each.state.ending]
+                await ground.make_all_so(place, self._holding(), ending)
         except errors.OrchestratorError as error:
-            _log.error("faults_not_asserted", network=network_id, why=error.message)
+            _log.error("faults_not_asserted", place=place, why=error.message)
         else:
-            self._unsure.discard(network_id)
+            self._unsure.pop(place, None)
 
     # Steps, within a turn
 
-    def _meeting(
-        self,
-        network_id: str,
-        ways: Iterable[Ends],
-        *,
-        also: Ways | None = None,
-        but: str = "",
-    ) -> dict[Ends, Impairment]:
-        """Tell what ways are to meet by the faults that hold."""
-        holding = [
-            read(fault.ways)
-            for fault in self._open.values()
-            if fault.network_id == network_id
-            and fault.state is FaultState.ACTIVE
-            and fault.fault_id != but
-        ]
-        return together([*holding, *([also] if also else [])], list(ways))
+    def _ground(self, fault: Fault) -> Ground:
+        return self._machines if fault.kind.of_machines else self._networks
 
-    async def _make_so(self, network_id: str, wanted: dict[Ends, Impairment]) -> None:
-        """Let ways meet this, and see it. Raises: FaultUnverified, Unavailable."""
-        await self._switch.impair(network_id, wanted)
-        standing = await self._switch.impaired(network_id)
-        wrong = [ends for ends, its in wanted.items() if standing.get(ends, AS_IT_SHOULD_BE) != its]
-        if wrong:
-            ways = ", ".join(map(str, wrong))
-            raise errors.FaultUnverified(
-                f"what frames meet in network {network_id} is not what it should be: {ways}"
-            )
+    def _holding(self) -> list[Fault]:
+        return [fault for fault in self._open.values() if fault.state is FaultState.ACTIVE]
 
     async def _activate(self, fault: Fault, by: Actor) -> Fault:
         now = await self._store.now()
@@ -291,9 +317,8 @@ class Ledger:
         elif fault.state is FaultState.ACTIVE:
             fault = fault.model_copy(update={"state": FaultState.HEALING})
             await self._write(fault, by)
-        if fault.network_id in await self._switch.found():
-            rest = self._meeting(fault.network_id, read(fault.ways), but=fault.fault_id)
-            await self._make_so(fault.network_id, rest)
+        rest = [each for each in self._holding() if each.fault_id != fault.fault_id]
+        await self._ground(fault).make_so(fault, rest)
         now = moment(await self._store.now())
         fault = fault.model_copy(update={"state": ended, "ended_at": now})
         await self._write(fault, by, audited=True)

@@ -1,4 +1,4 @@
-"""What a fault is to do, before anything is done: ways between machines, and what they meet.
+"""What a fault is to do, before anything is done: what ways between machines meet, or machines.
 
 Pure. A plan knows machines by their ids and nothing of the host; its names of luck are made of
 what a caller calls the machines, so another cluster with the same names meets the same luck. Above
@@ -7,14 +7,24 @@ stands the ledger; below, grudges and what can be wrong with a way.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from pydantic import JsonValue
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.faults.grudges import Grudge, alone
-from microvm_orchestrator.model.fault import FaultKind, FaultWay, LossBursts, Meets
+from microvm_orchestrator.model.fault import (
+    UNHARMED,
+    FaultHarm,
+    FaultKind,
+    FaultWay,
+    Harm,
+    LossBursts,
+    Meets,
+)
 from microvm_orchestrator.network.base import Ends
 from microvm_orchestrator.network.impairment import (
     AS_IT_SHOULD_BE,
@@ -24,11 +34,13 @@ from microvm_orchestrator.network.impairment import (
     combined,
 )
 
+T = TypeVar("T", int, float)
 Ways = Mapping[Ends, Impairment]
 CUT = Impairment(cut=True)
 NO_NAMES = Impairment(dns=True)
 # Those of a hundred machines of which none hears another.
 _MOST_WAYS = 10_000
+_MOST_MACHINES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +48,32 @@ class Plan:
     """A fault as it is asked for."""
 
     kind: FaultKind
-    network_id: str
-    ways: Ways
+    # None where it is about machines alone.
+    network_id: str | None = None
+    ways: Ways = field(default_factory=dict[Ends, Impairment])
     # What the caller said, to be told again.
     parameters: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     ttl_s: float | None = None
+    # What befalls machines, by their ids.
+    harms: Mapping[str, Harm] = field(default_factory=dict[str, Harm])
 
     def __post_init__(self) -> None:
-        if not self.ways or AS_IT_SHOULD_BE in self.ways.values():
+        if (self.network_id is None) is not self.kind.of_machines:
+            raise errors.InvalidInput(f"{self.kind} is about machines, or about a network")
+        if not (self.harms if self.kind.of_machines else self.ways):
+            raise errors.InvalidInput("a fault has to change something")
+        if AS_IT_SHOULD_BE in self.ways.values():
             raise errors.InvalidInput("a fault has to change something on each of its ways")
-        if len(self.ways) > _MOST_WAYS:
+        if UNHARMED in self.harms.values():
+            raise errors.InvalidInput("a fault has to change something for each of its machines")
+        if len(self.ways) > _MOST_WAYS or len(self.harms) > _MOST_MACHINES:
             raise errors.TooLarge(f"a fault changes at most {_MOST_WAYS} ways")
         if self.ttl_s is not None and not self.ttl_s > 0:
             raise errors.InvalidInput("a fault lasts longer than no time")
 
     @property
     def machines(self) -> list[str]:
-        return sorted({machine for ends in self.ways for machine in ends})
+        return sorted({machine for ends in self.ways for machine in ends} | set(self.harms))
 
 
 def partition(network_id: str, grudge: Grudge) -> Plan:
@@ -98,6 +119,11 @@ def nameless(network_id: str, source: str, targets: Collection[str]) -> Plan:
     """Let a machine's questions for names come to none of these. Raises: InvalidInput."""
     asking = impairing(network_id, source, targets, NO_NAMES)
     return Plan(FaultKind.DNS, network_id, asking.ways)
+
+
+def harming(kind: FaultKind, machines: Collection[str], harm: Harm) -> Plan:
+    """Let something befall machines themselves. Raises: InvalidInput."""
+    return Plan(kind, harms=dict.fromkeys(sorted(machines), harm))
 
 
 def together(each: Collection[Ways], ends: Collection[Ends]) -> dict[Ends, Impairment]:
@@ -156,3 +182,36 @@ def _meets(its: Impairment) -> Meets:
         dns=its.dns,
         seed=its.seed,
     )
+
+
+def suffering(each: Collection[Harm]) -> Harm:
+    """Tell what a machine suffers when all of it holds."""
+    return Harm(
+        paused=any(harm.paused for harm in each),
+        cpu_share=_least(harm.cpu_share for harm in each),
+        skew_s=math.fsum(harm.skew_s for harm in each),
+        disk_bytes_s=_least(harm.disk_bytes_s for harm in each),
+        disk_operations_s=_least(harm.disk_operations_s for harm in each),
+        reads_fail=any(harm.reads_fail for harm in each),
+        writes_fail=any(harm.writes_fail for harm in each),
+        full=tuple(sorted({path for harm in each for path in harm.full})),
+        memory_mib=sum(harm.memory_mib for harm in each),
+    )
+
+
+def harms_told(harms: Mapping[str, Harm]) -> list[FaultHarm]:
+    """Write down what befalls machines, where anything does."""
+    return [
+        FaultHarm(machine=machine, suffers=harm)
+        for machine, harm in sorted(harms.items())
+        if not harm.nothing
+    ]
+
+
+def harms_read(harms: Collection[FaultHarm]) -> dict[str, Harm]:
+    """Read what was written down."""
+    return {each.machine: each.suffers for each in harms}
+
+
+def _least(values: Iterable[T | None]) -> T | None:
+    return min((value for value in values if value is not None), default=None)

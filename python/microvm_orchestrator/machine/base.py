@@ -18,6 +18,7 @@ from typing import Protocol
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.seeded import RUN_TIMEOUT_S, Program, Ran
 from microvm_orchestrator.machine.shell import GuestEvent, GuestUsage, Shell
+from microvm_orchestrator.model.fault import Harm
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.runner import Runner, Ssh
 
@@ -326,6 +327,25 @@ class Machine(Protocol):
         ...
 
     async def usage(self) -> Usage: ...
+
+    async def check_harm(self, harm: Harm) -> None:
+        """Tell in advance whether this can befall it.
+
+        Raises: FaultNotOffered, InvalidInput for what would change nothing, StateForbids.
+        """
+        ...
+
+    async def harm(self, harm: Harm, touched: frozenset[str]) -> None:
+        """Let it suffer this from now on, as far as the fields are named that are touched.
+
+        It holds until the machine ends. That it stands still is no part of it: see `pause`.
+        Raises: StateForbids, MachineFailed, GuestRefused.
+        """
+        ...
+
+    async def harmed(self, touched: frozenset[str]) -> Harm:
+        """Tell what of that it does suffer, as it is read back. Raises: as `harm`."""
+        ...
 
 
 class Hypervisor(Protocol):

@@ -23,7 +23,7 @@ import anyio
 import anyio.to_thread
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.machine import console, ending
+from microvm_orchestrator.machine import console, ending, harming
 from microvm_orchestrator.machine.base import (
     STOP_GRACE_S,
     Boot,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.machine.qemu.host import Host
     from microvm_orchestrator.machine.record import Made
     from microvm_orchestrator.machine.shell import GuestUsage, Shell
+    from microvm_orchestrator.model.fault import Harm
     from microvm_orchestrator.runner import Ssh
 
 # A hypervisor that ends lets go of what it holds first, and of the process after.
@@ -225,6 +226,23 @@ class LivingMachine(ABC):
             disk_mib=self.record.disk_mib,
             guest=await self._guest_usage(),
         )
+
+    async def check_harm(self, harm: Harm) -> None:
+        self._check()
+        await harming.check(self.machine_id, self.harmings, harm)
+
+    async def harm(self, harm: Harm, touched: frozenset[str]) -> None:
+        self._check()
+        await harming.make(self.harmings, harm, touched)
+
+    async def harmed(self, touched: frozenset[str]) -> Harm:
+        self._check()
+        return await harming.see(self.harmings, touched)
+
+    @property
+    def harmings(self) -> Sequence[harming.Harming]:
+        """What can befall it."""
+        return ()
 
     async def _guest_usage(self) -> GuestUsage | None:
         if self._shell is None or self.state is not MachineState.RUNNING:

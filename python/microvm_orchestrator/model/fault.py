@@ -30,6 +30,11 @@ class FaultState(StrEnum):
     def ended(self) -> bool:
         return self in {FaultState.HEALED, FaultState.FAILED}
 
+    @property
+    def ending(self) -> bool:
+        """Whether it is on its way out: nobody was told that it holds, or it is to hold no more."""
+        return self in {FaultState.APPLYING, FaultState.HEALING}
+
 
 class FaultKind(StrEnum):
     """What is broken."""
@@ -42,6 +47,38 @@ class FaultKind(StrEnum):
     LINK_DOWN = "link_down"
     # A machine's questions to servers of names go nowhere.
     DNS = "dns"
+    # A machine stands still.
+    PAUSE = "pause"
+    # It has less of a processor of this host.
+    SLOW_CPU = "slow_cpu"
+    # Its guest's clock is wrong.
+    CLOCK_SKEW = "clock_skew"
+    # Its disks pass less.
+    DISK_SLOW = "disk_slow"
+    # Its disks cannot be read, or written.
+    DISK_ERROR = "disk_error"
+    # Nothing is free where its guest writes.
+    DISK_FULL = "disk_full"
+    # Something of no use has its guest's memory.
+    MEMORY = "memory"
+
+    @property
+    def of_machines(self) -> bool:
+        """Whether it befalls machines themselves, and no ways between them."""
+        return self in OF_MACHINES
+
+
+OF_MACHINES = frozenset(
+    {
+        FaultKind.PAUSE,
+        FaultKind.SLOW_CPU,
+        FaultKind.CLOCK_SKEW,
+        FaultKind.DISK_SLOW,
+        FaultKind.DISK_ERROR,
+        FaultKind.DISK_FULL,
+        FaultKind.MEMORY,
+    }
+)
 
 
 class _Told(BaseModel):
@@ -86,6 +123,44 @@ class FaultWay(_Told):
     meets: Meets
 
 
+class Harm(_Told):
+    """What befalls a machine itself; by default, nothing."""
+
+    paused: bool = Field(default=False, description="it stands still")
+    cpu_share: float | None = Field(default=None, description="of one processor that it has left")
+    skew_s: float = Field(default=0.0, description="how far its clock is ahead of the truth")
+    disk_bytes_s: int | None = Field(default=None, description="that each of its disks passes")
+    disk_operations_s: int | None = Field(default=None, description="that each of its disks passes")
+    reads_fail: bool = Field(default=False, description="its disks cannot be read")
+    writes_fail: bool = Field(default=False, description="its disks cannot be written")
+    full: tuple[str, ...] = Field(
+        default=(), description="folders of its guest below which nothing is free"
+    )
+    memory_mib: int = Field(default=0, description="of its memory that something of no use has")
+
+    @property
+    def nothing(self) -> bool:
+        return self == UNHARMED
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """Name what is not as it should be."""
+        return frozenset(
+            name for name in type(self).model_fields if getattr(self, name) != _HARMLESS[name]
+        )
+
+
+UNHARMED = Harm()
+_HARMLESS = UNHARMED.model_dump()
+
+
+class FaultHarm(_Told):
+    """A machine, and what befalls it."""
+
+    machine: str = Field(description="its id")
+    suffers: Harm
+
+
 class Fault(_Told):
     """Something that was broken on purpose, from before it is until after it is no more."""
 
@@ -93,11 +168,21 @@ class Fault(_Told):
     kind: FaultKind
     state: FaultState
     owner: str
-    network_id: str
+    network_id: str | None = Field(
+        default=None, description="whose ways it changes; none where it is about machines alone"
+    )
     machines: list[str] = Field(description="ids of the machines it affects")
-    ways: list[FaultWay] = Field(description="what it does, whatever other faults do")
+    ways: list[FaultWay] = Field(
+        default=[], description="what it does to ways, whatever other faults do"
+    )
     before: list[FaultWay] = Field(
         default=[], description="those of its ways that were not as they should be already"
+    )
+    harms: list[FaultHarm] = Field(
+        default=[], description="what it does to machines, whatever other faults do"
+    )
+    harmed_before: list[FaultHarm] = Field(
+        default=[], description="those of its machines that suffered something already"
     )
     parameters: dict[str, JsonValue] = Field(default={}, description="as it was asked for")
     ttl_s: float | None = Field(default=None, description="after which it heals by itself")

@@ -1,21 +1,23 @@
-"""Faults between machines of a network: injected, looked at, healed.
+"""Faults between machines of a network, and of machines themselves: injected, looked at, healed.
 
-What is asked for in names becomes a plan of ways here; the ledger does the rest. Above are the
-front ends; below, the ledger and the networks of this host.
+What is asked for in names becomes a plan of ways or harms here; the ledger does the rest. Above are
+the front ends; below, the ledger, the networks and the machines of this host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.faults import grudges
 from microvm_orchestrator.faults.plans import (
     Plan,
+    harming,
     impairing,
     impairment_of,
     link_down,
@@ -23,16 +25,21 @@ from microvm_orchestrator.faults.plans import (
     partition,
 )
 from microvm_orchestrator.model.access import Role
-from microvm_orchestrator.model.fault import Fault, FaultKind, LossBursts, Meets, Share
+from microvm_orchestrator.model.fault import Fault, FaultKind, Harm, LossBursts, Meets, Share
 from microvm_orchestrator.model.fault import Seconds as UpToAnHour
+from microvm_orchestrator.model.records import Actor
 from microvm_orchestrator.model.values import Seconds
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.service import Service, actor
 
+T = TypeVar("T", int, float)
 Named = Annotated[str, Field(min_length=1, max_length=100)]
 Machines = Annotated[list[Named], Field(max_length=1000)]
 # A way's chances to worsen and to recover, and what is lost while it is bad, and while it is good.
 _BURSTS = tuple(LossBursts.model_fields)
+_YEAR_S = 366 * 86400.0
+# A clock is set and read by commands.
+_LEAST_SKEW_S = 1.0
 
 
 class Shape(StrEnum):
@@ -47,10 +54,22 @@ class Shape(StrEnum):
     GRUDGES = "grudges"
 
 
+class Fails(StrEnum):
+    """What of a disk fails."""
+
+    READS = "reads"
+    WRITES = "writes"
+    BOTH = "both"
+
+
 class InjectFault(Request):
     """A fault to inject. Machines are named by their names or ids."""
 
-    network: Named = Field(description="its name or id")
+    network: Named | None = Field(
+        default=None,
+        description="its name or id, where something is broken between machines; without it, the "
+        "machine itself suffers",
+    )
     kind: FaultKind
     shape: Shape = Field(
         default=Shape.GROUPS,
@@ -67,7 +86,7 @@ class InjectFault(Request):
     machine: Named | None = Field(
         default=None,
         description="that is single, whose link is down, whose frames are impaired, or whose "
-        "questions for names go nowhere",
+        "questions for names go nowhere; or that suffers itself",
     )
     targets: Machines = Field(
         default=[],
@@ -110,6 +129,25 @@ class InjectFault(Request):
         description="repeats the luck of impaired frames, between machines of the same names; in "
         "userspace only",
     )
+    cpu_share: Annotated[float, Field(ge=0.01, le=1)] | None = Field(
+        default=None, description="of slow_cpu: the share of one processor that is left"
+    )
+    skew_s: Annotated[float, Field(ge=-_YEAR_S, le=_YEAR_S)] = Field(
+        default=0.0, description="of clock_skew: how far the clock goes ahead; behind, below zero"
+    )
+    disk_bytes_s: Annotated[int, Field(ge=1024)] | None = Field(
+        default=None, description="of disk_slow: what each disk passes in a second"
+    )
+    disk_operations_s: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="of disk_slow: what each disk passes in a second"
+    )
+    fails: Fails = Field(default=Fails.BOTH, description="of disk_error: which of a disk's")
+    path: Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]{0,1000}$")] = Field(
+        default="/", description="of disk_full: a folder of the guest, on the file system that is"
+    )
+    memory_mib: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="of memory: how much of the guest's is taken"
+    )
     ttl_s: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=None, description="after which it heals by itself"
     )
@@ -125,12 +163,14 @@ class HealFaults(Request):
     """Which faults to heal."""
 
     network: Named | None = Field(default=None, description="only those of this network")
+    machine: Named | None = Field(default=None, description="only those that affect this machine")
 
 
 class FaultFilter(Request):
     """Which faults to list."""
 
     network: Named | None = Field(default=None, description="only those of this network")
+    machine: Named | None = Field(default=None, description="only those that affect this machine")
     ended: bool = Field(default=False, description="also those that have ended")
 
 
@@ -148,13 +188,18 @@ class FaultsHealed(Answer):
 
 @declare("fault_inject", "POST /v1/faults", role=Role.OPERATOR)
 async def fault_inject(service: Service, caller: Caller, request: InjectFault) -> Fault:
-    """Break something between the machines of a network, on purpose.
+    """Break something between the machines of a network, or let a machine suffer, on purpose.
 
-    A fault is active when it was seen where frames pass. It holds through restarts of machines and
-    of the daemon until it is healed, or its time is over. Several add up. What machines are told
-    and files go by is no part of their networks, and stays up.
+    A fault is active when it was seen where it holds. It holds through restarts of machines and of
+    the daemon until it is healed, or its time is over. Several add up. What machines are told and
+    files go by is no part of their networks, and stays up; a machine that is paused is told
+    nothing.
     """
     by = actor(caller, "fault_inject")
+    if request.kind.of_machines:
+        return await service.host.faults.inject(await _harming(service, request, by), by)
+    if request.network is None:
+        raise errors.InvalidInput(f"{request.kind} takes a network")
     network = await service.host.networks.get(request.network, by)
     members = {
         machine.machine_id: machine.name or machine.machine_id
@@ -174,13 +219,14 @@ async def fault_get(service: Service, caller: Caller, request: NamedFault) -> Fa
 async def fault_list(service: Service, caller: Caller, request: FaultFilter) -> FaultList:
     """List faults, oldest first: yours, or all if you see everything."""
     by = actor(caller, "fault_list")
-    wanted = request.network and (await service.host.networks.get(request.network, by)).network_id
+    network_id, machine_id = await _only(service, request, by)
     return FaultList(
         items=[
             fault
             for fault in await service.host.faults.visible(by)
             if (request.ended or not fault.state.ended)
-            and (wanted is None or fault.network_id == wanted)
+            and network_id in {None, fault.network_id}
+            and (machine_id is None or machine_id in fault.machines)
         ]
     )
 
@@ -193,10 +239,68 @@ async def fault_heal(service: Service, caller: Caller, request: NamedFault) -> F
 
 @declare("fault_heal_all", "POST /v1/faults/heal", role=Role.OPERATOR, idempotent=True)
 async def fault_heal_all(service: Service, caller: Caller, request: HealFaults) -> FaultsHealed:
-    """End all faults that you see, or those of a network, and count them."""
+    """End all faults that you see, or those of a network or a machine, and count them."""
     by = actor(caller, "fault_heal_all")
-    wanted = request.network and (await service.host.networks.get(request.network, by)).network_id
-    return FaultsHealed(healed=await service.host.faults.heal_all(by, wanted))
+    network_id, machine_id = await _only(service, request, by)
+    return FaultsHealed(healed=await service.host.faults.heal_all(by, network_id, machine_id))
+
+
+async def _only(
+    service: Service, request: FaultFilter | HealFaults, by: Actor
+) -> tuple[str | None, str | None]:
+    """Find the network and the machine that somebody means. Raises: NotFound."""
+    host = service.host
+    network_id = request.network and (await host.networks.get(request.network, by)).network_id
+    machine_id = request.machine and (await host.machines.get(request.machine, by)).machine_id
+    return network_id, machine_id
+
+
+async def _harming(service: Service, request: InjectFault, by: Actor) -> Plan:
+    """Work out what befalls a machine. Raises: NotFound, InvalidInput."""
+    if request.network is not None or request.machine is None:
+        raise errors.InvalidInput(f"{request.kind} takes a machine, and no network")
+    machine = await service.host.machines.get(request.machine, by)
+    plan = harming(request.kind, [machine.machine_id], harm_of(request))
+    return replace(plan, parameters=_asked(request), ttl_s=request.ttl_s)
+
+
+def harm_of(request: InjectFault) -> Harm:
+    """Tell what befalls a machine by a fault of this kind. Raises: InvalidInput."""
+    match request.kind:
+        case FaultKind.PAUSE:
+            return Harm(paused=True)
+        case FaultKind.SLOW_CPU:
+            return Harm(cpu_share=_said(request, "cpu_share", request.cpu_share))
+        case FaultKind.CLOCK_SKEW:
+            if abs(request.skew_s) < _LEAST_SKEW_S:
+                raise errors.InvalidInput(f"clock_skew takes a skew_s of {_LEAST_SKEW_S:g} or more")
+            return Harm(skew_s=request.skew_s)
+        case FaultKind.DISK_SLOW:
+            slow = (request.disk_bytes_s, request.disk_operations_s)
+            if slow == (None, None):
+                raise errors.InvalidInput("disk_slow takes disk_bytes_s or disk_operations_s")
+            return Harm(disk_bytes_s=slow[0], disk_operations_s=slow[1])
+        case FaultKind.DISK_ERROR:
+            return Harm(
+                reads_fail=request.fails is not Fails.WRITES,
+                writes_fail=request.fails is not Fails.READS,
+            )
+        case FaultKind.DISK_FULL:
+            return Harm(full=(request.path,))
+        case FaultKind.MEMORY:
+            return Harm(memory_mib=_said(request, "memory_mib", request.memory_mib))
+        case _:
+            raise errors.InvalidInput(f"{request.kind} befalls no machine")
+
+
+def _said(request: InjectFault, name: str, value: T | None) -> T:
+    if value is None:
+        raise errors.InvalidInput(f"{request.kind} takes a {name}")
+    return value
+
+
+def _asked(request: InjectFault) -> dict[str, JsonValue]:
+    return request.model_dump(mode="json", exclude_defaults=True)
 
 
 def plan_of(request: InjectFault, network_id: str, members: Mapping[str, str]) -> Plan:
@@ -240,8 +344,9 @@ def plan_of(request: InjectFault, network_id: str, members: Mapping[str, str]) -
                 seed=request.seed,
                 names=members,
             )
-    parameters = request.model_dump(mode="json", exclude_defaults=True)
-    return Plan(plan.kind, network_id, plan.ways, parameters, request.ttl_s)
+        case _:
+            raise errors.InvalidInput(f"{request.kind} is about no network")
+    return replace(plan, parameters=_asked(request), ttl_s=request.ttl_s)
 
 
 def _grudge(

@@ -189,7 +189,8 @@ class Lying:
 
 async def test_a_fault_that_is_not_seen_is_taken_back_whole(world: Ground) -> None:
     pristine = await world.dump()
-    liar = Ledger(world.store, cast("Networks", Lying(world.networks, Ends("d", "a"))))
+    lying = cast("Networks", Lying(world.networks, Ends("d", "a")))
+    liar = Ledger(world.store, lying, world.sufferers)
     with pytest.raises(errors.FaultUnverified, match="d -> a"):
         await liar.inject(SPLIT, ALICE)
     assert await world.dump() == pristine

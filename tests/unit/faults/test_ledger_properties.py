@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 
 from faulting import ALICE, MACHINES, Doom, Ground, Killed, ground
 from microvm_orchestrator.faults import grudges
-from microvm_orchestrator.faults.plans import Plan, impairing, link_down, partition, read
-from microvm_orchestrator.model.fault import FaultState
+from microvm_orchestrator.faults.plans import (
+    Plan,
+    harming,
+    harms_read,
+    impairing,
+    link_down,
+    partition,
+    read,
+    suffering,
+)
+from microvm_orchestrator.model.fault import UNHARMED, FaultKind, FaultState, Harm
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.network.impairment import Impairment, combined
 from networking import STAGES, why_no_kernel
@@ -95,12 +104,24 @@ def plans(impairments: st.SearchStrategy[Impairment]) -> st.SearchStrategy[Plan]
         ORDERS.map(lambda order: grudges.one_way(order[:1], order[1:3])),
         ORDERS.map(lambda order: grudges.arbitrary({order[0]: order[2:4]}, MACHINES)),
     )
+    harms = st.one_of(
+        st.just((FaultKind.PAUSE, Harm(paused=True))),
+        st.sampled_from([0.1, 0.5]).map(lambda share: (FaultKind.SLOW_CPU, Harm(cpu_share=share))),
+        st.sampled_from([-60.0, 3.5]).map(lambda skew: (FaultKind.CLOCK_SKEW, Harm(skew_s=skew))),
+        st.integers(1, 3).map(lambda mib: (FaultKind.MEMORY, Harm(memory_mib=mib))),
+        st.sampled_from(["/", "/var"]).map(lambda at: (FaultKind.DISK_FULL, Harm(full=(at,)))),
+    )
     plan = st.one_of(
+        st.builds(suffered, ORDERS, st.integers(1, 3), harms),
         grudge.map(lambda cut: partition("net", cut)),
         MACHINE.map(lambda machine: link_down("net", machine, MACHINES)),
         impaired(impairments),
     )
     return st.builds(lasting, plan, st.sampled_from([None, None, 30.0]))
+
+
+def suffered(order: list[str], count: int, harm: tuple[FaultKind, Harm]) -> Plan:
+    return harming(harm[0], order[:count], harm[1])
 
 
 def lasting(plan: Plan, ttl_s: float | None) -> Plan:
@@ -124,7 +145,8 @@ def acts(impairments: st.SearchStrategy[Impairment]) -> st.SearchStrategy[list[A
 async def do(world: Ground, clock: HandClock, act: Act) -> None:
     match act:
         case Inject(plan):
-            await world.ledger.inject(plan, ALICE)
+            if world.running.issuperset(plan.harms):
+                await world.ledger.inject(plan, ALICE)
         case Heal(number):
             faults = await world.ledger.visible(ALICE)
             if faults:
@@ -149,6 +171,7 @@ async def composed(kind: str, composition: list[Act]) -> None:
                     doom = Doom()
                     world.ledger = world.doomed(doom)
                     await world.ledger.reconcile()
+                    await world.ledger.settle()
                     doom.comes_at(act.killed_at)
                     continue
                 try:
@@ -177,6 +200,10 @@ async def agrees(world: Ground) -> None:
     ends = {way for ways in active for way in ways}
     wanted = {way: combined([ways[way] for ways in active if way in ways]) for way in ends}
     assert await world.networks.impaired("net") == wanted
+    harms = [harms_read(each.harms) for each in faults if each.state is FaultState.ACTIVE]
+    for name in world.running:
+        mine = suffering([each[name] for each in harms if name in each])
+        assert world.suffered().get(name, UNHARMED) == mine
 
 
 @pytest.mark.parametrize("kind", STAGES)

@@ -1,0 +1,229 @@
+"""What faults break, as the ledger sees it: all networks of this host, and all of its machines.
+
+A ground has places, each a network or a machine, and makes them what the faults say that hold. Each
+time it reads back what it has said. The ledger knows no ways and no harms, so it treats whatever is
+broken alike. Above stands the ledger; below, one kind of networks and the machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Protocol
+
+from microvm_orchestrator import errors, log
+from microvm_orchestrator.faults.plans import (
+    Ways,
+    harms_read,
+    harms_told,
+    read,
+    suffering,
+    together,
+    told,
+)
+from microvm_orchestrator.model.fault import Fault, Harm
+from microvm_orchestrator.network.base import Ends, Networks
+from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Impairment
+
+# Clocks are set and read by commands, which take their time.
+SKEW_TOLERANCE_S = 0.5
+_log = log.get(__name__)
+
+
+class Ground(Protocol):
+    """What faults of one sort break."""
+
+    @property
+    def gone(self) -> str:
+        """Say why a fault has ended whose places are gone."""
+        ...
+
+    async def places(self) -> Collection[str]:
+        """Name the places that there are."""
+        ...
+
+    def places_of(self, fault: Fault) -> Collection[str]: ...
+
+    async def check(self, fault: Fault, holding: Collection[Fault]) -> None:
+        """Tell in advance whether a fault can hold beside others.
+
+        Raises: NotFound, StateForbids, FaultNotOffered, InvalidInput, Conflict, Unavailable.
+        """
+        ...
+
+    async def before(self, fault: Fault) -> Fault:
+        """Write down in a fault what it finds. Raises: Unavailable."""
+        ...
+
+    async def make_so(self, fault: Fault, holding: Collection[Fault]) -> None:
+        """Let what a fault is about be as those say that hold, and see it.
+
+        Raises: FaultUnverified, Unavailable.
+        """
+        ...
+
+    async def make_all_so(
+        self, place: str, holding: Collection[Fault], ending: Collection[Fault]
+    ) -> None:
+        """Let all of a place be as those say that hold, and take away what nobody has said.
+
+        What those have left that are about to end is known, too.
+        Raises: FaultUnverified, Unavailable.
+        """
+        ...
+
+
+class NetworkGround:
+    """The ways between the machines of each network."""
+
+    gone = "its network is gone"
+
+    def __init__(self, switch: Networks) -> None:
+        self._switch = switch
+
+    async def places(self) -> Collection[str]:
+        return await self._switch.found()
+
+    def places_of(self, fault: Fault) -> Collection[str]:
+        return [fault.network_id] if fault.network_id is not None else []
+
+    async def check(self, fault: Fault, holding: Collection[Fault]) -> None:
+        if fault.network_id not in await self._switch.found():
+            raise errors.NotFound(f"there is no network {fault.network_id}")
+        ways = read(fault.ways)
+        await self._switch.check(list(ways.values()))
+        _meeting([*holding, fault], fault.network_id, ways)
+
+    async def before(self, fault: Fault) -> Fault:
+        standing = await self._switch.impaired(fault.network_id or "")
+        found = {ends: standing[ends] for ends in read(fault.ways) if ends in standing}
+        return fault.model_copy(update={"before": told(found)})
+
+    async def make_so(self, fault: Fault, holding: Collection[Fault]) -> None:
+        network_id = fault.network_id
+        if network_id is not None and network_id in await self._switch.found():
+            await self._make_so(network_id, _meeting(holding, network_id, read(fault.ways)))
+
+    async def make_all_so(
+        self, place: str, holding: Collection[Fault], ending: Collection[Fault]
+    ) -> None:
+        here = [fault for fault in (*holding, *ending) if fault.network_id == place]
+        ways = {ends for fault in here for ends in read(fault.ways)}
+        await self._make_so(place, _meeting(holding, place, ways))
+        # Only now: a network may know those by name again that were spoken of.
+        if strays := sorted(set(await self._switch.impaired(place)) - ways):
+            _log.warning("fault_unknown", network=place, ways=list(map(str, strays)))
+            await self._make_so(place, dict.fromkeys(strays, AS_IT_SHOULD_BE))
+
+    async def _make_so(self, network_id: str, wanted: dict[Ends, Impairment]) -> None:
+        await self._switch.impair(network_id, wanted)
+        standing = await self._switch.impaired(network_id)
+        wrong = [ends for ends, its in wanted.items() if standing.get(ends, AS_IT_SHOULD_BE) != its]
+        if wrong:
+            ways = ", ".join(map(str, wrong))
+            raise errors.FaultUnverified(
+                f"what frames meet in network {network_id} is not what it should be: {ways}"
+            )
+
+
+def _meeting(
+    holding: Iterable[Fault], network_id: str, ways: Iterable[Ends]
+) -> dict[Ends, Impairment]:
+    """Tell what ways are to meet by the faults that hold. Raises: Conflict."""
+    mine: list[Ways] = [read(fault.ways) for fault in holding if fault.network_id == network_id]
+    return together(mine, list(ways))
+
+
+class Sufferers(Protocol):
+    """The machines of this host, as far as something can befall them."""
+
+    async def found(self) -> Collection[str]: ...
+
+    async def check(self, machine_id: str, harm: Harm) -> None:
+        """Tell in advance whether this can befall a machine.
+
+        Raises: NotFound, StateForbids, FaultNotOffered, InvalidInput, Unavailable.
+        """
+        ...
+
+    async def harm(self, machine_id: str, harm: Harm, touched: frozenset[str]) -> None:
+        """Let a machine suffer this, as far as it is touched; said again it changes nothing.
+
+        One that does not run has nothing to suffer. Raises: Unavailable.
+        """
+        ...
+
+    async def harmed(self, machine_id: str, touched: frozenset[str]) -> Harm | None:
+        """Tell what a machine does suffer, as far as it is touched; None when it does not run.
+
+        Raises: Unavailable.
+        """
+        ...
+
+
+class MachineGround:
+    """The machines themselves. What a fault does not touch is neither changed nor looked at."""
+
+    gone = "its machines are gone"
+
+    def __init__(self, machines: Sufferers) -> None:
+        self._machines = machines
+
+    async def places(self) -> Collection[str]:
+        return await self._machines.found()
+
+    def places_of(self, fault: Fault) -> Collection[str]:
+        return fault.machines
+
+    async def check(self, fault: Fault, holding: Collection[Fault]) -> None:
+        for machine_id in harms_read(fault.harms):
+            await self._machines.check(machine_id, suffers([*holding, fault], machine_id))
+
+    async def before(self, fault: Fault) -> Fault:
+        found: dict[str, Harm] = {}
+        for machine_id, harm in harms_read(fault.harms).items():
+            standing = await self._machines.harmed(machine_id, harm.touched)
+            if standing is not None:
+                found[machine_id] = standing
+        return fault.model_copy(update={"harmed_before": harms_told(found)})
+
+    async def make_so(self, fault: Fault, holding: Collection[Fault]) -> None:
+        found = await self._machines.found()
+        failed: errors.OrchestratorError | None = None
+        for machine_id, harm in harms_read(fault.harms).items():
+            if machine_id not in found:
+                continue
+            try:
+                await self._make_so(machine_id, suffers(holding, machine_id), harm.touched)
+            except errors.OrchestratorError as error:  # others are not left as they are for it
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    async def make_all_so(
+        self, place: str, holding: Collection[Fault], ending: Collection[Fault]
+    ) -> None:
+        touched = suffers([*holding, *ending], place).touched
+        await self._make_so(place, suffers(holding, place), touched)
+
+    async def _make_so(self, machine_id: str, harm: Harm, touched: frozenset[str]) -> None:
+        await self._machines.harm(machine_id, harm, touched)
+        seen = await self._machines.harmed(machine_id, touched)
+        if seen is None:
+            return
+        wrong = [name for name in sorted(touched) if not _same(harm, seen, name)]
+        if wrong:
+            raise errors.FaultUnverified(
+                f"what befalls machine {machine_id} is not what should: {', '.join(wrong)}"
+            )
+
+
+def suffers(holding: Iterable[Fault], machine_id: str) -> Harm:
+    """Tell what a machine is to suffer by the faults that hold."""
+    each = [harms_read(fault.harms) for fault in holding]
+    return suffering([harms[machine_id] for harms in each if machine_id in harms])
+
+
+def _same(wanted: Harm, seen: Harm, name: str) -> bool:
+    if name == "skew_s":
+        return abs(wanted.skew_s - seen.skew_s) <= SKEW_TOLERANCE_S
+    return getattr(wanted, name) == getattr(seen, name)
