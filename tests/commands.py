@@ -18,6 +18,7 @@ SPOKEN = {
     "merge_resolve": ("run", "resolve"),
     "kernel_log_mark": ("kernel-log", "mark"),
     "kernel_log_collect": ("kernel-log", "collect"),
+    "kernel_log_events": ("kernel-log", "events"),
     "node_exec_all": ("node", "exec-all"),
     "fault_heal_all": ("fault", "heal-all"),
     **{

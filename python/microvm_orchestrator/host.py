@@ -20,6 +20,7 @@ import anyio.to_thread
 from microvm_orchestrator import config, errors, log, places
 from microvm_orchestrator.artifacts import Artifacts, Quotas
 from microvm_orchestrator.caches import Caches
+from microvm_orchestrator.clusters.kernel_events import KernelEvents
 from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.clusters.room import ClusterRoom, furnished
 from microvm_orchestrator.egress.credentials import Credentials
@@ -94,6 +95,7 @@ class Host:
     execs: Execs
     forwards: Forwards
     kernel_logs: KernelLogs
+    kernel_events: KernelEvents
     seeded: SeededRuns
     slots: Slots
     warm: Warm
@@ -191,6 +193,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         execs = Execs(store, machines)
         forwards = Forwards(store, machines, settings.socket.path)
         kernel_logs = KernelLogs(store, machines)
+        kernel_events = KernelEvents(store, machines, kernel_logs)
         seeded = SeededRuns(hypervisor, slots, boot)
         operations = Operations(store)
         repos = Repos(store, state_dir / places.REPOS)
@@ -215,7 +218,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             await kernel_logs.forget_machine(machine_id)
 
         async def heal(cluster: Cluster, by: Actor) -> None:
-            del by  # whoever broke them
+            del by  # whoever broke them, or had them heard
+            await kernel_events.switch_off(cluster, SYSTEM)
             for network in cluster.networks:
                 if network.network_id is not None:
                     await faults.heal_all(SYSTEM, network.network_id)
@@ -253,6 +257,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         await life.enter_async_context(execs.running())
         await life.enter_async_context(forwards.running())
         await clusters.reconcile()
+        await life.enter_async_context(kernel_events.running())
         await life.enter_async_context(warm.running())
         await life.enter_async_context(operations.running())
         await repos.reconcile()
@@ -273,6 +278,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             execs=execs,
             forwards=forwards,
             kernel_logs=kernel_logs,
+            kernel_events=kernel_events,
             seeded=seeded,
             slots=slots,
             warm=warm,

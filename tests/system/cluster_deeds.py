@@ -37,6 +37,7 @@ def do_all(ledger: Ledger) -> None:
     cluster, node = lone["cluster_id"], lone["nodes"][0]["machine_id"]
     here = {"cluster": "lone"}
     act("cluster_start", cluster, **here)
+    act("kernel_log_events", cluster, **here)
     act("node_exec", "ran", **here, node="one", argv=["true"], exec_id="ran")
     act("node_exec_all", cluster, **here, argv=["true"])
     act("node_crash", node, **here, node="one")

@@ -27,7 +27,8 @@ LEAST = {
         worker_remove webhook_create webhook_get webhook_list webhook_update webhook_delete
         webhook_test delivery_list delivery_retry token_create token_list token_revoke
         machine_define machine_start machine_stop machine_kill machine_pause machine_resume
-        kernel_log_mark machine_run machine_exec exec_input exec_signal file_put file_get
+        kernel_log_mark kernel_log_events machine_run machine_exec exec_input exec_signal
+        file_put file_get
         machine_delete machine_branch snapshot_create snapshot_verify snapshot_delete
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
         cluster_define cluster_start cluster_stop cluster_destroy node_exec node_exec_all node_crash

@@ -5,14 +5,17 @@ What goes wrong in the middle of each verb is tried in `unit/clusters`, on machi
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
 from machines import LONG_S
 from microvm_orchestrator import errors
+from microvm_orchestrator.cli import failure
+from microvm_orchestrator.cli.duplex import lines_of, open_duplex
 from stdio_client import stdio_client
 from system.living import Stage, living
 
@@ -33,6 +36,20 @@ nodes:
   - {name: n2, memory_mb: 192, disk_gb: 1, ip: 10.9.0.12, ip6: "fd09::12"}
   - {name: n3, memory_mb: 192, ip: 10.9.0.13, ip6: "fd09::13"}
 """
+
+FLOODED = 20_000
+# The kernel itself holds back who writes much to its log, unless it is told not to.
+FLOOD = f"""
+echo on >/proc/sys/kernel/printk_devkmsg
+python3 -c '
+with open("/dev/kmsg", "w", buffering=1) as log:
+    for number in range({FLOODED}):
+        print("<12>a line of a flood that has", number, "x" * 200, file=log)
+    print("<12>over", file=log)
+'
+"""
+# More than it has.
+EATS = 'eaten = [b"x" * (1 << 20) for _ in range(1 << 16)]'
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +207,70 @@ def test_a_dead_node_is_an_error_everywhere_and_comes_back_with_its_disk(stage: 
     stage.done("cluster_start", cluster="trio")
     assert said(stage, "n2", "cat disk") == "kept\n"
     reach_each_other(stage)
+
+
+def news(lines: Iterator[Any], of: str, **like: Any) -> dict[str, Any]:
+    """Read on to what is told of a node that is like that."""
+    return next(
+        each
+        for each in lines
+        if each["node"] == of and all(each.get(key) == value for key, value in like.items())
+    )
+
+
+def test_kernels_are_watched_live_through_a_flood_and_a_crash(stage: Stage) -> None:
+    on = stage.ask("kernel_log_events", cluster="trio")
+    assert (on["on"], on["nodes"]) == (True, list(NODES))
+    cluster = on["cluster_id"]
+    mark = stage.ask("kernel_log_mark", machine="trio.n2")["mark"]
+    duplex = open_duplex(stage.client, "kernel_log_watch", {"cluster": "trio"})
+    with duplex.sock:
+        lines = lines_of(duplex)
+        said(stage, "n2", "echo '<4>something odd' >/dev/kmsg")
+        odd = news(lines, "n2", what="line")
+        assert (odd["line"]["text"], odd["line"]["level"], odd["source"], odd["count"]) == (
+            *("something odd", "warn", "ring", 1),
+        )
+
+        # What a guest says too much is counted, to the line, by the numbers of its own kernel.
+        said(stage, "n1", FLOOD)
+        told = dropped = 0
+        while True:
+            each = news(lines, "n1")
+            if each["what"] == "line" and each["line"]["text"] == "over":
+                break
+            told += each["count"] if each["what"] == "line" else 0
+            dropped += each["count"] if each["what"] == "dropped" else 0
+        assert told + dropped == FLOODED
+        assert dropped > 0
+
+        said(stage, "n2", f"python3 -c '{EATS}' || :")
+        assert news(lines, "n2", what="report")["report"]["trouble"] == "oom"
+        with pytest.raises(errors.OrchestratorError):
+            said(stage, "n3", "echo c >/proc/sysrq-trigger")
+        panic = news(lines, "n3", what="report")
+        assert (panic["report"]["trouble"], panic["source"]) == ("panic", "console")
+        assert news(lines, "n3", what="node", state="crashed")["answers"] is False
+        stage.done("cluster_start", cluster="trio")
+        assert news(lines, "n3", what="node", state="running")["answers"] is True
+
+    # Who looks from a mark on sees what was since.
+    with stage.started("kernel-log", "watch", "trio", "--node", "n2", "--since", mark) as looking:
+        assert looking.stdout
+        assert b"warn   something odd" in looking.stdout.readline()
+        looking.send_signal(signal.SIGINT)
+        assert looking.wait(LONG_S) == failure.INTERRUPTED
+    stage.hear("kernel-log.heard", cluster)
+    events = stage.ask("event_wait", subjects=[cluster], kinds=["kernel-log.*"])["events"]
+    bodies = [(each["kind"].partition(".")[2], each["body"]) for each in events]
+    assert [(what, body.get("node"), body.get("trouble")) for what, body in bodies] == [
+        *(("watched", None, None), ("dropped", "n1", None), ("trouble", "n2", "oom")),
+        *(("trouble", "n3", "panic"), ("silent", "n3", None), ("heard", "n3", None)),
+    ]
+    # Nobody follows any more where nobody listens.
+    assert stage.ask("kernel_log_events", cluster="trio", off=True)["on"] is False
+    for node in NODES:
+        said(stage, node, "while ps | grep -q '[k]msg'; do sleep 0.1; done")
 
 
 def test_stopping_is_over_when_it_says_so(stage: Stage) -> None:

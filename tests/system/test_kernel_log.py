@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machine.shell import Command
 from microvm_orchestrator.machines import Machines, Wish
-from microvm_orchestrator.model.kernel_log import Since, Source, Trouble
+from microvm_orchestrator.model.kernel_log import KernelNews, KernelReport, Since, Source, Trouble
 from microvm_orchestrator.model.machine import Machine, MachineState
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.slots import Capacity, Slots
@@ -62,6 +62,23 @@ async def house_in(folder: Path) -> AsyncGenerator[House]:
             yield House(store, machines, KernelLogs(store, machines))
 
 
+@asynccontextmanager
+async def heard(house: House, box: Machine) -> AsyncGenerator[AsyncIterator[KernelReport]]:
+    """Give the reports of a machine from now on."""
+    send, receive = anyio.create_memory_object_stream[KernelReport](100)
+
+    async def hear(news: KernelNews) -> None:
+        if news.report is not None:
+            await send.send(news.report)
+
+    start = await house.logs.begin(box)
+    with send, receive:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.logs.follow, box.machine_id, start, hear)
+            yield receive
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_kernel_is_marked_read_and_watched_and_heard_when_it_dies(tmp_path: Path) -> None:
     with anyio.fail_after(3 * LONG_S):
         async with house_in(tmp_path) as house:
@@ -87,7 +104,7 @@ async def test_a_kernel_is_marked_read_and_watched_and_heard_when_it_dies(tmp_pa
                 await logs.collect(box, "other")
 
             second = await logs.mark(box, SYSTEM)
-            async with logs.watch(box, SYSTEM) as watched:
+            async with heard(house, box) as news:
                 await house.run("python3", "-IS", "-c", EATS)
                 # To clear what `dmesg` shows hides nothing.
                 await house.run("dmesg", "-c")
@@ -95,13 +112,13 @@ async def test_a_kernel_is_marked_read_and_watched_and_heard_when_it_dies(tmp_pa
                 assert [report.trouble for report in eaten.reports] == [Trouble.OOM]
                 assert (eaten.reports[0].process or "").startswith("python3/")
 
-                heard = [(await anext(watched.reports)).trouble]
+                reports = [(await anext(news)).trouble]
 
                 # A kernel that dies tells so itself, and whoever watches it hears the end.
                 with pytest.raises(errors.OrchestratorError):
                     await house.run("sh", "-c", "echo c > /proc/sysrq-trigger")
-                heard += [report.trouble async for report in watched.reports]
-                assert (heard, watched.missed) == ([Trouble.OOM, Trouble.PANIC], 0)
+                reports.append((await anext(news)).trouble)
+                assert reports == [Trouble.OOM, Trouble.PANIC]
             await house.until(MachineState.CRASHED)
             # A console does not tell who wrote to it: what was forged stands before what is true.
             for since, told in ((second.mark, 1), (None, 2)):

@@ -22,7 +22,7 @@ from microvm_orchestrator.cli import terminal
 from microvm_orchestrator.cli.client import error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from microvm_orchestrator.cli.client import Client
 
@@ -114,6 +114,25 @@ def refusal(told: dict[str, Any]) -> errors.OrchestratorError:
     if "jsonrpc" in told or not isinstance(told.get("code"), str):
         return error_of(code, message, None)
     return error_of(str(told["code"]), str(told["message"]), told.get("hint"))
+
+
+def lines_of(duplex: Duplex) -> Iterator[Any]:
+    """Give what a stream says that is JSON, line by line, until its end.
+
+    Raises: what the daemon ends it with; Cut.
+    """
+    rest = b""
+    with contextlib.closing(duplex.sock):
+        while True:
+            select.select([duplex.sock], [], [])
+            for kind, payload in duplex.frames():
+                if kind == END:
+                    return
+                if kind == ERROR:
+                    raise refusal(json.loads(payload))
+                *whole, rest = (rest + payload).split(b"\n")
+                for line in whole:
+                    yield json.loads(line)
 
 
 @dataclass(slots=True)

@@ -108,6 +108,7 @@ ROUTES: dict[str, Route] = {
         "file_get": "GET /v1/machines/{machine}/files",
         "kernel_log_mark": "POST /v1/machines/{machine}/kernel-log/marks",
         "kernel_log_collect": "GET /v1/machines/{machine}/kernel-log",
+        "kernel_log_events": "POST /v1/clusters/{cluster}/kernel-log/events",
         "snapshot_create": "POST /v1/machines/{machine}/snapshots",
         "snapshot_get": "GET /v1/snapshots/{snapshot_id}",
         "snapshot_list": "GET /v1/snapshots",

@@ -11,37 +11,36 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
 import anyio
 import anyio.to_thread
-from anyio.streams.memory import MemoryObjectSendStream
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.clusters.kernel_log import KernelLines, parse_console
-from microvm_orchestrator.clusters.kernel_reports import Reporter, likeness, reports_of
+from microvm_orchestrator.clusters.kernel_reports import likeness, reports_of
 from microvm_orchestrator.clusters.kernel_ring import (
     ANSWER_S,
     Ring,
     find_mark,
-    follow_from,
     read_ring,
     write_mark,
 )
+from microvm_orchestrator.clusters.kernel_watch import Hear, KernelWatch, is_before
 from microvm_orchestrator.machine import console
 from microvm_orchestrator.machine.record import Record as MachineRecord
 from microvm_orchestrator.machines import Machines
 from microvm_orchestrator.model.kernel_log import (
     MARKS,
-    KernelLine,
     KernelLog,
     KernelMark,
     KernelMarks,
+    KernelNews,
+    KernelPlace,
     KernelReport,
+    News,
     Since,
     Source,
     Trouble,
@@ -58,27 +57,8 @@ MARKS_MOST = 100
 _MARK = re.compile(r"[A-Za-z0-9-]{1,100}")
 # One whose console tells of a panic may still answer: a program can write such a line.
 _PANICKED_S = 5.0
-# How often a console that is watched is looked at: the hypervisor writes it, not we.
-_LOOK_EVERY_S = 0.25
-# A report without an end is told after so many looks at a console that says no more.
-_QUIET_LOOKS = 8
-# Of a console, at a look: a guest that floods it falls behind, and nobody else waits for it.
-_AT_A_LOOK = 1 << 16
-# Reports that a watcher has not taken; more are counted only.
-_BACKLOG = 100
-_AGAIN_S = 1.0
-# Between the look at a console and the mark that is written then.
-_JUST_S = 2 * ANSWER_S
-_SEEN_MOST = 1000
-
-
-@dataclass(slots=True)
-class Watched:
-    """The reports of a machine, as they come; the end is that of the machine."""
-
-    reports: AsyncIterator[KernelReport]
-    # That came while the watcher was behind.
-    missed: int = 0
+# A node that does not answer is watched all the same: its console may speak.
+_BEGIN_S = 10.0
 
 
 class KernelLogs:
@@ -154,20 +134,47 @@ class KernelLogs:
             reason=why.message,
         )
 
-    @asynccontextmanager
-    async def watch(self, machine: Machine, by: Actor) -> AsyncGenerator[Watched]:
-        """Tell the reports of a machine's kernel from now on, each once, until the block ends.
+    async def begin(self, machine: Machine, since: str | None = None) -> KernelPlace | None:
+        """Tell from where on a machine is heard: from a mark, or from now; None if it does not run.
 
-        Raises: as `mark`.
+        For `now` a line is written into its log, unless it does not answer.
+        Raises: NotFound for a mark that this machine was not given.
         """
-        mark = await self.mark(machine, by)
-        send, receive = anyio.create_memory_object_stream[KernelReport](_BACKLOG)
-        watched = Watched(receive)
-        watch = _Watch(self._machines, machine, mark, send, watched)
-        async with anyio.create_task_group() as tasks, receive:
-            tasks.start_soon(watch.run)
-            yield watched
-            tasks.cancel_scope.cancel()
+        if since is not None:
+            mark = await self._find(machine, since)
+            return KernelPlace(mark.console_offset, mark.mark, None, mark.boot_id, mark.timestamp)
+        if not self._machines.runs(machine):
+            return None
+        offset = await anyio.to_thread.run_sync(console.size, self._machines.console(machine))
+        mark = str(uuid4())
+        with contextlib.suppress(errors.OrchestratorError), anyio.move_on_after(_BEGIN_S):
+            self._refuse_paused(machine)
+            marked = await write_mark(await self._machines.live(machine).reached(), mark)
+            return KernelPlace(offset, mark, None, marked.boot_id, marked.timestamp)
+        return KernelPlace(offset)
+
+    async def follow(self, machine_id: str, start: KernelPlace | None, hear: Hear) -> None:
+        """Tell what is heard of a machine's kernel, over all its lives, until it is deleted.
+
+        Nothing is read while `hear` takes its time, and what is lost by that is told.
+        """
+        while True:
+            try:
+                machine = await self._machines.get(machine_id, SYSTEM)
+                if start is not None:
+                    await KernelWatch(self._machines, machine, start, hear).run()
+                    machine = await self._machines.get(machine_id, SYSTEM)
+                if not self._machines.runs(machine):
+                    state, why = machine.state, machine.reason
+                    await hear(KernelNews(News.NODE, state=state, answers=False, reason=why))
+                    await self._machines.until_it_runs(machine_id)
+            except errors.NotFound:
+                await hear(KernelNews(News.NODE, answers=False, reason="its machine is gone"))
+                return
+            path = self._machines.console(machine)
+            start = KernelPlace(await anyio.to_thread.run_sync(_beginning, path))
+            why = "it was started"
+            await hear(KernelNews(News.NODE, state=MachineState.RUNNING, reason=why, place=start))
 
     async def forget_machine(self, machine_id: str) -> None:
         """A machine was deleted, and its marks go with it."""
@@ -228,27 +235,21 @@ class _Said:
 
 def _said(path: Path, mark: KernelMark | None) -> _Said:
     """Read the console from a mark on, or from the last start of the machine."""
-    if mark is not None:
-        begin = mark.console_offset
-    else:
-        made = MachineRecord(path.parent).read()
-        begin = made.console_from if made else 0
+    begin = _beginning(path) if mark is None else mark.console_offset
     newest = max(begin, console.size(path) - console.KEPT)
     at, data = console.read(path, newest, console.KEPT)
     read = parse_console(data)
     if mark is not None:
-        later = tuple(line for line in read.lines if not _is_before(line, mark))
+        later = tuple(line for line in read.lines if not is_before(line, mark.timestamp))
         read = replace(read, lines=later)
     reports, more = reports_of(read.lines)
     return _Said(replace(read, cut=read.cut or at > begin), reports, more)
 
 
-def _is_before(line: KernelLine, mark: KernelMark) -> bool:
-    """Whether a line stands behind the offset of a mark, and was said just before it."""
-    if line.timestamp is None or mark.timestamp is None:
-        return False
-    # What is much earlier is of another boot, and so later.
-    return mark.timestamp - _JUST_S < line.timestamp < mark.timestamp
+def _beginning(path: Path) -> int:
+    """Where the console stood when the machine was last started."""
+    made = MachineRecord(path.parent).read()
+    return made.console_from if made else 0
 
 
 def _of_ring(machine: Machine, ring: Ring, mark: KernelMark | None, said: _Said) -> KernelLog:
@@ -281,100 +282,3 @@ def _of_ring(machine: Machine, ring: Ring, mark: KernelMark | None, said: _Said)
         cut=since is not Since.MARK and (since is Since.LOST or ring.read.cut),
         reason=reason,
     )
-
-
-class _Watch:
-    """One watch: the ring tells most, the console what comes when the kernel is at its end."""
-
-    def __init__(
-        self,
-        machines: Machines,
-        machine: Machine,
-        mark: KernelMark,
-        send: MemoryObjectSendStream[KernelReport],
-        watched: Watched,
-    ) -> None:
-        self._machines = machines
-        self._machine = machine
-        self._mark = mark
-        self._send = send
-        self._watched = watched
-        # Both tell of the same, at the same time by the kernel's clock.
-        self._seen: dict[tuple[Trouble, str, float | None], None] = {}
-        # Of the ring; and for how many looks at the console it has said nothing more.
-        self._reporter = Reporter()
-        self._quiet = 0
-
-    async def run(self) -> None:
-        async with self._send:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._ring)
-                await self._console()
-                tasks.cancel_scope.cancel()
-            self._tell(self._reporter.end())
-
-    def _tell(self, reports: list[KernelReport]) -> None:
-        for report in reports:
-            key = (report.trouble, report.headline, report.timestamp)
-            if key in self._seen:
-                continue
-            self._seen[key] = None
-            if len(self._seen) > _SEEN_MOST:
-                del self._seen[next(iter(self._seen))]
-            try:
-                self._send.send_nowait(report)
-            except anyio.WouldBlock:
-                self._watched.missed += 1
-
-    def _tell_of_console(self, reports: list[KernelReport]) -> None:
-        """Tell what the console says, and before it what the ring said earlier."""
-        begun = self._reporter.open
-        if begun is not None and any(
-            report.trouble is not begun.trouble
-            and report.timestamp is not None
-            and (begun.timestamp or 0) < report.timestamp
-            for report in reports
-        ):
-            self._tell(self._reporter.end())
-        self._tell(reports)
-
-    async def _ring(self) -> None:
-        running = self._machines.live(self._machine)
-        while True:
-            try:
-                shell = await running.reached()
-                async with aclosing(follow_from(shell, self._mark.mark)) as lines:
-                    async for line in lines:
-                        self._quiet = 0
-                        self._tell(self._reporter.feed(line))
-            except errors.StateForbids:
-                return  # it has ended; its console has the last word
-            except errors.OrchestratorError:
-                await anyio.sleep(_AGAIN_S)
-
-    async def _console(self) -> None:
-        path = self._machines.console(self._machine)
-        offset, rest, quiet = self._mark.console_offset, b"", 0
-        reporter = Reporter()
-        while True:
-            # In this order: what it said last is read once it is known to have ended.
-            runs = self._machines.runs(self._machine)
-            begin, data = await anyio.to_thread.run_sync(console.read, path, offset, _AT_A_LOOK)
-            offset = begin + len(data)
-            *whole, rest = (rest + data).split(b"\n")
-            rest = rest[-console.TAIL :]
-            if not runs and not data:
-                whole.append(rest)
-            quiet = 0 if data else quiet + 1
-            for line in parse_console(b"\n".join(whole)).lines:
-                if not _is_before(line, self._mark):
-                    self._tell_of_console(reporter.feed(line))
-            if not data and (not runs or quiet == _QUIET_LOOKS):
-                self._tell_of_console(reporter.end())
-                if not runs:
-                    return
-            self._quiet += 1
-            if self._quiet == _QUIET_LOOKS:
-                self._tell(self._reporter.end())
-            if runs:
-                await anyio.sleep(_LOOK_EVERY_S)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 
 import anyio
@@ -59,6 +58,73 @@ while True:
     except BrokenPipeError:
         pass # what came next was written over: it goes on behind that
 """
+
+
+# Reading by a Python goes on behind what was written over; a `cat` ends there, and begins anew.
+_FOLLOW = """
+cat /proc/sys/kernel/random/boot_id || exit
+if command -v python3 > /dev/null; then
+    exec python3 -IS -c "$1"
+fi
+while [ -r /dev/kmsg ]; do
+    cat /dev/kmsg
+    sleep 1
+done
+"""
+_FOLLOW_ALL = """
+import os
+ring = os.open("/dev/kmsg", os.O_RDONLY)
+while True:
+    try:
+        record = os.read(ring, 16384)
+    except BrokenPipeError:
+        continue
+    os.write(1, record)
+"""
+_SEQ = re.compile(rb"[0-9]{1,4},([0-9]{1,20}),", re.ASCII)
+# More than a ring can lose; a guest may say any number.
+_MOST_LOST = 10**12
+
+
+@dataclass(slots=True)
+class Place:
+    """How far a ring was followed: the boot, and the number of the last record."""
+
+    boot_id: str | None = None
+    seq: int | None = None
+
+    def enter(self, boot_id: str) -> None:
+        """Another boot counts anew."""
+        if boot_id != self.boot_id:
+            self.boot_id, self.seq = boot_id, None
+
+    def later(self, lines: list[bytes]) -> tuple[list[bytes], int]:
+        """Go on to the last of these records; give those that are new, and how many are missing."""
+        new: list[bytes] = []
+        lost = 0
+        for line in lines:
+            match = _SEQ.match(line)
+            if match is None:
+                continue  # it describes a device
+            seq = int(match[1])
+            if self.seq is not None:
+                if seq <= self.seq:
+                    continue
+                lost += seq - self.seq - 1
+            self.seq = seq
+            new.append(line)
+        return new, min(lost, _MOST_LOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A piece of what a ring said."""
+
+    lines: tuple[KernelLine, ...]
+    # Records that were written over before they could be read.
+    lost: int
+    # In bytes, as it came.
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,32 +178,35 @@ def is_mark(line: KernelLine) -> bool:
     return line.text.startswith(PREFIX)
 
 
-async def follow_ring(shell: Shell) -> AsyncGenerator[KernelLine]:
-    """Give all lines of the ring, and those that come, until the way into the guest ends.
+async def follow_ring(shell: Shell, place: Place) -> AsyncGenerator[Heard]:
+    """Give the records of the ring behind a place, and those that come, as they come.
 
+    The guest is read no faster than the caller asks for more: what its kernel writes over meanwhile
+    is counted by the numbers that are missing. It goes on until the way into the guest ends.
     Raises: GuestRefused when the guest does not show them; UnknownOutcome when the way breaks.
     """
-    async with shell.stream(Command(["cat", "/dev/kmsg"]), stdin=False) as process:
-        rest = b""
+    command = Command(["sh", "-c", _FOLLOW, "sh", _FOLLOW_ALL])
+    async with shell.stream(command, stdin=False) as process:
+        rest, begun = b"", False
         async for piece in process:
             if piece.channel is not Channel.STDOUT:
                 continue
             *whole, rest = (rest + piece.data).split(b"\n")
-            for line in kmsg_records(whole):
-                yield line
             rest = rest[-_LONGEST_RECORD:]
+            if whole and not begun:
+                place.enter(_boot(whole.pop(0) + b"\n"))
+                begun = True
+            records, lost = place.later(whole)
+            yield Heard(tuple(kmsg_records(records)), lost, len(piece.data))
         ended = await process.wait()
-    raise errors.GuestRefused(f"the guest's log came to an end: status {ended.code}")
+    raise errors.GuestRefused(f"the guest shows nothing of its log: status {ended.code}")
 
 
-async def follow_from(shell: Shell, mark: str) -> AsyncGenerator[KernelLine]:
-    """Give the lines behind a mark. Raises: as `follow_ring`."""
-    behind = False
-    async with aclosing(follow_ring(shell)) as lines:
-        async for line in lines:
-            if behind:
-                yield line
-            behind = behind or line.text == PREFIX + mark
+def _boot(line: bytes) -> str:
+    match = _BOOT_ID.match(line)
+    if match is None:
+        raise errors.GuestRefused("the guest does not say which boot this is")
+    return match[0].decode().strip()
 
 
 async def _run(shell: Shell, command: Command, timeout_s: float = ANSWER_S) -> Finished:

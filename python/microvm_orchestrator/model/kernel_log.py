@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.model.values import Moment
 
 
@@ -164,3 +165,53 @@ class KernelLog:
 
     def has(self, trouble: Trouble) -> bool:
         return any(report.trouble is trouble for report in self.reports)
+
+
+# The kind of record by which trouble in the kernels of a cluster's nodes becomes events.
+KERNEL_LOG = "kernel-log"
+
+
+class News(StrEnum):
+    """What is told of a node whose kernel is watched."""
+
+    LINE = "line"
+    REPORT = "report"
+    # Lines, or bytes of a console, that nobody has read: there was too much of it.
+    DROPPED = "dropped"
+    # How the node is: it has ended, runs again, does not answer.
+    NODE = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPlace:
+    """From where on a machine's kernel is heard."""
+
+    # Of what it writes to its console.
+    console_offset: int
+    # Of its ring: behind this line, or behind the record of this number; without, from its begin.
+    mark: str | None = None
+    seq: int | None = None
+    # Of which boot that is, and when it was by its kernel's clock.
+    boot_id: str | None = None
+    timestamp: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNews:
+    """One thing heard of a kernel that is watched."""
+
+    what: News
+    # Where it comes from.
+    source: Source | None = None
+    line: KernelLine | None = None
+    report: KernelReport | None = None
+    # How often the line was said on end; how much was dropped.
+    count: int = 1
+    # Null of a node whose machine is gone.
+    state: MachineState | None = None
+    # Which boot of its kernel this is, once that is known.
+    boot_id: str | None = None
+    answers: bool = True
+    reason: str = ""
+    # Where to go on behind a report, or where a machine that was started begins.
+    place: KernelPlace | None = None

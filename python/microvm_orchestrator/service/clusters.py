@@ -149,7 +149,9 @@ async def cluster_define(service: Service, caller: Caller, request: DefineCluste
     by = actor(caller, "cluster_define")
     wanted = await _topology(service, request)
     await _take_in(service, caller, wanted)
-    return await service.host.clusters.making.define(wanted, by)
+    cluster = await service.host.clusters.making.define(wanted, by)
+    await service.host.kernel_events.renew(cluster)
+    return cluster
 
 
 async def _topology(service: Service, request: DefineCluster) -> Topology:

@@ -1,4 +1,4 @@
-"""Kernel logs of machines: marked, and collected from a mark on.
+"""Kernel logs of machines: marked, collected from a mark on, and made events of.
 
 Above are the front ends; below, the kernel logs of this host.
 """
@@ -23,7 +23,9 @@ from microvm_orchestrator.model.kernel_log import (
     Source,
     Trouble,
 )
+from microvm_orchestrator.model.values import Flag
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, declare
+from microvm_orchestrator.service.clusters import NamedCluster
 from microvm_orchestrator.service.machines import NamedMachine
 from microvm_orchestrator.service.service import Service, actor
 
@@ -39,7 +41,7 @@ class LevelFilter(StrEnum):
     ERR = "err+"
 
 
-_FLOORS = {LevelFilter.ALL: Level.DEBUG, LevelFilter.WARN: Level.WARN, LevelFilter.ERR: Level.ERR}
+FLOORS = {LevelFilter.ALL: Level.DEBUG, LevelFilter.WARN: Level.WARN, LevelFilter.ERR: Level.ERR}
 
 
 class MarkKernelLog(NamedMachine):
@@ -60,6 +62,20 @@ class CollectKernelLog(NamedMachine):
     limit: Annotated[int, Field(strict=True, ge=1, le=5000)] = Field(
         default=1000, description="at most so many lines, the newest"
     )
+
+
+class KernelLogEvents(NamedCluster):
+    """A cluster whose kernels are to be heard."""
+
+    off: Flag = Field(default=False, description="no more, instead of from now on")
+
+
+class KernelEvents(Answer):
+    """Whether trouble in the kernels of a cluster becomes events."""
+
+    cluster_id: str
+    on: bool
+    nodes: list[str] = Field(description="those that are heard")
 
 
 class KernelLogRead(Answer):
@@ -118,7 +134,7 @@ async def kernel_log_collect(
     machine = await service.host.machines.get(request.machine, actor(caller, "kernel_log_collect"))
     since = request.since.removeprefix(PREFIX) if request.since else None
     log = await service.host.kernel_logs.collect(machine, since)
-    floor = _FLOORS[request.level]
+    floor = FLOORS[request.level]
     shown = [line for line in log.lines if at_least(line, floor)]
     reports = sorted(log.reports, key=lambda report: report.trouble.rank)[:_MOST_REPORTS]
     return KernelLogRead(
@@ -130,11 +146,41 @@ async def kernel_log_collect(
         oops_detected=log.has(Trouble.OOPS),
         warning_count=sum(line.trouble is Trouble.WARN and line.from_kernel for line in log.lines),
         error_count=sum(_is_error(line) for line in log.lines),
-        reports=[_short(report) for report in log.reports if report in reports],
+        reports=[short(report) for report in log.reports if report in reports],
         more_reports=log.more_reports + max(0, len(log.reports) - _MOST_REPORTS),
         lines=shown[-request.limit :],
         cut=log.cut or len(shown) > request.limit,
     )
+
+
+@declare(
+    "kernel_log_events",
+    "POST /v1/clusters/{cluster}/kernel-log/events",
+    role=Role.OPERATOR,
+    idempotent=True,
+)
+async def kernel_log_events(
+    service: Service, caller: Caller, request: KernelLogEvents
+) -> KernelEvents:
+    """Let trouble in the kernels of a cluster's nodes become events, from now on or no more.
+
+    `kernel-log.trouble` tells of a panic, an oops, a hung task and the like, once for each boot;
+    `kernel-log.silent` that a node has ended or does not answer, `kernel-log.heard` that it does
+    again, `kernel-log.dropped` that it says more than is read. `event_wait` waits for them, with
+    the cluster's id as subject. A node that makes trouble without end has an allowance: what goes
+    beyond it is counted in `untold` of its next event. It lasts until it is switched off or the
+    cluster is destroyed.
+    """
+    by = actor(caller, "kernel_log_events")
+    events = service.host.kernel_events
+    if request.off:
+        cluster = await service.host.clusters.records.get(request.cluster, by)
+        await events.switch_off(cluster, by)
+        return KernelEvents(cluster_id=cluster.cluster_id, on=False, nodes=[])
+    cluster = await service.host.clusters.records.standing(request.cluster, by)
+    heard = await events.switch_on(cluster, by)
+    names = [node.name for node in heard.nodes]
+    return KernelEvents(cluster_id=cluster.cluster_id, on=True, nodes=names)
 
 
 def _is_error(line: KernelLine) -> bool:
@@ -145,11 +191,11 @@ def _is_error(line: KernelLine) -> bool:
     return at_least(line, Level.ERR)
 
 
-def _short(report: KernelReport) -> KernelReport:
+def short(report: KernelReport) -> KernelReport:
     lines = report.lines[:_MOST_REPORT_LINES]
     return replace(
         report, lines=lines, more_lines=report.more_lines + len(report.lines) - len(lines)
     )
 
 
-CALLS: tuple[Call, ...] = (kernel_log_mark, kernel_log_collect)
+CALLS: tuple[Call, ...] = (kernel_log_mark, kernel_log_collect, kernel_log_events)

@@ -7,20 +7,17 @@ and machines.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import anyio
 import anyio.to_thread
 from pydantic import Field, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import console
 from microvm_orchestrator.machine.shell import Channel, Terminal
-from microvm_orchestrator.service import transfers
+from microvm_orchestrator.service import kernel_watch, transfers
 from microvm_orchestrator.service.calls import Answer, Caller
 from microvm_orchestrator.service.execs import (
     USUAL_TIMEOUT_S,
@@ -32,14 +29,11 @@ from microvm_orchestrator.service.execs import (
 )
 from microvm_orchestrator.service.machines import NamedMachine
 from microvm_orchestrator.service.service import Service, actor
-from microvm_orchestrator.service.talk import ClientGone, Kind, Stream, Talk
+from microvm_orchestrator.service.talk import Kind, Stream, Talk, both_ways
 
 if TYPE_CHECKING:
     from microvm_orchestrator.execs.job import Job, Tap
 
-# A client that is gone is found out by writing to it, where reading waits for a command that does
-# not read.
-_BEAT_S = 10.0
 # What somebody who attaches to a console sees first.
 _SCROLLBACK_BYTES = 1 << 14
 Offset = Annotated[int, Field(strict=True, ge=0)]
@@ -102,52 +96,7 @@ async def _converse(job: Job, tap: Tap, talk: Talk) -> bool:
             await talk.send(Kind.DATA if out else Kind.STDERR, piece.data)
         await talk.send(Kind.END, job.exec.model_dump_json().encode())
 
-    return await _both_ways(talk, partial(_take, job), say)
-
-
-async def _both_ways(
-    talk: Talk, take: Callable[[int, bytes], Awaitable[None]], say: Callable[[], Awaitable[None]]
-) -> bool:
-    """Say and take until either ends; tell whether that was meant, and not that a client is gone.
-
-    Raises: what either raises of ours.
-    """
-    left = False
-    failure: errors.OrchestratorError | None = None
-
-    async def listen() -> None:
-        nonlocal left, failure
-        try:
-            while (frame := await talk.receive()) is not None:
-                if frame[0] == Kind.LEAVE:
-                    left = True
-                    break
-                await take(*frame)
-        except errors.OrchestratorError as error:
-            failure = error
-        group.cancel_scope.cancel()
-
-    async def beat() -> None:
-        with contextlib.suppress(ClientGone):
-            while True:
-                await anyio.sleep(_BEAT_S)
-                await talk.send(Kind.DATA, b"")
-        group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(listen)
-        group.start_soon(beat)
-        try:
-            await say()
-            left = True
-        except ClientGone:
-            pass
-        except errors.OrchestratorError as error:
-            failure = error
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return left
+    return await both_ways(talk, partial(_take, job), say)
 
 
 async def _take(job: Job, kind: int, payload: bytes) -> None:
@@ -195,7 +144,7 @@ async def _console(service: Service, caller: Caller, request: NamedMachine, talk
                 await terminal.type(payload)
 
         await talk.begin({"machine_id": machine.machine_id})
-        await _both_ways(talk, take, say)
+        await both_ways(talk, take, say)
     return Answer()
 
 
@@ -206,5 +155,6 @@ STREAMS = {
         Stream("exec_attach", AttachExec, _attach),
         Stream("machine_attach", NamedMachine, _console),
         *transfers.STREAMS,
+        *kernel_watch.STREAMS,
     )
 }

@@ -5,14 +5,22 @@ Above is the front end that carries the frames; below it, what is talked about.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import Any, Protocol
 
+import anyio
+
+from microvm_orchestrator import errors
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request
+
+# A client that is gone is found out by writing to it, where reading waits for a command that does
+# not read.
+_BEAT_S = 10.0
 
 
 class Kind(IntEnum):
@@ -88,3 +96,48 @@ async def _bound(
     request: Request,
 ) -> Answer:
     return await handler(service, caller, request, talk)
+
+
+async def both_ways(
+    talk: Talk, take: Callable[[int, bytes], Awaitable[None]], say: Callable[[], Awaitable[None]]
+) -> bool:
+    """Say and take until either ends; tell whether that was meant, and not that a client is gone.
+
+    Raises: what either raises of ours.
+    """
+    left = False
+    failure: errors.OrchestratorError | None = None
+
+    async def listen() -> None:
+        nonlocal left, failure
+        try:
+            while (frame := await talk.receive()) is not None:
+                if frame[0] == Kind.LEAVE:
+                    left = True
+                    break
+                await take(*frame)
+        except errors.OrchestratorError as error:
+            failure = error
+        group.cancel_scope.cancel()
+
+    async def beat() -> None:
+        with contextlib.suppress(ClientGone):
+            while True:
+                await anyio.sleep(_BEAT_S)
+                await talk.send(Kind.DATA, b"")
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen)
+        group.start_soon(beat)
+        try:
+            await say()
+            left = True
+        except ClientGone:
+            pass
+        except errors.OrchestratorError as error:
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return left
