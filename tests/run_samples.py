@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# Artifacts that are trees.
+TREE, OTHER_TREE = "0f" * 32, f"sha256:{'a5' * 32}"
+
 SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "run_start": (
         [
@@ -145,6 +148,27 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "limit": 9,
         },
     ),
+    "artifact_register": (
+        [
+            *("/srv/driver", "--build-type", "deb", "--kernel-version", "6.1.0-37-amd64"),
+            *("--test-framework-path", "tests", "--metadata", '{"n": 1}', "--wait-s", "0"),
+        ],
+        {
+            "path": "/srv/driver",
+            "build_type": "deb",
+            "kernel_version": "6.1.0-37-amd64",
+            "test_framework_path": "tests",
+            "metadata": {"n": 1},
+            "wait_s": 0.0,
+        },
+    ),
+    "artifact_trees": (["--limit", "2", "--cursor", "c"], {"limit": 2, "cursor": "c"}),
+    "artifact_show": (
+        [TREE, "--offset", "7", "--limit", "9"],
+        {"artifact_id": TREE, "offset": 7, "limit": 9},
+    ),
+    "artifact_diff": ([TREE, OTHER_TREE], {"artifact_id": TREE, "other": OTHER_TREE}),
+    "artifact_remove": ([TREE], {"artifact_id": TREE}),
     "run_diff": (
         ["build", "--group", "g", "--limit", "9"],
         {"task_id": "build", "group": "g", "limit": 9},

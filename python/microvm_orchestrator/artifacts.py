@@ -1,10 +1,11 @@
-"""Files that runs leave behind, kept by what they hold, on this host's disk.
+"""Files that runs leave behind and those of registered trees, kept by what they hold, on this disk.
 
-    artifacts/sha256/<digits>        each content once
-    artifacts/incoming/              what is being written; a daemon that starts empties it
-    runs/<run_id>/kept/<digits>      another name of the same file, for each run that has it
+    artifacts/sha256/<digits>              each content once
+    artifacts/incoming/                    what is being written; a daemon that starts empties it
+    runs/<run_id>/kept/<digits>            another name of the same file, for each run that has it
+    artifacts/trees/<tree>/kept/<digits>   and for each tree
 
-A content stays as long as a run has it. The file system counts its names, so the count is right
+A content stays as long as somebody has it. The file system counts its names, so the count is right
 whenever a daemon is killed: a content with no second name is removed by the next one. A file comes
 into being under a name of no meaning, is forced to the disk and then gets its own. What a run's
 folder holds besides, such as its output, goes with it. Above are the lifecycle and the service;
@@ -13,11 +14,12 @@ below, files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterable, Collection, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Generator, Iterable
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,17 +35,22 @@ _log = log.get(__name__)
 
 _KEPT = "kept"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.[0-9]+")
+# A tree that is being taken in is called so until its own name is known.
+_NEW = "new-"
+_TREE = re.compile(rf"(?:{PREFIX}[0-9a-f]{{64}}|{_NEW}[0-9a-f]{{32}})")
 # Far fewer names than any file system allows a file; then a content gets a second copy.
 _NAMES_MOST = 30_000
 # What is handed to a worker thread at once, and read.
 _PIECE = 1 << 18
+# Files of a tree that one visit to a worker thread takes in.
+_FILES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
     """How much may be kept, in bytes."""
 
-    # Of one file, of one run, and of all runs together.
+    # Of one file, of one run or tree, and of all together.
     file: int
     run: int
     total: int
@@ -88,6 +95,7 @@ class Artifacts:
         """`runs` holds a folder for each run, on the same file system as `folder`."""
         self._contents = folder / "sha256"
         self._incoming = folder / "incoming"
+        self._trees = folder / "trees"
         self._runs = runs
         self.quotas = quotas
         # Of all contents together, and of what is being written.
@@ -97,7 +105,7 @@ class Artifacts:
         self._lock = anyio.Lock()
 
     async def reconcile(self, known: Collection[str]) -> None:
-        """Put away what a killed daemon left, and the folders of runs that nobody knows any more.
+        """Put away what a killed daemon left, and folders of runs and trees that nobody knows.
 
         To be called once, before anything else.
         """
@@ -144,6 +152,75 @@ class Artifacts:
             size = (await anyio.Path(path).stat()).st_size
             async with aclosing(_read(path)) as pieces:
                 return size, await self.add(run_id, size, pieces, bounded=bounded)
+
+    @asynccontextmanager
+    async def new_tree(self) -> AsyncGenerator[str]:
+        """Give a holder for the files of a tree; what it has then goes, unless it got a name."""
+        holder = _NEW + uuid4().hex
+        try:
+            yield holder
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.forget(holder)
+
+    async def add_files(
+        self, holder: str, files: Iterable[Callable[[], int]]
+    ) -> list[tuple[int, str]]:
+        """Keep what these open, as it is read; the size and digest of each.
+
+        Raises: TooLarge when a quota is passed; OSError of a file that cannot be read.
+        """
+        kept, told = self._kept(holder), list[tuple[int, str]]()
+        used, rest = 0, list(files)
+        while rest:
+            some, rest = rest[:_FILES], rest[_FILES:]
+            taken: list[_Incoming] = []
+            announced = 0
+            try:
+                with _explained():
+                    for each in some:
+                        most = min(self.quotas.file, self.quotas.run - used)
+                        most = min(most, self.quotas.total - self._total - self._announced)
+                        incoming = _Incoming(self._incoming / uuid4().hex)
+                        taken.append(incoming)
+                        await anyio.to_thread.run_sync(_take_in, incoming, each, most)
+                        used += incoming.size
+                        self._announced += incoming.size
+                        announced += incoming.size
+                    async with self._lock:
+                        told += await anyio.to_thread.run_sync(self._settle_all, taken, kept)
+            finally:
+                self._announced -= announced
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(_end_all, taken)
+        return told
+
+    async def name_tree(self, holder: str, name: str) -> None:
+        """Give what a new tree has to the tree of this name; one that is there is the same."""
+        source, target = self._kept(holder).parent, self._kept(name).parent
+        with _explained():
+            async with self._lock:
+                await anyio.to_thread.run_sync(_rename, source, target)
+
+    async def link_to(self, holder: str, digest: str, path: Path) -> None:
+        """Give what somebody has another name, to be read and to be removed, or a copy of it."""
+        source = self._path(holder, digest)
+        with _explained():
+            await anyio.to_thread.run_sync(_link_or_copy, source, path)
+
+    async def heads(self, holder: str, digests: list[str], most: int) -> list[bytes]:
+        """Read how each of these begins. Raises: NotFound, Unavailable."""
+        paths = [self._path(holder, digest) for digest in digests]
+
+        def read() -> list[bytes]:
+            found: list[bytes] = []
+            for path in paths:
+                with path.open("rb") as file:
+                    found.append(file.read(most))
+            return found
+
+        with _explained():
+            return await anyio.to_thread.run_sync(read)
 
     async def read(self, run_id: str, digest: str, offset: int, most: int) -> bytes:
         """Read a part of what a run has. Raises: NotFound, Unavailable."""
@@ -205,10 +282,12 @@ class Artifacts:
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(self._forget, kept)
 
-    def _kept(self, run_id: str) -> Path:
-        if not _RUN_ID.fullmatch(run_id):
-            raise errors.NotFound(f"there is no run {run_id[:100]!r}")
-        return self._runs / run_id / _KEPT
+    def _kept(self, holder: str) -> Path:
+        if _TREE.fullmatch(holder):
+            return self._trees / holder.removeprefix(PREFIX) / _KEPT
+        if not _RUN_ID.fullmatch(holder):
+            raise errors.NotFound(f"there is no run {holder[:100]!r}")
+        return self._runs / holder / _KEPT
 
     def _path(self, run_id: str, digest: str) -> Path:
         return self._kept(run_id) / _digits(digest)
@@ -241,6 +320,23 @@ class Artifacts:
     # Not for the event loop.
 
     def _settle(self, incoming: _Incoming, kept: Path, digits: str) -> None:
+        try:
+            self._place(incoming, kept, digits)
+            _force(self._contents)
+            _force(kept)
+        except OSError:
+            self._drop(digits)
+            raise
+
+    def _settle_all(self, taken: list[_Incoming], kept: Path) -> list[tuple[int, str]]:
+        told = [(incoming.size, incoming.finish()) for incoming in taken]
+        for incoming, (_, digits) in zip(taken, told, strict=True):
+            self._place(incoming, kept, digits)
+        _force(self._contents)
+        _force(kept)
+        return [(size, PREFIX + digits) for size, digits in told]
+
+    def _place(self, incoming: _Incoming, kept: Path, digits: str) -> None:
         content = self._contents / digits
         with suppress(FileNotFoundError):
             there = content.stat()
@@ -252,15 +348,9 @@ class Artifacts:
         except FileExistsError:
             pass
         incoming.end()
-        try:
-            kept.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                os.link(content, kept / digits)
-            _force(self._contents)
-            _force(kept)
-        except OSError:
-            self._drop(digits)
-            raise
+        kept.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.link(content, kept / digits)
 
     def _forget(self, kept: Path) -> None:
         found = [path.name for path in kept.iterdir()] if kept.is_dir() else []
@@ -279,13 +369,16 @@ class Artifacts:
                 self._total -= found.st_size
 
     def _reconcile(self, known: Collection[str]) -> None:
-        for folder in (self._contents, self._incoming, self._runs):
+        for folder in (self._contents, self._incoming, self._trees, self._runs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in self._incoming.iterdir():
             path.unlink()
         for folder in self._runs.iterdir():
             if _RUN_ID.fullmatch(folder.name) and folder.name not in known:
                 shutil.rmtree(folder, ignore_errors=True)  # what resists is tried again next time
+        for folder in self._trees.iterdir():
+            if PREFIX + folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
         self._total = 0
         dropped = 0
         with os.scandir(self._contents) as contents:
@@ -314,6 +407,50 @@ async def _receive(incoming: _Incoming, size: int, pieces: AsyncIterable[bytes])
     if came != size:
         raise errors.ProtocolBroken(f"a file is not of the {size} bytes that were announced")
     await anyio.to_thread.run_sync(incoming.write, bytes(waiting))
+
+
+def _take_in(incoming: _Incoming, open_it: Callable[[], int], most: int) -> None:
+    """Raises: TooLarge; InvalidInput when the file cannot be read."""
+    try:
+        fd = open_it()
+    except OSError as error:
+        raise errors.InvalidInput(f"{error.filename}: {error.strerror}") from error
+    try:
+        size = os.fstat(fd).st_size
+        while True:
+            if max(size, incoming.size) > most:
+                raise errors.TooLarge(
+                    f"a file has {max(size, incoming.size)} bytes, and there is room for "
+                    f"{max(0, most)} more",
+                    hint="the settings artifacts.max_file_mib, max_run_mib and max_total_mib",
+                )
+            piece = os.read(fd, _PIECE)
+            incoming.write(piece)
+            if not piece:
+                return
+    finally:
+        os.close(fd)
+
+
+def _end_all(taken: list[_Incoming]) -> None:
+    for incoming in taken:
+        incoming.end()
+
+
+def _rename(source: Path, target: Path) -> None:
+    source.mkdir(parents=True, exist_ok=True)  # an empty tree has nothing yet
+    if not target.exists():
+        source.rename(target)
+        _force(target.parent)
+
+
+def _link_or_copy(source: Path, path: Path) -> None:
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in {errno.EMLINK, errno.EXDEV}:
+            raise
+        shutil.copyfile(source, path)
 
 
 async def _pieces_of(data: bytes) -> AsyncGenerator[bytes]:

@@ -315,14 +315,14 @@ class Runs(Section):
 
 
 class Artifacts(Section):
-    """What is kept of the files that runs leave behind."""
+    """What is kept of the files that runs leave behind, and of trees that are registered."""
 
     max_file_mib: Count = Field(default=256, description="The largest file.")
-    max_run_mib: Count = Field(default=1024, description="The files of one run together.")
+    max_run_mib: Count = Field(default=1024, description="The files of one run or tree together.")
     max_total_mib: Count = Field(
         default=10_240,
-        description="The files of all runs together; past that, more is left out until tasks are "
-        "deleted.",
+        description="The files of all runs and trees together; past that, more is left out until "
+        "tasks are deleted.",
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from microvm_orchestrator import config, errors, log, places
+from microvm_orchestrator.artifact_trees import ArtifactTrees
 from microvm_orchestrator.artifacts import Artifacts, Quotas
 from microvm_orchestrator.caches import Caches
 from microvm_orchestrator.clusters.kernel_events import KernelEvents
@@ -105,6 +106,7 @@ class Host:
     clusters: ClusterRoom
     repos: Repos
     artifacts: Artifacts
+    trees: ArtifactTrees
     runs: Runs
     forgetting: Forgetting
     # The keys that are added for guests.
@@ -200,6 +202,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         artifacts = Artifacts(
             state_dir / places.ARTIFACTS, state_dir / places.RUNS, quotas(settings.artifacts)
         )
+        trees = ArtifactTrees(store, artifacts)
 
         async def image(name: str | None) -> AnyImage:
             wanted = name or settings.machines.default_image
@@ -262,7 +265,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         await life.enter_async_context(operations.running())
         await repos.reconcile()
         known = {record.id for record in await every_record(store, RUN, SYSTEM)}
-        await artifacts.reconcile(known)
+        await artifacts.reconcile({*known, *await trees.known()})
         await life.enter_async_context(runs.running())
         forgetting = Forgetting(
             store, repos, lambda task_id: runs.find(task_id) is not None, artifacts.forget
@@ -288,6 +291,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             clusters=clusters,
             repos=repos,
             artifacts=artifacts,
+            trees=trees,
             runs=runs,
             forgetting=forgetting,
             credentials=credentials,

@@ -29,10 +29,20 @@ nodes: [{name: one, memory_mb: 64, ip: 10.9.0.10}]
 """
 
 
+def folder(world: World, name: str) -> str:
+    """Make a folder that can be registered."""
+    made = world.daemon.state_dir / name
+    made.mkdir()
+    (made / "a").write_text("x")
+    return str(made)
+
+
 def do_all(ledger: Ledger) -> None:
     """Make each call about clusters, and find its line."""
     act = ledger.act
     publish_no_image(ImageStore(ledger.world.daemon.state_dir / places.IMAGES), "lone", "lone")
+    path = folder(ledger.world, "tree")
+    tree = act("artifact_register", path, path=path)["result"]["artifact_id"]
     lone = act("cluster_define", topology=TOPOLOGY)
     cluster, node = lone["cluster_id"], lone["nodes"][0]["machine_id"]
     here = {"cluster": "lone"}
@@ -44,6 +54,7 @@ def do_all(ledger: Ledger) -> None:
     act("cluster_snapshot_create", cluster, **here, snapshot="s")
     act("cluster_snapshot_revert", cluster, **here, snapshot="s")
     act("cluster_snapshot_branch", cluster, **here, snapshot="s", name="copy")
+    act("artifact_remove", tree, artifact_id=tree)
     act("cluster_stop", cluster, **here)
     act("cluster_snapshot_delete", f"{cluster}.s", **here, snapshot="s")
     act("cluster_destroy", cluster, **here, delete_disks=True)

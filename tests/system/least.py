@@ -14,7 +14,7 @@ LEAST = {
         network_get network_list fault_get fault_list
         cluster_schema cluster_list cluster_status cluster_handle
         cluster_snapshot_list plan_tasks repo_get repo_list run_get run_list
-        run_output run_diff artifact_list artifact_get
+        run_output run_diff artifact_list artifact_get artifact_trees artifact_show artifact_diff
         image_list image_get pool_list operation_get operation_wait operation_list
         whoami metrics_get""",
     Role.WORKER: """
@@ -39,5 +39,5 @@ LEAST = {
         run_approve run_reject run_merge merge_resolve""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove
-        repo_add repo_update repo_remove""",
+        repo_add repo_update repo_remove artifact_register artifact_remove""",
 }

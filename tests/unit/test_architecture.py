@@ -31,7 +31,7 @@ FLOORS = [
     {"execs", "forwards", "snapshots", "seeded", "harms"},
     {"machines"},
     {"starting"},
-    {"upkeep", "deliveries", "operations", "slots", "warm", "caches", "networks"},
+    {"upkeep", "deliveries", "operations", "slots", "warm", "caches", "networks", "artifact_trees"},
     {"repos", "plans", "artifacts"},
     {"events"},
     {"network"},

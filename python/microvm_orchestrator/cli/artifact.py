@@ -22,7 +22,7 @@ from microvm_orchestrator.cli.values import octets_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-app = typer.Typer(help="Artifacts: files that runs have left behind beside their commits.")
+app = typer.Typer(help="Artifacts: files that runs have left behind, and trees for clusters.")
 
 COLUMNS = ("name", "size", "kind", "media_type", "digest")
 # As much as one answer may hold.

@@ -12,7 +12,7 @@ import typer
 from microvm_orchestrator import places
 from microvm_orchestrator.cli import (
     allow,
-    artifact,
+    artifact_tree,
     audit,
     backup,
     bridge,
@@ -62,7 +62,7 @@ NOUNS = {
     "plan": plan.app,
     "repo": repo.app,
     "run": run_noun.app,
-    "artifact": artifact.app,
+    "artifact": artifact_tree.app,
     "group": group.app,
     "template": template.app,
     "worker": worker.app,

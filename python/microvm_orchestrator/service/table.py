@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from microvm_orchestrator.service import (
+    artifact_trees,
     artifacts,
     budgets,
     caches,
@@ -48,6 +49,7 @@ CALLS: tuple[Call, ...] = (
     *plans.CALLS,
     *runs.CALLS,
     *artifacts.CALLS,
+    *artifact_trees.CALLS,
     *budgets.CALLS,
     *landing.CALLS,
     *templates.CALLS,
