@@ -199,6 +199,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             *("--cpu-share", "0.1", "--skew-s", "-300", "--disk-bytes-s", "65536"),
             *("--disk-operations-s", "5", "--fails", "reads", "--path", "/var"),
             *("--memory-mib", "64"),
+            *("--label", "first"),
         ],
         {
             "network": "lan",
@@ -228,6 +229,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "fails": "reads",
             "path": "/var",
             "memory_mib": 64,
+            "label": "first",
         },
     ),
     "fault_get": (["fault_1"], {"fault_id": "fault_1"}),

@@ -207,6 +207,10 @@ def inject(
         float | None,
         typer.Option("--ttl-s", metavar="S", help="After which it heals by itself."),
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="LABEL", help="A name of your own, told again with it."),
+    ] = None,
 ) -> None:
     """Break something between the machines of a network, or let one suffer, on purpose.
 
@@ -241,6 +245,7 @@ def inject(
         "path": path,
         "memory_mib": memory_mib,
         "ttl_s": ttl_s,
+        "label": label,
     }
     here.tell("fault_inject", given, output.record)
 

@@ -151,6 +151,10 @@ class InjectFault(Request):
     ttl_s: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=None, description="after which it heals by itself"
     )
+    label: Named | None = Field(
+        default=None,
+        description="a name of your own, told again with its parameters; several may have the same",
+    )
 
 
 class NamedFault(Request):

@@ -289,6 +289,34 @@ async def test_faults_are_injected_listed_and_healed(tmp_path: Path) -> None:
         await client.done("cluster_destroy", **here, remove_overlays=True)
 
 
+async def test_a_fault_in_several_networks_is_one_whole_or_not_at_all(tmp_path: Path) -> None:
+    async with place(tmp_path) as client:
+        path = tmp_path / places.TOPOLOGIES / "trio.yaml"
+        more = "networks: [{name: storage, subnet: 10.10.0.0/24, dhcp: true}]\n"
+        wide = path.read_text().replace('ip6: "', 'networks: [{name: storage}], ip6: "')
+        await anyio.to_thread.run_sync(path.write_text, more + wide)
+        here = {"cluster_name": "trio"}
+        await client.done("cluster_define", topology_name="trio")
+        await client.done("cluster_start", **here)
+        apart = await client.done("net_partition", **here, partition_a=["n1"], partition_b=["n2"])
+        slow = await client.done("net_impair", **here, source_node="n3", latency_ms=10)
+        listed = await client.done("net_fault_list", **here)
+        assert [fault["handle_id"] for fault in listed] == [apart["handle_id"], slow["handle_id"]]
+        assert [fault["affected_nodes"] for fault in listed] == [["n1", "n2"], ["n1", "n2", "n3"]]
+        assert len((await client.kept.ask("fault_list"))["items"]) == 4
+        assert await client.done("net_heal", **here, fault_handle=slow["handle_id"]) is True
+        assert await client.done("net_heal_all", **here) == 1
+        # What cannot be in the second network is in the first no more.
+        given = {"kind": "impair", "network": "trio.storage", "machine": "trio.n1"}
+        spread = {"delay_s": 0.02, "jitter_s": 0.01, "spread": "normal"}
+        await client.kept.ask("fault_inject", **given, **spread)
+        before = await client.done("net_fault_list", **here)
+        jitter = {"source_node": "n1", "latency_ms": 20, "jitter_ms": 10}
+        assert await client.failure("net_impair", **here, **jitter) == "CONFLICT"
+        assert await client.done("net_fault_list", **here) == before
+        await client.done("cluster_destroy", **here, remove_overlays=True)
+
+
 async def test_the_kernel_of_a_node_that_cannot_be_heard_is_an_error(tmp_path: Path) -> None:
     async with place(tmp_path) as client:
         here = {"cluster_name": "trio"}

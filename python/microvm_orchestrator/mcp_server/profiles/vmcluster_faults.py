@@ -1,8 +1,9 @@
 """The faults of the profile `vmcluster`, translated onto ours.
 
 Nodes may share several networks; what is broken between them is so in each, or in none. A handle
-names the fault of each network. Percentages are shares here, milliseconds seconds, and what a node
-sends is what is impaired. Below is the service.
+names the fault of each network, which have a label in common, by which they are one when listed.
+Percentages are shares here, milliseconds seconds, and what a node sends is what is impaired. Below
+is the service.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import anyio
 from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.profiles import vmcluster_words as words
 from microvm_orchestrator.mcp_server.profiles.vmcluster_clusters import Failed, asked_of
+from microvm_orchestrator.model.names import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
@@ -93,25 +95,35 @@ class Faults:
 
     async def heal_all(self, caller: Caller, asked: words.ClusterAsked) -> int:
         cluster = await self._cluster(caller, asked.cluster_name, [])
-        healed = 0
+        known = await self._handles(caller, cluster)
         for network in _ids(cluster):
-            healed += (await self._ask(caller, "fault_heal_all", network=network))["healed"]
-        return healed
+            await self._ask(caller, "fault_heal_all", network=network)
+        return len(known)
 
     async def listed(self, caller: Caller, asked: words.ClusterAsked) -> list[words.FaultInfo]:
         cluster = await self._cluster(caller, asked.cluster_name, [])
         names = {node["machine_id"]: node["name"] for node in cluster["nodes"]}
         return [
             words.FaultInfo(
-                handle_id=fault["fault_id"],
-                fault_type=fault["kind"],
-                affected_nodes=[names.get(each, each) for each in fault["machines"]],
-                created_at=fault["created_at"],
-                parameters=fault["parameters"],
+                handle_id=_AND.join(fault["fault_id"] for fault in faults),
+                fault_type=faults[0]["kind"],
+                affected_nodes=_each_once(
+                    names.get(machine, machine) for fault in faults for machine in fault["machines"]
+                ),
+                created_at=faults[0]["created_at"],
+                parameters=faults[0]["parameters"],
             )
-            for network in _ids(cluster)
-            for fault in (await self._ask(caller, "fault_list", network=network))["items"]
+            for faults in await self._handles(caller, cluster)
         ]
+
+    async def _handles(self, caller: Caller, cluster: dict[str, Any]) -> list[list[Any]]:
+        """Give the faults of each handle, as they were injected: oldest first."""
+        handles: dict[str, list[Any]] = {}
+        for network in _ids(cluster):
+            for fault in (await self._ask(caller, "fault_list", network=network))["items"]:
+                handle = fault["parameters"].get("label", fault["fault_id"])
+                handles.setdefault(handle, []).append(fault)
+        return sorted(handles.values(), key=lambda faults: faults[0]["created_at"])
 
     # Steps
 
@@ -119,10 +131,12 @@ class Faults:
         """Inject all, or none. Raises: Failed."""
         if not wanted:
             raise Failed("INVALID_INPUT", "these nodes share no network")
+        # Only where there are several, which nobody else tells from others.
+        label = {"label": new_id("handle")} if len(wanted) > 1 else {}
         made: list[Any] = []
         try:
             for each in wanted:
-                made = [*made, await self._ask(caller, "fault_inject", **each)]
+                made = [*made, await self._ask(caller, "fault_inject", **each, **label)]
         except BaseException:
             with anyio.CancelScope(shield=True):
                 for fault in made:
@@ -158,6 +172,10 @@ def _networks(cluster: dict[str, Any]) -> dict[str, dict[str, str]]:
         for each in cluster["networks"]
         if each["network_id"] is not None
     }
+
+
+def _each_once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _handle(made: list[Any], kind: str, nodes: list[str]) -> words.FaultHandle:
