@@ -171,6 +171,8 @@ async def test_the_workflow_of_the_readme(tmp_path: Path) -> None:
             "err\n",
             False,
         )
+        much = await client.done("node_exec", **run, command="seq 1 20000")
+        assert (much["truncated"], len(much["stdout"])) == (True, 1 << 16)
         slow = await client.done(
             "node_exec", **{**run, "timeout_s": 0.5}, command="echo begun; exec sleep 60"
         )

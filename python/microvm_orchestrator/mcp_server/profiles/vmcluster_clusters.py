@@ -285,6 +285,7 @@ def _ran(told: Mapping[str, Any]) -> words.ExecResult:
         stderr=told["stderr"],
         duration_s=_between(told["started_at"], told["ended_at"]),
         timed_out=told["timed_out"],
+        truncated=told["truncated"],
     )
 
 

@@ -181,6 +181,8 @@ class ExecResult(_Given):
     stderr: str
     duration_s: float
     timed_out: bool
+    # That program kept all that was said; what is here is the last of it.
+    truncated: bool = False
 
 
 class ExecAllResult(_Given):
