@@ -1,7 +1,8 @@
 """What systems like this one promised or got wrong, each case by its number in a list of them.
 
 A whole daemon, real guests and a user's real repository. All but the eighth case share a daemon
-whose machines stand ready. Cases 22 to 26, of jobs that are delegated, are in `test_delegation.py`.
+whose machines stand ready. Cases 11 to 21, of clusters, are in `test_cluster_cases.py`; 22 to
+26, of jobs that are delegated, in `test_delegation.py`.
 """
 
 from __future__ import annotations
