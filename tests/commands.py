@@ -22,6 +22,10 @@ SPOKEN = {
     "node_exec_all": ("node", "exec-all"),
     "fault_heal_all": ("fault", "heal-all"),
     **{
+        f"fault_campaign_{verb}": ("fault", f"campaign-{verb}")
+        for verb in ("get", "list", "cancel")
+    },
+    **{
         f"cluster_snapshot_{verb}": ("cluster", f"snapshot-{verb}")
         for verb in ("create", "list", "revert", "delete", "branch")
     },

@@ -21,6 +21,7 @@ from microvm_orchestrator import config, errors, log, places
 from microvm_orchestrator.artifact_trees import ArtifactTrees
 from microvm_orchestrator.artifacts import Artifacts, Quotas
 from microvm_orchestrator.caches import Caches
+from microvm_orchestrator.clusters.campaigns import Campaigns
 from microvm_orchestrator.clusters.kernel_events import KernelEvents
 from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.clusters.room import ClusterRoom, furnished
@@ -104,6 +105,7 @@ class Host:
     networks: Networks
     faults: Ledger
     clusters: ClusterRoom
+    campaigns: Campaigns
     repos: Repos
     artifacts: Artifacts
     trees: ArtifactTrees
@@ -238,6 +240,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             forget=forget,
             before_end=[heal],
         )
+        campaigns = Campaigns(store, clusters.records, clusters.life, faults, operations)
         ground = Ground(
             machines=machines,
             execs=execs,
@@ -263,6 +266,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         await life.enter_async_context(kernel_events.running())
         await life.enter_async_context(warm.running())
         await life.enter_async_context(operations.running())
+        await life.enter_async_context(campaigns.running())
         await repos.reconcile()
         known = {record.id for record in await every_record(store, RUN, SYSTEM)}
         await artifacts.reconcile({*known, *await trees.known()})
@@ -289,6 +293,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             networks=networks,
             faults=faults,
             clusters=clusters,
+            campaigns=campaigns,
             repos=repos,
             artifacts=artifacts,
             trees=trees,

@@ -104,6 +104,13 @@ class Operations:
             f"no operation {operation_id}", hint="operation_list shows the operations there are"
         )
 
+    def at_work(self, kind: str, target: str) -> str | None:
+        """Name the operation of this kind that runs for somebody, if one does."""
+        for operation in (running.operation for running in self._running.values()):
+            if (operation.kind, operation.target) == (kind, target):
+                return operation.operation_id
+        return None
+
     async def cancel(self, operation_id: str, by: Actor) -> None:
         """Ask a running operation to end. Raises: NotFound, StateForbids."""
         operation = await self.get(operation_id, by)

@@ -51,6 +51,10 @@ def do_all(ledger: Ledger) -> None:
     act("node_exec", "ran", **here, node="one", argv=["true"], exec_id="ran")
     act("node_exec_all", cluster, **here, argv=["true"])
     act("node_crash", node, **here, node="one")
+    late = [{"at_s": 3000.0, "for_s": 1.0, "fault": {"kind": "crash", "machine": "one"}}]
+    act("fault_campaign", cluster, **here, schedule=late, dry_run=True)
+    campaign = ledger.world.ask("fault_campaign", **here, schedule=late, wait_s=0)["target"]
+    act("fault_campaign_cancel", campaign, campaign_id=campaign)
     act("cluster_snapshot_create", cluster, **here, snapshot="s")
     act("cluster_snapshot_revert", cluster, **here, snapshot="s")
     act("cluster_snapshot_branch", cluster, **here, snapshot="s", name="copy")

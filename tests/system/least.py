@@ -12,6 +12,7 @@ LEAST = {
         machine_get machine_list machine_usage machine_console snapshot_get snapshot_list
         kernel_log_collect exec_wait exec_output exec_list slot_list cache_list forward_list
         network_get network_list fault_get fault_list
+        fault_campaign_get fault_campaign_list
         cluster_schema cluster_list cluster_status cluster_handle
         cluster_snapshot_list plan_tasks repo_get repo_list run_get run_list
         run_output run_diff artifact_list artifact_get artifact_trees artifact_show artifact_diff
@@ -35,7 +36,7 @@ LEAST = {
         cluster_snapshot_create cluster_snapshot_revert cluster_snapshot_delete
         cluster_snapshot_branch
         forward_add forward_remove network_create network_remove fault_inject fault_heal
-        fault_heal_all plan_submit run_start
+        fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
         run_approve run_reject run_merge merge_resolve""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove

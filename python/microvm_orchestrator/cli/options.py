@@ -72,6 +72,7 @@ complete_machine = _completion("machine_list", "machine_id", "name")
 # It has no pages.
 complete_network = _completion("network_list", "name", "network_id", limit=None)
 complete_fault = _completion("fault_list", "fault_id", "kind", limit=None)
+complete_campaign = _completion("fault_campaign_list", "campaign_id", "state")
 complete_cluster = _completion("cluster_list", "name", "state")
 complete_repo = _completion("repo_list", "alias", "path")
 complete_snapshot = _completion("snapshot_list", "snapshot_id", "machine_id")

@@ -222,6 +222,16 @@ class ClusterLife:
                 await self._start(cluster, by, name)
             return await self.look(cluster, name)
 
+    async def revive(self, reference: str, name: str, by: Actor) -> None:
+        """Boot a node that has ended; it answers when this returns. One that runs is left.
+
+        Raises: NotFound; StateForbids for one that is paused; MachineBootFailed.
+        """
+        cluster = await self._records.standing(reference, by)
+        async with self._records.turn(cluster.cluster_id):
+            cluster = await self._records.standing(cluster.cluster_id, by)
+            await self._start(cluster, by, name)
+
     async def _told(self, cluster: Cluster) -> ClusterStatus:
         return await self.status(await self._records.get(cluster.cluster_id, acting(cluster)))
 

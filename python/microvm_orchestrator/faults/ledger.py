@@ -83,6 +83,10 @@ class Ledger:
 
     # Verbs
 
+    async def check(self, plan: Plan) -> None:
+        """See that networks of this host can be so. Raises: FaultNotOffered, Unavailable."""
+        await self._switch.check(list(plan.ways.values()))
+
     async def inject(self, plan: Plan, by: Actor) -> Fault:
         """Break something, and return when it was seen to be broken.
 
@@ -103,6 +107,7 @@ class Ledger:
                 harms=harms_told(plan.harms),
                 parameters=dict(plan.parameters),
                 ttl_s=plan.ttl_s,
+                campaign_id=plan.campaign_id,
                 created_at=moment(await self._store.now()),
             )
             ground = self._ground(fault)

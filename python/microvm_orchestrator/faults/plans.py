@@ -56,6 +56,8 @@ class Plan:
     ttl_s: float | None = None
     # What befalls machines, by their ids.
     harms: Mapping[str, Harm] = field(default_factory=dict[str, Harm])
+    # Who injects it by a schedule.
+    campaign_id: str | None = None
 
     def __post_init__(self) -> None:
         if (self.network_id is None) is not self.kind.of_machines:

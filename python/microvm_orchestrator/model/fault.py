@@ -186,6 +186,7 @@ class Fault(_Told):
     )
     parameters: dict[str, JsonValue] = Field(default={}, description="as it was asked for")
     ttl_s: float | None = Field(default=None, description="after which it heals by itself")
+    campaign_id: str | None = Field(default=None, description="of the campaign that injected it")
     reason: str = Field(default="", description="why it failed, or is not healed yet")
     created_at: Moment
     active_at: Moment | None = None

@@ -358,6 +358,7 @@ async def cluster_destroy(service: Service, caller: Caller, request: DestroyClus
 
     async def work(report: Report) -> JsonValue:
         await report(None, "ends what runs")
+        await service.host.campaigns.forsake(cluster.cluster_id)
         kept = await room.making.destroy(cluster.cluster_id, by, delete_disks=request.delete_disks)
         return None if kept is None else kept.model_dump(mode="json")
 

@@ -265,7 +265,7 @@ async def _harming(service: Service, request: InjectFault, by: Actor) -> Plan:
         raise errors.InvalidInput(f"{request.kind} takes a machine, and no network")
     machine = await service.host.machines.get(request.machine, by)
     plan = harming(request.kind, [machine.machine_id], harm_of(request))
-    return replace(plan, parameters=_asked(request), ttl_s=request.ttl_s)
+    return replace(plan, parameters=asked(request), ttl_s=request.ttl_s)
 
 
 def harm_of(request: InjectFault) -> Harm:
@@ -303,7 +303,8 @@ def _said(request: InjectFault, name: str, value: T | None) -> T:
     return value
 
 
-def _asked(request: InjectFault) -> dict[str, JsonValue]:
+def asked(request: InjectFault) -> dict[str, JsonValue]:
+    """Give what somebody has said, to be told again."""
     return request.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -350,7 +351,7 @@ def plan_of(request: InjectFault, network_id: str, members: Mapping[str, str]) -
             )
         case _:
             raise errors.InvalidInput(f"{request.kind} is about no network")
-    return replace(plan, parameters=_asked(request), ttl_s=request.ttl_s)
+    return replace(plan, parameters=asked(request), ttl_s=request.ttl_s)
 
 
 def _grudge(

@@ -68,12 +68,13 @@ async def long_call(
     """Begin long work, and wait a while for its end."""
     by = actor(caller, call)
     operation = await service.host.operations.begin(call, target, by, work)
-    return await _awaited(service, caller, by, operation.operation_id, wait_s)
+    return await awaited(service, caller, by, operation.operation_id, wait_s)
 
 
-async def _awaited(
+async def awaited(
     service: Service, caller: Caller, by: Actor, operation_id: str, timeout_s: float
 ) -> Operation:
+    """Wait a while for the end of an operation, and give it as it stands then."""
     operations = service.host.operations
     with service.journal.listen(Match(subjects=(operation_id,))) as listener:
         with anyio.move_on_after(timeout_s) as patience:
@@ -113,7 +114,7 @@ async def operation_wait(
     Waiting is all this does: the operation goes on whether or not anybody waits.
     """
     by = actor(caller, "operation_wait")
-    operation = await _awaited(service, caller, by, request.operation_id, request.timeout_s)
+    operation = await awaited(service, caller, by, request.operation_id, request.timeout_s)
     return OperationWaitAnswer(finished=operation.finished, operation=operation)
 
 
