@@ -24,8 +24,8 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"cluster": "trio", "delete_disks": True, "wait_s": 0.0},
     ),
     "cluster_snapshot_create": (
-        ["trio", "clean", "--wait-s", "0"],
-        {"cluster": "trio", "snapshot": "clean", "wait_s": 0.0},
+        ["trio", "clean", "--no-memory", "--wait-s", "0"],
+        {"cluster": "trio", "snapshot": "clean", "memory": False, "wait_s": 0.0},
     ),
     "cluster_snapshot_list": (["trio"], {"cluster": "trio"}),
     "cluster_snapshot_revert": (

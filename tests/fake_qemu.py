@@ -38,6 +38,9 @@ HOSTILE = Path(__file__).resolve().with_name("hostile_agent.py")
 VERSION = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}
 PANIC = b"\r\n[    1.0] Kernel panic - not syncing: sysrq triggered crash\r\n"
 PDEATHSIG = 1
+CAPBSET_DROP = 24
+CAP_SYS_ADMIN = 21
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Words:
@@ -84,7 +87,7 @@ class Guest:
         self.pid = os.fork()
         if not self.pid:
             try:
-                ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
+                LIBC.prctl(PDEATHSIG, signal.SIGKILL)
                 if os.getppid() == us:
                     os._exit(self.serve())
             finally:
@@ -93,6 +96,9 @@ class Guest:
 
     def serve(self) -> int:
         os.setsid()
+        # Its file systems are this host's, and nobody in a guest may freeze those.
+        if os.geteuid() == 0 and LIBC.prctl(CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "the right to freeze file systems is not given up")
         os.dup2(self.console, 2)
         if "fake.panic" in self.kernel:
             os.write(self.console, PANIC)

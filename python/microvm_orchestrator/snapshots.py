@@ -8,7 +8,7 @@ and clones them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import anyio
@@ -56,6 +56,8 @@ class Snapshots:
         by: Actor,
         *,
         snapshot_id: str | None = None,
+        memory: bool = True,
+        on_taken: Callable[[], None] = base.unheeded,
     ) -> MachineSnapshot:
         """Write down that there will be a snapshot, make it, and write down what came of it.
 
@@ -72,13 +74,14 @@ class Snapshots:
             disk_mib=machine.disk_mib,
             disks=machine.disks,
             networks=[place.network_id for place in machine.networks],
+            memory=memory,
             created_at=moment(await self._store.now()),
         )
         told: dict[str, JsonValue] = {"machine_id": machine.machine_id}
         tell = Tell("saving", told, audited=False)
         await self._store.save(_record_of(snapshot), by, expect=0, tell=tell)
         try:
-            saved = await running.save(snapshot.snapshot_id)
+            saved = await running.save(snapshot.snapshot_id, memory=memory, on_taken=on_taken)
             done = {"pause_s": saved.pause_s, "unique_mib": saved.unique_mib}
             snapshot = snapshot.model_copy(update={"state": SnapshotState.READY, **done})
             tell = Tell("saved", {**told, **done}, audited=False)

@@ -575,7 +575,7 @@ async def test_what_a_way_to_run_machines_does_not_offer_is_refused_and_harms_no
     rig: Rig, qemu: AnyKind, machine: LivingMachine
 ) -> None:
     spec = rig.spec()
-    elsewhere = Snapshot("of-another", rig.state_dir, spec, 0.0, 0.0, {})
+    elsewhere = Snapshot("of-another", rig.state_dir, spec, True, 0.0, 0.0, {})
     verbs: dict[str, list[Callable[[], Awaitable[object]]]] = {
         "save": [
             lambda: machine.save(f"{machine.machine_id}-s"),

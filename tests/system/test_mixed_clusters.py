@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import cast
 
 import anyio
 import pytest
 
 import libvirtd
-from clustering import ALICE, daemon, unreported
+from clustering import ALICE, House, daemon, unreported
 from machines import LONG_S, Rig, built_image, running_libvirt_rig, sh
 from microvm_orchestrator.machine.libvirt.machine import LibvirtMachine
+from microvm_orchestrator.machine.living import LivingMachine
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
+from microvm_orchestrator.model.cluster import Quiesced
 from microvm_orchestrator.model.records import SYSTEM
 
 TOPOLOGY = """
 cluster_name: mixed
 network: {name: lan, subnet: 10.9.0.0/24, subnet6: "fd09::/64"}
 nodes:
-  - {name: theirs, backend: libvirt, image: disk, memory_mb: 192, ip: 10.9.0.11, ip6: "fd09::11"}
-  - {name: ours, image: plain, memory_mb: 192, ip: 10.9.0.12, ip6: "fd09::12"}
+  - name: theirs
+    backend: libvirt
+    image: disk
+    memory_mb: 192
+    ip: 10.9.0.11
+    ip6: "fd09::11"
+    extra_disks: [{path: /data/1/log.qcow2, size_gb: 1}]
+  - name: ours
+    image: plain
+    memory_mb: 192
+    ip: 10.9.0.12
+    ip6: "fd09::12"
+    extra_disks: [{path: /data/2/log.qcow2, size_gb: 1}]
 """
 NODES = ("theirs", "ours")
+# The disk is known by its name.
+FIND = """
+for disk in /sys/block/vd*; do
+    [ "$(cat $disk/serial)" = log ] && device=/dev/${disk##*/}
+done
+mkdir -p /data
+"""
+MAKE = f"{FIND} mke2fs -q -t ext4 $device 16M && mount $device /data"
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +59,7 @@ async def test_nodes_of_both_kinds_are_raised_saved_put_back_and_ended_as_one(ri
     with anyio.fail_after(LONG_S):
         async with daemon(rig) as house:
             await house.raised(TOPOLOGY)
-            machines = {
-                node: house.machines.live(await house.machines.get(f"mixed.{node}", SYSTEM))
-                for node in NODES
-            }
+            machines = {node: await running(house, node) for node in NODES}
             assert isinstance(machines["theirs"], LibvirtMachine)
             assert isinstance(machines["ours"], QemuMachine)
             reach = "ping -c 1 -W 9 10.9.0.12 >/dev/null && ping -c 1 -W 9 fd09::12 >/dev/null"
@@ -54,11 +73,39 @@ async def test_nodes_of_both_kinds_are_raised_saved_put_back_and_ended_as_one(ri
             back = await house.whole.revert("mixed", "s", ALICE, unreported)
             assert [node.reachable for node in back.nodes] == [True, True]
             for node in NODES:
-                machine = house.machines.live(await house.machines.get(f"mixed.{node}", SYSTEM))
+                machine = await running(house, node)
                 assert await sh(machine, "cat /tmp/state") == f"{node}\n"
                 if node == "theirs":
                     await sh(machine, reach)
+            await disks_alone(house)
             again = await house.life.crash("mixed", "theirs", ALICE, unreported, restart=True)
             assert again.reachable
             await house.clusters.destroy("mixed", ALICE, delete_disks=True)
             assert (house.qemu.found(), await house.networks.visible(SYSTEM)) == ([], [])
+
+
+async def disks_alone(house: House) -> None:
+    """Save what is on the disks of both nodes, with what was not written to them yet."""
+    for node in NODES:
+        # It is in the guest's memory alone for as long as nobody wants it on the disk.
+        await sh(await running(house, node), f"{MAKE}; echo {node} >/data/state")
+    saved = await house.whole.create("mixed", "disks", ALICE, unreported, memory=False)
+    assert {name: node.quiesced for name, node in saved.nodes.items()} == dict.fromkeys(
+        NODES, Quiesced.FROZEN
+    )
+    assert saved.skew_s <= saved.pause_s
+    for node in NODES:
+        # They are not frozen any more, and what comes now is not saved.
+        await sh(await running(house, node), "echo later >/data/state; sync; touch /tmp/state")
+    back = await house.whole.revert("mixed", "disks", ALICE, unreported)
+    assert [node.reachable for node in back.nodes] == [True, True]
+    for node in NODES:
+        script = f"test ! -e /tmp/state; {FIND} mount -o ro $device /data; cat /data/state"
+        assert await sh(await running(house, node), script) == f"{node}\n"
+    await house.whole.delete("mixed", "disks", ALICE)
+
+
+async def running(house: House, node: str) -> LivingMachine:
+    return cast(
+        "LivingMachine", house.machines.live(await house.machines.get(f"mixed.{node}", SYSTEM))
+    )

@@ -17,7 +17,7 @@ app = typer.Typer(help="Clusters: machines and networks that are raised together
 BRIEF = ("cluster_id", "name", "state", "nodes", "owner", "created_at")
 _NODE = ("name", "role", "state", "reachable", "addresses", "reason")
 _HANDLE = ("name", "role", "machine", "addresses", "user", "kernel_version")
-_SAVED = ("snapshot", "baseline", "state", "skew_s", "pause_s", "created_at")
+_SAVED = ("snapshot", "baseline", "state", "memory", "skew_s", "pause_s", "created_at")
 
 ClusterRef = Annotated[
     str,
@@ -187,12 +187,28 @@ def _show_kept(answer: dict[str, Any] | None) -> None:
         )
 
 
-@command(app, "snapshot-create", example="cluster snapshot-create example-3node clean")
+@command(
+    app,
+    "snapshot-create",
+    example="cluster snapshot-create example-3node clean\n"
+    "cluster snapshot-create example-3node disks --no-memory",
+)
 def snapshot_create(
-    here: Session, cluster: ClusterRef, snapshot: SnapshotName, wait_s: WaitS = None
+    here: Session,
+    cluster: ClusterRef,
+    snapshot: SnapshotName,
+    memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--memory/--no-memory",
+            help="With what the nodes have in memory; without, they write it down, and boot later.",
+            show_default=False,
+        ),
+    ] = None,
+    wait_s: WaitS = None,
 ) -> int:
     """Save all nodes of a cluster at one moment, with memory and disks; they go on."""
-    given = {"cluster": cluster, "snapshot": snapshot}
+    given = {"cluster": cluster, "snapshot": snapshot, "memory": memory}
     return follow(here, "cluster_snapshot_create", given, wait_s, _show_saved)
 
 

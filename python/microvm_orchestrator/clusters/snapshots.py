@@ -1,12 +1,14 @@
-"""Snapshots of whole clusters: every node as it was at one moment, with memory and disks.
+"""Snapshots of whole clusters: every node as it was at one moment, its disks and its memory.
 
-All nodes are stopped at once, saved side by side, and go on; if one cannot be saved, nothing is. Of
+All nodes are stopped at once, saved side by side, and go on; if one cannot be saved, nothing is.
+Without memory, guests write down what they have before that, and boot when they are put back. Of
 a snapshot the cluster itself is put back, each node under its own names, or a copy of it is
 started. Above are the services; below, the machines and their snapshots.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -17,8 +19,10 @@ from microvm_orchestrator import errors, log
 from microvm_orchestrator.clusters.clusters import Clusters, Parts
 from microvm_orchestrator.clusters.each import Outcome, each
 from microvm_orchestrator.clusters.life import ClusterLife, Report, refuse_incomplete
+from microvm_orchestrator.clusters.quiet import held_quiet
 from microvm_orchestrator.clusters.records import acting, node_of
 from microvm_orchestrator.clusters.saved import meant
+from microvm_orchestrator.machine import base
 from microvm_orchestrator.model.cluster import (
     Cluster,
     ClusterSnapshot,
@@ -51,8 +55,10 @@ class ClusterSnapshots:
 
     # Save
 
-    async def create(self, reference: str, name: str, by: Actor, report: Report) -> ClusterSnapshot:
-        """Save all nodes as they are at one moment; they go on.
+    async def create(
+        self, reference: str, name: str, by: Actor, report: Report, *, memory: bool = True
+    ) -> ClusterSnapshot:
+        """Save all nodes as they are at one moment, or their disks alone; they go on.
 
         Raises: NotFound, StateForbids, AlreadyExists; MachineUnreachable when a node does not run;
             NodesFailed when one cannot be saved. Nothing of the snapshot is left then.
@@ -67,13 +73,14 @@ class ClusterSnapshots:
             # Always in the same order: two that wait for each other would wait for ever.
             for node in sorted(cluster.nodes, key=lambda node: node.machine_id):
                 await turns.enter_async_context(self._machines.turn(node.machine_id))
-            machines = await self._standing(cluster)
+            machines = await self._standing(cluster, memory=memory)
             snapshot = ClusterSnapshot(
                 cluster_id=cluster.cluster_id,
                 cluster=cluster.name,
                 name=name,
                 owner=cluster.owner,
                 state=ClusterSnapshotState.SAVING,
+                memory=memory,
                 nodes={node: SavedNode(snapshot_id=new_id("s")) for node in machines},
                 held=[m.machine_id for m in machines.values() if m.state is MachineState.RUNNING],
                 topology=cluster.topology,
@@ -89,12 +96,19 @@ class ClusterSnapshots:
                 raise
         return snapshot
 
-    async def _standing(self, cluster: Cluster) -> dict[str, Machine]:
+    async def _standing(self, cluster: Cluster, *, memory: bool) -> dict[str, Machine]:
         """Give the machines of all nodes. Raises: MachineUnreachable unless all of them run."""
         machines: dict[str, Machine] = {}
         for node in cluster.nodes:
             machine = await self._machines.get(node.machine_id, SYSTEM)
-            if machine.state is not MachineState.PAUSED:
+            if machine.state is MachineState.PAUSED:
+                if not memory:
+                    raise errors.StateForbids(
+                        f"node {node.name} of cluster {cluster.name} is paused, and cannot write"
+                        " down what it has in memory",
+                        hint="let it go on, or save the cluster with memory",
+                    )
+            else:
                 machine = await self._life.alive(cluster, node.name)
             machines[node.name] = machine
         return machines
@@ -107,38 +121,71 @@ class ClusterSnapshots:
         report: Report,
     ) -> ClusterSnapshot:
         running = {name: self._machines.live(machine) for name, machine in machines.items()}
+        await report(0.0, f"saves {len(machines)} nodes")
+        if snapshot.memory:
+            return await self._save_still(cluster, snapshot, machines, running)
+        reached = await each(machines, lambda name: running[name].reached())
+        _refuse_failed(cluster, "do not answer", reached)
+        async with held_quiet(reached.done) as quiet:
+            saved = await self._save_still(cluster, snapshot, machines, running)
+        nodes = {
+            name: node.model_copy(update={"quiesced": quiet[name]})
+            for name, node in saved.nodes.items()
+        }
+        return saved.model_copy(update={"nodes": nodes})
+
+    async def _save_still(
+        self,
+        cluster: Cluster,
+        snapshot: ClusterSnapshot,
+        machines: dict[str, Machine],
+        running: Mapping[str, base.Machine],
+    ) -> ClusterSnapshot:
+        """Let all nodes stand still until what is saved of them is taken; it is kept after that."""
         moving = [name for name in machines if machines[name].machine_id in snapshot.held]
-        stopped_at: list[float] = []
-
-        async def hold(name: str) -> None:
-            await running[name].pause()
-            stopped_at.append(anyio.current_time())
-
         places = anyio.CapacityLimiter(_SAVED_AT_ONCE)
+        left, taken = set(machines), anyio.Event()
+        saved = Outcome[MachineSnapshot]()
+
+        def take(name: str) -> None:
+            left.discard(name)
+            if not left:
+                taken.set()
 
         async def save(name: str) -> MachineSnapshot:
-            async with places:
-                return await self._parts.snapshots.save_held(
-                    machines[name],
-                    running[name],
-                    acting(cluster),
-                    snapshot_id=snapshot.nodes[name].snapshot_id,
-                )
+            try:
+                async with places:
+                    return await self._parts.snapshots.save_held(
+                        machines[name],
+                        running[name],
+                        acting(cluster),
+                        snapshot_id=snapshot.nodes[name].snapshot_id,
+                        memory=snapshot.memory,
+                        on_taken=partial(take, name),
+                    )
+            finally:
+                take(name)  # nobody waits for one that failed
 
-        await report(0.0, f"saves {len(machines)} nodes")
-        began = anyio.current_time()
-        going = Outcome[None]()
-        try:
-            held = await each(moving, hold)
-            _refuse_failed(cluster, "cannot stand still", held)
-            skew_s = max(stopped_at, default=began) - began
+        async def save_all() -> None:
+            nonlocal saved
             saved = await each(machines, save)
-            _refuse_failed(cluster, "cannot be saved", saved)
-        finally:
-            with anyio.CancelScope(shield=True):
-                going = await each(moving, lambda name: running[name].resume())
-        pause_s = anyio.current_time() - began
+
+        held = going = Outcome[base.Within]()
+        async with anyio.create_task_group() as group:
+            try:
+                held = await each(moving, lambda name: running[name].pause())
+                if not held.failed:
+                    group.start_soon(save_all)
+                    await taken.wait()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    going = await each(moving, lambda name: running[name].resume())
+        _refuse_failed(cluster, "cannot stand still", held)
+        _refuse_failed(cluster, "cannot be saved", saved)
         _refuse_failed(cluster, "do not go on", going)
+        stops = list(held.done.values())
+        first = min((stop.since for stop in stops), default=0.0)
+        last = max((went.until for went in going.done.values()), default=first)
         return snapshot.model_copy(
             update={
                 "state": ClusterSnapshotState.READY,
@@ -147,8 +194,8 @@ class ClusterSnapshots:
                     name: SavedNode(snapshot_id=each.snapshot_id, unique_mib=each.unique_mib)
                     for name, each in saved.done.items()
                 },
-                "skew_s": round(skew_s, 6),
-                "pause_s": round(pause_s, 6),
+                "skew_s": round(_skew_s(stops), 6),
+                "pause_s": round(last - first, 6),
             }
         )
 
@@ -270,6 +317,13 @@ class ClusterSnapshots:
         except errors.OrchestratorError as error:
             # The record says what is left, and cluster_destroy goes on with it.
             _log.error("cluster_branch_left", cluster=name, why=error.message)
+
+
+def _skew_s(stops: Sequence[base.Within]) -> float:
+    """Tell how far apart two of them stopped at most: each did at some moment of its own two."""
+    if len(stops) < 2:  # one is no two
+        return 0.0
+    return max(stop.until for stop in stops) - min(stop.since for stop in stops)
 
 
 def _refuse_failed(cluster: Cluster, what: str, outcome: Outcome[Any]) -> None:

@@ -194,6 +194,18 @@ async def untold(*_: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Within:
+    """Between which two moments something came about, by the clock that only goes on."""
+
+    since: float
+    until: float
+
+
+def unheeded() -> None:
+    """Do nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What a machine costs this host now."""
 
@@ -220,6 +232,8 @@ class Snapshot:
     path: Path
     # How the saved machine was made; a clone may differ in name, links and hostname only.
     spec: MachineSpec
+    # Whether its memory was saved; what starts from disks alone boots.
+    memory: bool
     # How long the machine that was saved stood still.
     pause_s: float
     # What the snapshot's own files take on the disk.
@@ -298,11 +312,11 @@ class Machine(Protocol):
         """Wait until the machine has ended, and tell how."""
         ...
 
-    async def pause(self) -> None:
-        """Stop the guest's processors and clocks; nothing else changes."""
+    async def pause(self) -> Within:
+        """Stop the guest's processors and clocks; nothing else changes. Tells when they stopped."""
         ...
 
-    async def resume(self) -> None: ...
+    async def resume(self) -> Within: ...
 
     async def claim(self, hostname: str) -> None:
         """Let a machine that stood by go on, as somebody: from now on it is like any other.
@@ -319,9 +333,17 @@ class Machine(Protocol):
         """End the machine as a power cut would."""
         ...
 
-    async def save(self, snapshot_id: str) -> Snapshot:
+    async def save(
+        self,
+        snapshot_id: str,
+        *,
+        memory: bool = True,
+        on_taken: Callable[[], None] = unheeded,
+    ) -> Snapshot:
         """Save the machine, which goes on as it was: running or paused.
 
+        Without its memory, what is on its disks at this moment is all that is saved. `on_taken` is
+        called once nothing that it does from then on changes what is saved.
         Raises: MachineFailed; the machine goes on and nothing of the snapshot is left.
         """
         ...
@@ -372,6 +394,7 @@ class Hypervisor(Protocol):
     async def clone(self, snapshot: Snapshot, spec: MachineSpec) -> Machine:
         """Start a machine where a saved one stood, with entropy, clock and names of its own.
 
+        It boots if only the disks were saved.
         Raises: MachineBootFailed when the guest does not acknowledge them; SnapshotDamaged.
         """
         ...

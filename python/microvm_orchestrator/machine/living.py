@@ -33,6 +33,8 @@ from microvm_orchestrator.machine.base import (
     Snapshot,
     Terminal,
     Usage,
+    Within,
+    unheeded,
 )
 from microvm_orchestrator.machine.channel import open_shell
 from microvm_orchestrator.machine.channel.connection import GREETING_S
@@ -184,13 +186,19 @@ class LivingMachine(ABC):
             self._attached = False
 
     @abstractmethod
-    async def pause(self) -> None: ...
+    async def pause(self) -> Within: ...
 
     @abstractmethod
-    async def resume(self) -> None: ...
+    async def resume(self) -> Within: ...
 
     @abstractmethod
-    async def save(self, snapshot_id: str) -> Snapshot: ...
+    async def save(
+        self,
+        snapshot_id: str,
+        *,
+        memory: bool = True,
+        on_taken: Callable[[], None] = unheeded,
+    ) -> Snapshot: ...
 
     async def wait(self) -> Change:
         await self._over.wait()

@@ -104,15 +104,29 @@ class ClusterSnapshotState(StrEnum):
     READY = "ready"
 
 
+class Quiesced(StrEnum):
+    """How what a guest had in memory came to its disks before these alone were saved."""
+
+    # Written down, and its file systems held as they were.
+    FROZEN = "frozen"
+    # Written down just before; it cannot hold its file systems.
+    SYNCED = "synced"
+
+
 class SavedNode(_Told):
     """A node in a snapshot."""
 
     snapshot_id: str = Field(description="of its machine")
+    quiesced: Quiesced | None = Field(
+        default=None,
+        description="how its disks came to be complete, where these alone were saved: `frozen`, "
+        "its file systems were held still; `synced`, it wrote down what it had just before",
+    )
     unique_mib: float = Field(default=0.0, description="what it takes on the disk by itself")
 
 
 class ClusterSnapshot(_Told):
-    """All nodes of a cluster as they were at one moment, with memory and disks."""
+    """All nodes of a cluster as they were at one moment, with disks, and memory if that is said."""
 
     cluster_id: str
     cluster: str = Field(description="the cluster's name")
@@ -120,6 +134,7 @@ class ClusterSnapshot(_Told):
     owner: str
     state: ClusterSnapshotState
     nodes: dict[str, SavedNode]
+    memory: bool = Field(default=True, description="without, nodes that are put back boot")
     # Those that ran, and are to go on if the daemon ends before they do.
     held: list[str] = Field(default=[], description="machines that stand still for it now")
     topology: Topology

@@ -119,6 +119,9 @@ class MachineSnapshot(_Told):
     networks: list[str] = Field(
         default=[], description="ids of the networks it was in; what starts from it is in them too"
     )
+    memory: bool = Field(
+        default=True, description="whether its memory was saved; what starts from disks alone boots"
+    )
     pause_s: float = Field(default=0.0, description="how long the saved machine stood still")
     unique_mib: float = Field(default=0.0, description="what it takes on the disk by itself")
     created_at: Moment

@@ -43,6 +43,11 @@ class NamedClusterSnapshot(NamedCluster):
 class SaveCluster(NamedClusterSnapshot):
     """A cluster to save, and under which name."""
 
+    memory: bool = Field(
+        default=True,
+        description="save what the nodes have in memory; without, they write it down before, and "
+        "boot when they are put back",
+    )
     wait_s: WaitS = USUAL_WAIT_S
 
 
@@ -60,13 +65,14 @@ class BranchCluster(NamedClusterSnapshot):
 
 
 class SavedCluster(Answer):
-    """All nodes of a cluster as they were at one moment, with memory and disks."""
+    """All nodes of a cluster as they were at one moment."""
 
     cluster: str
     snapshot: str
     baseline: bool = Field(description="the topology means this one by `baseline`")
     owner: str
     state: ClusterSnapshotState
+    memory: bool = Field(description="without, its nodes boot when they are put back")
     nodes: dict[str, SavedNode]
     skew_s: float = Field(
         description="at most so long lies between the moments at which two nodes were stopped"
@@ -95,6 +101,7 @@ def _saved(cluster: Cluster, snapshot: ClusterSnapshot) -> SavedCluster:
         baseline=snapshot.name == cluster.topology.snapshots.baseline,
         owner=snapshot.owner,
         state=snapshot.state,
+        memory=snapshot.memory,
         nodes=snapshot.nodes,
         skew_s=snapshot.skew_s,
         pause_s=snapshot.pause_s,
@@ -114,14 +121,17 @@ async def cluster_snapshot_create(
     """Save all nodes of a cluster at one moment, with memory and disks; they go on.
 
     All nodes are stopped at once and saved side by side; the result states by how much they were
-    apart. All or nothing: if one node does not run or cannot be saved, nothing is.
+    apart. All or nothing: if one node does not run or cannot be saved, nothing is. With `memory`
+    false only the disks are saved, once the guests have written down what they have in memory.
     """
     by = actor(caller, "cluster_snapshot_create")
     room = service.host.clusters
     cluster = await room.records.standing(request.cluster, by)
 
     async def work(report: Report) -> JsonValue:
-        made = await room.snapshots.create(cluster.cluster_id, request.snapshot, by, report)
+        made = await room.snapshots.create(
+            cluster.cluster_id, request.snapshot, by, report, memory=request.memory
+        )
         return _saved(cluster, made).model_dump(mode="json")
 
     return await long_call(

@@ -11,10 +11,12 @@ import pytest
 from clustering import ALICE, BOB, House, daemon, trio, unreported
 from machines import Rig, fake_rig, removed_in_the_end, sh
 from microvm_orchestrator import errors
-from microvm_orchestrator.model.cluster import ClusterSnapshotState
+from microvm_orchestrator.machine.base import Machine
+from microvm_orchestrator.model.cluster import ClusterSnapshotState, Quiesced
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.model.records import SYSTEM
 
+CAP_SYS_ADMIN = 21
 NODES = ("n1", "n2", "n3")
 PATIENCE_S = 30
 
@@ -36,6 +38,13 @@ async def read(house: House, cluster: str = "trio") -> list[str]:
     return [((await house.home(cluster, node)) / "words").read_text() for node in NODES]
 
 
+async def refuse_to_freeze_this_host(machine: Machine) -> None:
+    """See that a guest, whose file systems are this host's, has no right to hold them."""
+    rights = await sh(machine, "while read -r a b; do echo $a $b; done </proc/self/status")
+    (effective,) = (line.split()[1] for line in rights.splitlines() if line.startswith("CapEff:"))
+    assert not int(effective, 16) & 1 << CAP_SYS_ADMIN
+
+
 async def end(house: House, *clusters: str) -> None:
     for name in clusters:
         await house.clusters.destroy(name, ALICE, delete_disks=True)
@@ -51,6 +60,7 @@ async def test_a_cluster_goes_on_after_it_was_saved_and_back_to_it_as_itself(rig
         saved = await house.whole.create("trio", "baseline", ALICE, unreported)
         assert (saved.name, saved.state) == ("clean", ClusterSnapshotState.READY)
         assert (saved.held, list(saved.nodes)) == ([], list(NODES))
+        assert saved.memory
         assert 0.0 < saved.skew_s <= saved.pause_s
         assert await house.states("trio") == dict.fromkeys(NODES, "running")
         await write(house, "after")
@@ -78,6 +88,48 @@ async def test_a_node_that_stood_still_does_so_after_the_cluster_was_saved(rig: 
         await house.whole.create("trio", "s", ALICE, unreported)
         states = await house.states("trio")
         assert states == {"n1": "running", "n2": "paused", "n3": "running"}
+        await end(house, "trio")
+
+
+async def test_disks_alone_are_saved_when_guests_have_written_down_what_they_had_and_boot_later(
+    rig: Rig,
+) -> None:
+    async with daemon(rig) as house:
+        cluster = await house.raised(trio())
+        for node in NODES:
+            await refuse_to_freeze_this_host(await house.running("trio", node))
+        await write(house, "in memory")
+        saved = await house.whole.create("trio", "s", ALICE, unreported, memory=False)
+        assert not saved.memory
+        assert [node.quiesced for node in saved.nodes.values()] == [Quiesced.SYNCED] * 3
+        assert [found.nodes for found in await house.saved.of(cluster)] == [saved.nodes]
+        machines = [
+            await house.snapshots.check(node.snapshot_id, SYSTEM) for node in saved.nodes.values()
+        ]
+        assert [machine.memory for machine in machines] == [False] * 3
+        assert await read(house) == ["in memory n1", "in memory n2", "in memory n3"]
+        back = await house.whole.revert("trio", "s", ALICE, unreported)
+        assert [node.reachable for node in back.nodes] == [True] * 3
+        for node in NODES:
+            assert not ((await house.home("trio", node)) / "words").exists()
+        copy = await house.whole.branch("trio", "s", "copy", ALICE, unreported)
+        assert [node.reachable for node in copy.nodes] == [True] * 3
+        await house.whole.delete("trio", "s", ALICE)
+        assert await house.qemu.saved() == []
+        await end(house, "trio", "copy")
+
+
+async def test_a_guest_that_cannot_write_down_what_it_has_is_not_saved_without_its_memory(
+    rig: Rig,
+) -> None:
+    async with daemon(rig) as house:
+        cluster = await house.raised(trio())
+        await house.machines.pause("trio.n2", ALICE)
+        with pytest.raises(errors.StateForbids, match="node n2 of cluster trio is paused"):
+            await house.whole.create("trio", "s", ALICE, unreported, memory=False)
+        await house.machines.resume("trio.n2", ALICE)
+        assert (await house.saved.of(cluster), await house.qemu.saved()) == ([], [])
+        assert await house.states("trio") == dict.fromkeys(NODES, "running")
         await end(house, "trio")
 
 

@@ -106,11 +106,12 @@ def write(
     return ET.tostring(root, encoding="unicode")
 
 
-def write_snapshot(name: str, memory: Path, disks: int, fresh: Mapping[int, Path]) -> str:
+def write_snapshot(name: str, memory: Path | None, disks: int, fresh: Mapping[int, Path]) -> str:
     """Write the document of a snapshot: where its memory goes, and which layers come next."""
     root = ET.Element("domainsnapshot")
     _text(root, "name", name)
-    ET.SubElement(root, "memory", {"snapshot": "external", "file": str(memory)})
+    where = {"snapshot": "no"} if memory is None else {"snapshot": "external", "file": str(memory)}
+    ET.SubElement(root, "memory", where)
     listed = ET.SubElement(root, "disks")
     # What is not listed can only be read, and so is left alone.
     for number in range(disks):

@@ -94,6 +94,12 @@ class Domains(Cloner[LibvirtMachine]):
         Raises: AlreadyExists, MachineBootFailed, Unavailable; NotOffered when it is wanted with
             what is not given here.
         """
+        return await self._boot(spec, None)
+
+    async def _boot(
+        self, spec: MachineSpec, saved: Path | None, *, unclaimed: bool = False
+    ) -> LibvirtMachine:
+        """Boot a machine from its own disks, or from those that were saved."""
         boot = _boot_of(spec)
         _check(spec, boot)
         found = await self._acceleration()
@@ -102,6 +108,8 @@ class Domains(Cloner[LibvirtMachine]):
 
         async def begin(given: Handover, record: Record) -> Resident:
             del given  # libvirt opens files by their names
+            if saved is not None:
+                await anyio.to_thread.run_sync(_begin_from, saved, spec, record.folder)
             written = await anyio.to_thread.run_sync(
                 self._prepare, spec, boot, accel, record, found.tsc_khz
             )
@@ -115,7 +123,7 @@ class Domains(Cloner[LibvirtMachine]):
             await machine.reach_booting(spec.boot_timeout_s, _AGAIN_S, (errors.MachineUnreachable,))
             await machine.shell.fresh(identity(spec))
 
-        return await self._make(spec, accel, begin, prepare)
+        return await self._make(spec, accel, begin, prepare, unclaimed=unclaimed)
 
     async def _clone(
         self, snapshot: Snapshot, spec: MachineSpec, *, unclaimed: bool
@@ -125,14 +133,15 @@ class Domains(Cloner[LibvirtMachine]):
         saved = self._host.saved(snapshot.snapshot_id)
         manifest = await anyio.to_thread.run_sync(saved.check, self._host.engine)
         check_fits(manifest, spec)
+        if not manifest.origin.memory:
+            return await self._boot(spec, saved.folder, unclaimed=unclaimed)
         accel = manifest.origin.accel
         found = await self._acceleration()
         await self._learn_users()
 
         async def begin(given: Handover, record: Record) -> Resident:
             del given  # libvirt opens files by their names
-            await anyio.to_thread.run_sync(disks.begin_from, spec, saved.folder, record.folder)
-            await anyio.to_thread.run_sync(saving.give_keys, saved.folder, record.folder)
+            await anyio.to_thread.run_sync(_begin_from, saved.folder, spec, record.folder)
             written = await anyio.to_thread.run_sync(
                 self._prepare, spec, boot, accel, record, found.tsc_khz
             )
@@ -348,6 +357,12 @@ def _check(spec: MachineSpec, boot: Qcow2) -> None:
         )
     if spec.limits.pids is not None and boot.kernel is None:
         raise errors.NotOffered("a limit on processes is kept by our agent only")
+
+
+def _begin_from(saved: Path, spec: MachineSpec, folder: Path) -> None:
+    """Give a machine the disks of a snapshot, and the keys that its guest has on them."""
+    disks.begin_from(saved, spec, folder)
+    saving.give_keys(saved, folder)
 
 
 def _files_of(spec: MachineSpec, record: Record, number: int) -> list[Path]:

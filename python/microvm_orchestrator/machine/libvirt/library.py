@@ -91,6 +91,7 @@ class SnapshotCreate(IntFlag):
     """How a machine is saved."""
 
     NO_METADATA = 4
+    DISK_ONLY = 16
     REUSE_EXT = 32
     ATOMIC = 128
 

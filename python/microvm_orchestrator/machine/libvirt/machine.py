@@ -7,6 +7,7 @@ machine stands still and why, is asked for twice a second. Above stands the keep
 
 from __future__ import annotations
 
+import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +16,7 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import process, sockets
+from microvm_orchestrator.machine.base import Within, unheeded
 from microvm_orchestrator.machine.libvirt import domain, saving
 from microvm_orchestrator.machine.libvirt.library import (
     SHUTDOWN_ACPI,
@@ -111,24 +113,31 @@ class LibvirtMachine(LivingMachine):
 
     # What callers do with it.
 
-    async def pause(self) -> None:
+    async def pause(self) -> Within:
         async with self._looking:
             self._check()
-            await self.tell(lambda machine: machine.suspend())
+            done = await self.tell(_timed(lambda machine: machine.suspend()))
             self.record.paused = True
             await self.enter(MachineState.PAUSED, "it was paused, as asked")
+            return done
 
-    async def resume(self) -> None:
+    async def resume(self) -> Within:
         async with self._looking:
             self._check()
             self.record.paused = False
-            await self.tell(lambda machine: machine.resume())
+            done = await self.tell(_timed(lambda machine: machine.resume()))
             await self.enter(MachineState.RUNNING)
+            return done
 
-    async def save(self, snapshot_id: str) -> Snapshot:
-        async with self._looking:
-            self._check()
-            return await saving.save(self, snapshot_id)
+    async def save(
+        self,
+        snapshot_id: str,
+        *,
+        memory: bool = True,
+        on_taken: Callable[[], None] = unheeded,
+    ) -> Snapshot:
+        self._check()
+        return await saving.save(self, self._looking, snapshot_id, memory=memory, on_taken=on_taken)
 
     # What its keeper does with it.
 
@@ -270,6 +279,17 @@ class LibvirtMachine(LivingMachine):
             file.seek(max(0, self._messages.stat().st_size - _LOG_BYTES))
             said = file.read(_LOG_BYTES)
         self.record.messages.write_bytes(said)
+
+
+def _timed(deed: Callable[[Domain], object]) -> Callable[[Domain], Within]:
+    """Tell of a call between which moments libvirt made it."""
+
+    def act(machine: Domain) -> Within:
+        since = time.monotonic()
+        deed(machine)
+        return Within(since, time.monotonic())
+
+    return act
 
 
 async def end_process(resident: Resident, connection: Connection, uuid: str) -> bool:

@@ -26,6 +26,8 @@ from microvm_orchestrator.machine.ssh.known import HOST_KEY
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from microvm_orchestrator.machine.base import Snapshot
     from microvm_orchestrator.machine.libvirt.library import Domain
     from microvm_orchestrator.machine.libvirt.machine import LibvirtMachine
@@ -44,10 +46,18 @@ _CHUNK = 1 << 24
 KEYS = "keys"
 _LAYER = re.compile(r"disk(\d+)\.\d+\.qcow2")
 _HOW = SnapshotCreate.NO_METADATA | SnapshotCreate.REUSE_EXT | SnapshotCreate.ATOMIC
+_DISKS = SnapshotCreate.DISK_ONLY
 
 
-async def save(machine: LibvirtMachine, snapshot_id: str) -> Snapshot:
-    """Save a machine, which goes on as it was.
+async def save(
+    machine: LibvirtMachine,
+    looking: anyio.Lock,
+    snapshot_id: str,
+    *,
+    memory: bool,
+    on_taken: Callable[[], None],
+) -> Snapshot:
+    """Save a machine, which goes on as it was. `looking` is held until all of it is taken.
 
     Raises: AlreadyExists, StateForbids, MachineFailed; nothing is left of the snapshot then.
     """
@@ -55,22 +65,23 @@ async def save(machine: LibvirtMachine, snapshot_id: str) -> Snapshot:
     saved.create()
     folder = machine.record.folder
     try:
-        tops = tops_of(await machine.ask(lambda found: found.XMLDesc()))
-        fresh = await anyio.to_thread.run_sync(disks.lay_next, machine.spec, folder, tops)
-        document = domain.write_snapshot(
-            snapshot_id, saved.state, len(machine.spec.all_disks), fresh
-        )
+        async with looking:
+            tops = tops_of(await machine.ask(lambda found: found.XMLDesc()))
+            fresh = await anyio.to_thread.run_sync(disks.lay_next, machine.spec, folder, tops)
+            state = saved.state if memory else None
+            document = domain.write_snapshot(snapshot_id, state, len(machine.spec.all_disks), fresh)
 
-        def freeze(found: Domain) -> None:
-            found.snapshotCreateXML(document, _HOW)
+            def freeze(found: Domain) -> None:
+                found.snapshotCreateXML(document, _HOW if memory else _HOW | _DISKS)
 
-        began = anyio.current_time()
-        await machine.tell(freeze)
-        still_s = anyio.current_time() - began if machine.state is MachineState.RUNNING else 0.0
+            began = anyio.current_time()
+            await machine.tell(freeze)
+            still_s = anyio.current_time() - began if machine.state is MachineState.RUNNING else 0.0
+        on_taken()
         await anyio.to_thread.run_sync(disks.give, machine.spec, folder, tops, saved.folder)
         await anyio.to_thread.run_sync(give_keys, folder, saved.folder)
         spec = disks.without_volumes(machine.spec)
-        origin = Origin(spec, machine.accel, machine.host.engine, still_s)
+        origin = Origin(spec, machine.accel, machine.host.engine, still_s, memory)
         return await anyio.to_thread.run_sync(saved.seal, None, origin, None)
     except BaseException:
         saved.remove()

@@ -58,7 +58,7 @@ def without_volumes(spec: MachineSpec) -> MachineSpec:
     return replace(spec, disks=tuple(replace(disk, volume=None) for disk in spec.disks))
 
 
-def begin_from(spec: MachineSpec, saved: Path, folder: Path) -> None:
+def begin_from(saved: Path, spec: MachineSpec, folder: Path) -> None:
     """Give a machine the layers of a snapshot, and new ones on top."""
     drop(folder)
     link(saved, folder)

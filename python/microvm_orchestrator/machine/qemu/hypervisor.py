@@ -7,8 +7,9 @@ service.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,11 +73,20 @@ class Qemu(Cloner[QemuMachine]):
 
     async def start(self, spec: MachineSpec) -> QemuMachine:
         """Boot a machine. Raises: AlreadyExists, MachineBootFailed."""
+        return await self._boot(spec, disks.begin_anew)
+
+    async def _boot(
+        self,
+        spec: MachineSpec,
+        lay: Callable[[MachineSpec, Path], None],
+        *,
+        unclaimed: bool = False,
+    ) -> QemuMachine:
         found = await self.acceleration()
         accel = choose(spec.accel, found)
 
         def begin(given: Handover, record: Record) -> Resident:
-            disks.begin_anew(spec, record.folder)
+            lay(spec, record.folder)
             how = cold(spec, accel, found.tsc_khz, given)
             return self._launch(record, spec, accel, how, argv.Memory(), given)
 
@@ -85,7 +95,7 @@ class Qemu(Cloner[QemuMachine]):
             shell = await machine.reach(spec.boot_timeout_s)
             await shell.fresh(identity(spec))
 
-        return await self._make(spec, accel, begin, prepare)
+        return await self._make(spec, accel, begin, prepare, unclaimed=unclaimed)
 
     async def run_seeded(
         self, spec: MachineSpec, program: Program, timeout_s: float = RUN_TIMEOUT_S
@@ -103,10 +113,13 @@ class Qemu(Cloner[QemuMachine]):
         saved = self._host.saved(snapshot.snapshot_id)
         manifest = await anyio.to_thread.run_sync(saved.check, self._host.engine)
         check_fits(manifest, spec)
+        if not manifest.origin.memory:
+            lay = partial(disks.begin_from, saved.folder)
+            return await self._boot(spec, lay, unclaimed=unclaimed)
         inherited: list[int] = []
 
         def begin(given: Handover, record: Record) -> Resident:
-            disks.begin_from(spec, saved.folder, record.folder)
+            disks.begin_from(saved.folder, spec, record.folder)
             inherited.append(given.inherit(os.open(saved.state, os.O_RDONLY | os.O_CLOEXEC)))
             memory = argv.Memory(given.open_again(saved.ram, os.O_RDWR), shared=False)
             return self._launch(record, spec, manifest.origin.accel, argv.Load(), memory, given)

@@ -7,7 +7,7 @@ what the monitor tells of it, also when nobody here asked. Above stand the hyper
 from __future__ import annotations
 
 import resource
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import anyio
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
+from microvm_orchestrator.machine.base import Within, unheeded
 from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine
 from microvm_orchestrator.machine.qemu import disks, migration, saving
 from microvm_orchestrator.machine.qemu.host import file_limit
@@ -54,16 +55,23 @@ class QemuMachine(LivingMachine):
             raise errors.MachineUnreachable(f"machine {self.machine_id} has no monitor yet")
         return self._qmp
 
-    async def pause(self) -> None:
-        await self._command("stop", MachineState.PAUSED)
+    async def pause(self) -> Within:
+        done = await self._command("stop", MachineState.PAUSED)
         self.record.paused = True
+        return done
 
-    async def resume(self) -> None:
+    async def resume(self) -> Within:
         self.record.paused = False
-        await self._command("cont", MachineState.RUNNING)
+        return await self._command("cont", MachineState.RUNNING)
 
-    async def save(self, snapshot_id: str) -> Snapshot:
-        return await saving.save(self, snapshot_id)
+    async def save(
+        self,
+        snapshot_id: str,
+        *,
+        memory: bool = True,
+        on_taken: Callable[[], None] = unheeded,
+    ) -> Snapshot:
+        return await saving.save(self, snapshot_id, memory=memory, on_taken=on_taken)
 
     # What the hypervisor does with it.
 
@@ -149,13 +157,16 @@ class QemuMachine(LivingMachine):
         elif event.name == "RESUME" and told:
             await self.enter(MachineState.RUNNING)
 
-    async def _command(self, command: str, state: MachineState) -> None:
+    async def _command(self, command: str, state: MachineState) -> Within:
         """Tell the monitor, and wait until the machine has come into the state."""
         self._pausing = "it was paused, as asked"
+        since = anyio.current_time()
         await self.qmp.execute(command)
+        # That it came into the state is told to others first, which may take much longer.
+        done = Within(since, anyio.current_time())
         with anyio.move_on_after(_EVENT_S):
             while self.state is not state:
                 self._check()
                 await self._changed.wait()
-            return
+            return done
         raise errors.MachineUnreachable(f"machine {self.machine_id} did not come to be {state}")

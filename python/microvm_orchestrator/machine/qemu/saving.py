@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 _EVENT_S = 5.0
 
 
-async def save(machine: QemuMachine, snapshot_id: str) -> Snapshot:
+async def save(
+    machine: QemuMachine, snapshot_id: str, *, memory: bool, on_taken: Callable[[], None]
+) -> Snapshot:
     """Save a machine, which goes on as it was.
 
     Raises: AlreadyExists, StateForbids, MachineFailed; nothing is left of the snapshot then.
@@ -44,19 +47,31 @@ async def save(machine: QemuMachine, snapshot_id: str) -> Snapshot:
     saved = machine.host.saved(snapshot_id)
     saved.create()
     try:
-        with _memory(machine.spec.memory_mib) as memory:
+        if not memory:
+            still = partial(disks.freeze, qmp, machine.spec, machine.record.folder, saved.folder)
+            pause_s = await _while_still(machine, qmp, still)
+            on_taken()
+            return await _seal(machine, saved, None, pause_s)
+        with _memory(machine.spec.memory_mib) as file:
             sink, source = socket.socketpair()
             with source:
-                async with _scribe(machine, saved, memory, sink.detach()) as (scribe, fd):
+                async with _scribe(machine, saved, file, sink.detach()) as (scribe, fd):
                     async with migration.loading(scribe, fd):
                         pause_s = await _hand_over(machine, qmp, saved, source.fileno())
+                        on_taken()
                     await _write_down(scribe, saved)
-            spec = disks.without_volumes(machine.spec)
-            origin = Origin(spec, machine.accel, machine.host.engine, pause_s)
-            return await anyio.to_thread.run_sync(saved.seal, memory, origin, machine.host.user)
+            return await _seal(machine, saved, file, pause_s)
     except BaseException:
         saved.remove()
         raise
+
+
+async def _seal(
+    machine: QemuMachine, saved: SavedMachine, memory: int | None, pause_s: float
+) -> Snapshot:
+    spec = disks.without_volumes(machine.spec)
+    origin = Origin(spec, machine.accel, machine.host.engine, pause_s, memory=memory is not None)
+    return await anyio.to_thread.run_sync(saved.seal, memory, origin, machine.host.user)
 
 
 @contextmanager
@@ -72,18 +87,25 @@ def _memory(mib: int) -> Generator[int]:
 
 async def _hand_over(machine: QemuMachine, qmp: Qmp, saved: SavedMachine, fd: int) -> float:
     """Send the machine and let it go on; returns for how long it stood still."""
+    if _can_be_sent_running(machine):
+        return await _while_still(machine, qmp, partial(migration.send, qmp, fd), stop=False)
+    return await _while_still(machine, qmp, partial(_send_still, machine, qmp, saved, fd))
+
+
+async def _while_still(
+    machine: QemuMachine, qmp: Qmp, take: Callable[[], Awaitable[None]], *, stop: bool = True
+) -> float:
+    """Take what stands still, and let the machine go on if it ran; returns how long it stood."""
     if machine.state is not MachineState.RUNNING:
-        await _send_still(machine, qmp, saved, fd)
+        await take()
         return 0.0
     with machine.standing_still(), qmp.listen() as events:
         try:
-            if _can_be_sent_running(machine):
-                await migration.send(qmp, fd)
-            else:
+            if stop:
                 await qmp.execute("stop")
-                await _send_still(machine, qmp, saved, fd)
+            await take()
         finally:
-            # The scribe has it, or never will: either way the machine is to go on.
+            # What there is of it is taken, or never will be: either way the machine is to go on.
             with anyio.CancelScope(shield=True):
                 await migration.go_on(qmp)
         return await _pause_s(events)
@@ -102,7 +124,8 @@ def _can_be_sent_running(machine: QemuMachine) -> bool:
     to disks must be that of the very moment of which the memory is.
     """
     steady = all(disk.read_only for disk in machine.spec.all_disks)
-    return machine.accel is Accel.KVM and steady
+    running = machine.state is MachineState.RUNNING
+    return running and machine.accel is Accel.KVM and steady
 
 
 async def _write_down(scribe: Qmp, saved: SavedMachine) -> None:

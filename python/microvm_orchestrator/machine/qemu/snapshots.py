@@ -47,6 +47,8 @@ class Origin:
     # Which QEMU saved it; no other is sure to load it.
     engine: str
     pause_s: float
+    # Whether its memory is part of what was saved.
+    memory: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class SavedMachine:
         self.scribe.mkdir(mode=0o700)
 
     def seal(self, memory: int | None, origin: Origin, owner: tuple[int, int] | None) -> Snapshot:
-        """Complete it with the memory from an open file, if it is not there yet.
+        """Complete it with the memory from an open file, if it is neither there yet nor left out.
 
         Everything is on the disk when this returns. The files belong to who QEMU runs as. Not for
         the event loop.
@@ -123,7 +125,8 @@ class SavedMachine:
         manifest = self.read()
         if manifest is None:
             raise errors.NotFound(f"there is no snapshot {self.snapshot_id}")
-        if manifest.origin.engine != engine:
+        # Any QEMU can boot from disks.
+        if manifest.origin.memory and manifest.origin.engine != engine:
             raise errors.SnapshotDamaged(
                 f"snapshot {self.snapshot_id} was saved by another QEMU than this one",
                 hint="save the machine anew",
@@ -182,6 +185,7 @@ class SavedMachine:
             snapshot_id=self.snapshot_id,
             path=self.folder,
             spec=manifest.origin.spec,
+            memory=manifest.origin.memory,
             pause_s=manifest.origin.pause_s,
             unique_mib=blocks * 512 / _MIB,
             sha256=manifest.sha256,

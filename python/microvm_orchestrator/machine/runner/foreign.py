@@ -15,15 +15,16 @@ import anyio
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
+from microvm_orchestrator.machine.base import unheeded
 from microvm_orchestrator.machine.living import LivingMachine
 from microvm_orchestrator.machine.runner import start
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from anyio.abc import TaskGroup, UNIXSocketStream
 
-    from microvm_orchestrator.machine.base import Snapshot, Terminal
+    from microvm_orchestrator.machine.base import Snapshot, Terminal, Within
 
 # Where microvm.nix lets the hypervisor listen, and on which port our agent is in the guest.
 SOCKET = "notify.vsock"
@@ -46,13 +47,20 @@ class ForeignMachine(LivingMachine):
         self._refuse("its console cannot be typed at")
         yield
 
-    async def pause(self) -> None:
+    async def pause(self) -> Within:
         self._refuse("it cannot be paused")
 
-    async def resume(self) -> None:
+    async def resume(self) -> Within:
         self._refuse("it cannot be resumed")
 
-    async def save(self, snapshot_id: str) -> Snapshot:
+    async def save(
+        self,
+        snapshot_id: str,
+        *,
+        memory: bool = True,
+        on_taken: Callable[[], None] = unheeded,
+    ) -> Snapshot:
+        del memory, on_taken
         self._refuse(f"it cannot be saved as {snapshot_id}")
 
     async def reach_agent(self) -> None:

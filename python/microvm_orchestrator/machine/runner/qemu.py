@@ -10,13 +10,13 @@ as that of any QEMU of ours.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
-from microvm_orchestrator.machine.base import Accel
+from microvm_orchestrator.machine.base import Accel, unheeded
 from microvm_orchestrator.machine.links import netdev
 from microvm_orchestrator.machine.qemu.argv import AGENT_PORT, TCG_CPU, word
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
@@ -68,7 +68,14 @@ def words(spec: MachineSpec, accel: Accel, record: Record, given: Handover) -> l
 class RunnerQemu(QemuMachine):
     """A QEMU that a runner has started."""
 
-    async def save(self, snapshot_id: str) -> Snapshot:
+    async def save(
+        self,
+        snapshot_id: str,
+        *,
+        memory: bool = True,
+        on_taken: Callable[[], None] = unheeded,
+    ) -> Snapshot:
+        del memory, on_taken
         raise errors.NotOffered(
             f"machine {self.machine_id} is started by a runner directory and cannot be saved as"
             f" {snapshot_id}",

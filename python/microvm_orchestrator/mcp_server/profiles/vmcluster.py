@@ -104,7 +104,8 @@ def _tools(service: Service) -> dict[str, Offer[_Answer]]:
             words.ToolResult[words.ExecAllResult],
         ),
         "snapshot_create": Offer(
-            "Save all nodes of a cluster at one moment, with memory and disks, or none of them.",
+            "Save all nodes of a cluster at one moment, or none of them: their disks, and their"
+            " memory if that is asked for or they are microVMs.",
             words.SaveAsked,
             clusters.save,
             words.ToolResult[words.SnapshotInfo],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.profiles import vmcluster_words as words
+from microvm_orchestrator.model.topology import Backend
 
 if TYPE_CHECKING:
     from microvm_orchestrator.service.calls import Caller
@@ -200,11 +201,22 @@ class Clusters:
 
     async def save(self, caller: Caller, asked: words.SaveAsked) -> words.SnapshotInfo:
         given = {"cluster": asked.cluster_name, "snapshot": asked.snapshot_name}
-        ended = await self._operation(caller, "cluster_snapshot_create", **given, wait_s=_LONG_S)
+        ended = await self._operation(
+            caller,
+            "cluster_snapshot_create",
+            **given,
+            memory=asked.include_memory or await self._lives_in_memory(caller, asked),
+            wait_s=_LONG_S,
+        )
         if ended["state"] == "failed" and ended["error"]["code"] == errors.AlreadyExists.code:
             raise Failed("SNAPSHOT_EXISTS", ended["error"]["message"])
         _succeeded(ended, "SNAPSHOT_FAILED")
         return _snapshot(ended["result"])
+
+    async def _lives_in_memory(self, caller: Caller, asked: words.ClusterAsked) -> bool:
+        """Tell whether a node's disk, as its guest knows it, may be in its memory alone."""
+        status = await self._ask(caller, "cluster_status", cluster=asked.cluster_name)
+        return any(node["backend"] == Backend.MICROVM for node in status["nodes"])
 
     async def snapshots(
         self, caller: Caller, asked: words.ClusterAsked
