@@ -111,8 +111,18 @@ class Guest:
             words = [str(HOSTILE), f"fd:{self.ctl}", hostile[1]]
             os.execv(sys.executable, [sys.executable, "-I", "-S", *words])  # noqa: S606  # a machine is this program once more
         sys.path.insert(0, str(AGENT))
-        main, ports, stream = map(importlib.import_module, ("main", "ports", "stream"))
+        modules = ("main", "ports", "spawn", "stream")
+        main, ports, spawn, stream = map(importlib.import_module, modules)
         agent = main.Agent("fd:0", {})
+        # Where commands get all that they have.
+        environment = vars(spawn)["_environment"]
+
+        def own(*words: Any, **more: Any) -> dict[bytes, bytes]:
+            # Nobody is introduced to the host.
+            hosts = os.fsencode(self.folder / "hosts")
+            return {**environment(*words, **more), b"MICROVM_ORCHESTRATOR_HOSTS": hosts}
+
+        vars(spawn)["_environment"] = own
 
         def fresh(link: Any, number: int, fields: dict[str, Any]) -> None:
             done = [name.encode() for name in fields if name != "verb"]

@@ -91,6 +91,10 @@ def test_nodes_have_the_names_addresses_disks_and_variables_of_the_topology(stag
     ]
     assert handle["kernel_version"] == said(stage, "n1", "uname -r").strip()
     reach_each_other(stage)
+    by_name = "for to in n1 n2 n3; do ping -c 1 -W 9 $to || exit; done | grep ^PING"
+    told = said(stage, "n3", by_name)
+    assert [line.split()[1] for line in told.splitlines()] == list(NODES)
+    assert said(stage, "n3", "cat /etc/hosts").startswith("127.0.0.1 localhost\n::1 localhost\n")
     ran = stage.ask("node_exec_all", cluster="trio", script='echo "$(hostname) $MODE $WHO"')
     assert ran["all_succeeded"], ran
     assert [ran["results"][name]["ran"]["stdout"] for name in NODES] == [

@@ -12,7 +12,8 @@ from functools import partial
 
 import anyio
 
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, log
+from microvm_orchestrator.clusters import names as naming
 from microvm_orchestrator.clusters.clusters import Parts
 from microvm_orchestrator.clusters.each import each, reason
 from microvm_orchestrator.clusters.records import acting, node_of
@@ -31,6 +32,7 @@ LOOK_S = 5.0
 
 Report = Callable[[float | None, str], Awaitable[None]]
 _AT_REST = frozenset({MachineState.DEFINED, *ENDED})
+_log = log.get(__name__)
 
 
 class StopMode(StrEnum):
@@ -141,6 +143,7 @@ class ClusterLife:
 
             await report(0.0, f"starts {len(names)} nodes")
             outcome = await each(names, partial(self._start, cluster, by), on_done=on_done)
+            await self._introduce(cluster, list(outcome.done))
             if outcome.failed:
                 raise errors.NodesFailed(
                     f"{len(outcome.failed)} of {len(names)} nodes of cluster {cluster.name} did "
@@ -220,6 +223,7 @@ class ClusterLife:
             if restart:
                 await report(0.5, f"boots {name}")
                 await self._start(cluster, by, name)
+                await self._introduce(cluster, [name])
             return await self.look(cluster, name)
 
     async def revive(self, reference: str, name: str, by: Actor) -> None:
@@ -231,6 +235,22 @@ class ClusterLife:
         async with self._records.turn(cluster.cluster_id):
             cluster = await self._records.standing(cluster.cluster_id, by)
             await self._start(cluster, by, name)
+            await self._introduce(cluster, [name])
+
+    async def _introduce(self, cluster: Cluster, names: list[str]) -> None:
+        """Let nodes that answer know all by name; one that does not learn it runs all the same."""
+        places = {
+            node.name: addresses(cluster, await self._machine(cluster, node))
+            for node in cluster.nodes
+        }
+
+        async def write(name: str) -> None:
+            shell = await self._machines.live(await self.alive(cluster, name)).reached()
+            await naming.write(shell, name, places, cluster.name)
+
+        told = await each(names, write)
+        if told.failed:
+            _log.warning("names_not_written", cluster=cluster.name, why=told.told())
 
     async def _told(self, cluster: Cluster) -> ClusterStatus:
         return await self.status(await self._records.get(cluster.cluster_id, acting(cluster)))
