@@ -12,7 +12,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "cluster_schema": ([], {}),
     "cluster_list": (["--limit", "2", "--cursor", "c"], {"limit": 2, "cursor": "c"}),
     "cluster_status": (["trio"], {"cluster": "trio"}),
-    "cluster_handle": (["trio"], {"cluster": "trio"}),
+    "cluster_handle": (["trio", "--key"], {"cluster": "trio", "key": True}),
     "kernel_log_events": (["trio", "--off"], {"cluster": "trio", "off": True}),
     "cluster_start": (["trio", "--wait-s", "0"], {"cluster": "trio", "wait_s": 0.0}),
     "cluster_stop": (

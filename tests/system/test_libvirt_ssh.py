@@ -15,8 +15,9 @@ import pytest
 
 import libvirtd
 from machines import LONG_S, Rig, new_machine_id, removed_in_the_end, running_libvirt_rig, sh
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, proc
 from microvm_orchestrator.machine.base import Accel, Boot, Link, MachineSpec, Qcow2
+from microvm_orchestrator.machine.ssh import our_key_path
 from microvm_orchestrator.machine.ssh.keys import make_key
 from microvm_orchestrator.runner import Ssh
 from system.test_ssh_image import BEGINS, CONFIG, first_root, parts
@@ -109,6 +110,12 @@ async def test_a_guest_is_told_by_a_disk_who_it_is_and_reached_by_the_host_key_i
         async with rig.open_any() as hypervisor, removed_in_the_end(hypervisor):
             machine = await hypervisor.start(wanted(image))
             assert await sh(machine, "hostname") == "node-one\n"
+            # As somebody does who was told where the key lies.
+            port, key = str(machine.ssh_port), str(our_key_path(rig.state_dir))
+            options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+            words = ["ssh", "-i", key, "-p", port, *options, "root@127.0.0.1", "hostname"]
+            ran = await proc.run(words, timeout_s=LONG_S)
+            assert ran.stdout == b"node-one\n"
             addresses = await sh(machine, "ip address")
             assert "10.7.0.1/24" in addresses
             assert "fd07::1/64" in addresses

@@ -108,9 +108,16 @@ def _say_notes(answer: dict[str, Any]) -> None:
 
 
 @command(app, "handle", example="cluster handle example-3node --json")
-def handle(here: Session, cluster: ClusterRef) -> None:
+def handle(
+    here: Session,
+    cluster: ClusterRef,
+    key: Annotated[
+        bool | None,
+        typer.Option("--key", help="Tell where the key for nodes with an SSH server lies."),
+    ] = None,
+) -> None:
     """Tell what it takes to use a cluster: names, addresses, kernels. All its nodes have to run."""
-    here.tell("cluster_handle", {"cluster": cluster}, _show_handle)
+    here.tell("cluster_handle", {"cluster": cluster, "key": key}, _show_handle)
 
 
 def _show_handle(answer: dict[str, Any]) -> None:

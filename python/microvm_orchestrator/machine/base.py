@@ -288,6 +288,16 @@ class Machine(Protocol):
         ...
 
     @property
+    def ssh(self) -> Ssh | None:
+        """Who logs in to the guest's SSH server, where that is the way in."""
+        ...
+
+    @property
+    def ssh_port(self) -> int | None:
+        """The port of this host's loopback that leads to that server, where one does."""
+        ...
+
+    @property
     def links(self) -> Sequence[Path]:
         """The unix socket of each link: frames, each behind its length in four bytes.
 

@@ -162,6 +162,11 @@ class LivingMachine(ABC):
         """How its guest is reached, where that is not by our agent."""
         return None if isinstance(self.spec.boot, Boot) else self.spec.boot.ssh
 
+    @property
+    def ssh_port(self) -> int | None:
+        """The port of this host's loopback that leads to that server, where one does."""
+        return None
+
     async def reached(self) -> Shell:
         """Wait for the way into the guest. Raises: StateForbids, MachineUnreachable."""
         with anyio.move_on_after(_REACH_S):

@@ -21,6 +21,7 @@ from microvm_orchestrator.images import disk
 from microvm_orchestrator.images.store import DiskImage
 from microvm_orchestrator.machine.qemu.qcow2 import check_alone
 from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.machine.ssh import our_key_path
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.cluster import CLUSTER, Cluster, ClusterState, ClusterStatus, Node
 from microvm_orchestrator.model.operation import Operation
@@ -62,6 +63,17 @@ class NamedCluster(Request):
     """A cluster."""
 
     cluster: ClusterRef = Field(description="its name or id")
+
+
+class HandleCluster(NamedCluster):
+    """A cluster to use."""
+
+    key: Flag = Field(
+        default=False,
+        description="whether to tell where the private key lies that nodes with an SSH server let "
+        "in; it opens all such machines of this host, so only the cluster's owner and "
+        "administrators are told, and the audit log says whom",
+    )
 
 
 class StartCluster(NamedCluster):
@@ -125,6 +137,13 @@ class NodeHandle(Answer):
     addresses: dict[str, list[str]] = Field(description="in each network, without prefixes")
     user: str = Field(description="who its commands run as when nothing is said")
     kernel_version: str
+    ssh_port: int | None = Field(
+        default=None,
+        description="of this host's loopback, behind which its SSH server is, if it is reached so",
+    )
+    ssh_key_path: str | None = Field(
+        default=None, description="of the key that this server lets in, if it was asked for"
+    )
 
 
 class ClusterHandle(Answer):
@@ -252,13 +271,21 @@ async def cluster_status(service: Service, caller: Caller, request: NamedCluster
 @declare(
     "cluster_handle", "GET /v1/clusters/{cluster}/handle", role=Role.VIEWER, effect=Effect.READ
 )
-async def cluster_handle(service: Service, caller: Caller, request: NamedCluster) -> ClusterHandle:
-    """Tell what it takes to use a cluster: names, addresses, kernels. All its nodes have to run."""
+async def cluster_handle(service: Service, caller: Caller, request: HandleCluster) -> ClusterHandle:
+    """Tell what it takes to use a cluster: names, addresses, kernels. All its nodes have to run.
+
+    Where the private key for their SSH servers lies is told only who asks for it, and may know.
+    """
     room = service.host.clusters
-    cluster = await room.records.standing(request.cluster, actor(caller, "cluster_handle"))
+    by = actor(caller, "cluster_handle")
+    cluster = await room.records.standing(request.cluster, by)
+    if request.key:
+        _check_may_enter(caller, cluster)
 
     async def describe(name: str) -> NodeHandle:
         node, machine = node_of(cluster, name), await room.life.alive(cluster, name)
+        running = service.host.machines.live(machine)
+        has_key = request.key and running.ssh is not None
         return NodeHandle(
             name=node.name,
             role=node.role,
@@ -266,13 +293,17 @@ async def cluster_handle(service: Service, caller: Caller, request: NamedCluster
             machine_id=node.machine_id,
             machine=machine.name or machine.machine_id,
             addresses=addresses(cluster, machine),
-            user=cluster.topology.ssh.user,
+            user=running.ssh.user if running.ssh is not None else cluster.topology.ssh.user,
             kernel_version=await _kernel(service, cluster, node),
+            ssh_port=running.ssh_port,
+            ssh_key_path=str(our_key_path(service.settings.state_dir)) if has_key else None,
         )
 
     described = await each([node.name for node in cluster.nodes], describe)
     for error in described.failed.values():
         raise error
+    if any(node.ssh_key_path is not None for node in described.done.values()):
+        await service.store.note(by, cluster.cluster_id, "ok")
     return ClusterHandle(
         cluster_id=cluster.cluster_id,
         name=cluster.name,
@@ -281,6 +312,17 @@ async def cluster_handle(service: Service, caller: Caller, request: NamedCluster
         kernel_version=described.done[cluster.nodes[0].name].kernel_version,
         artifact_path=ARTIFACT_PATH,
     )
+
+
+def _check_may_enter(caller: Caller, cluster: Cluster) -> None:
+    """Raises: Denied for who is neither the cluster's owner nor an administrator."""
+    who = caller.principal
+    owns = who.role.reaches(Role.OPERATOR) and who.name == cluster.owner
+    if not owns and who.role is not Role.ADMIN:
+        raise errors.Denied(
+            f"the key for cluster {cluster.name} is for its owner and administrators",
+            hint="node_exec and machine_exec need no key",
+        )
 
 
 async def _kernel(service: Service, cluster: Cluster, node: Node) -> str:

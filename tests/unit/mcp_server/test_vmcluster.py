@@ -11,13 +11,14 @@ import anyio.to_thread
 import jsonschema
 import pytest
 
-from calling import house
+from calling import VIEWER, house
 from clustering import trio
 from machines import fake_program, publish_no_image
 from mcp_peer import ALICE, Peer, connected
-from microvm_orchestrator import places
+from microvm_orchestrator import errors, places
 from microvm_orchestrator.images.store import ImageStore
 from microvm_orchestrator.mcp_server.server import McpFrontEnd
+from microvm_orchestrator.model.access import Principal, Role
 from microvm_orchestrator.model.records import SYSTEM
 
 if TYPE_CHECKING:
@@ -190,6 +191,26 @@ async def test_the_workflow_of_the_readme(tmp_path: Path) -> None:
             {"unknown"},
         )
         assert await client.failure("cluster_status", **here) == "CLUSTER_NOT_FOUND"
+
+
+async def test_where_a_key_lies_is_told_no_viewer_and_no_other_operator(tmp_path: Path) -> None:
+    async with place(tmp_path) as client:
+        await client.done("cluster_define", topology_name="trio")
+        await client.done("cluster_start", cluster_name="trio")
+        asked = {"cluster": "trio", "key": True}
+        for by in (VIEWER, Principal("another", Role.OPERATOR)):
+            with pytest.raises(errors.Denied, match="is for its owner and administrators"):
+                await client.kept.ask("cluster_handle", **asked, by=by)
+            told = await client.kept.ask("cluster_handle", cluster="trio", by=by)
+            assert {node["ssh_key_path"] for node in told["nodes"]} == {None}
+        # Nodes that are reached by our agent let no key in, so none is handed out.
+        told = await client.kept.ask("cluster_handle", **asked)
+        assert {(node["ssh_port"], node["ssh_key_path"]) for node in told["nodes"]} == {
+            (None, None)
+        }
+        rows = (await client.kept.ask("audit_list", action="cluster_handle"))["items"]
+        assert [row["outcome"] for row in rows if row["outcome"] == "ok"] == []
+        await client.done("cluster_destroy", cluster_name="trio", remove_overlays=True)
 
 
 async def test_snapshots_are_made_of_all_nodes_found_put_back_and_deleted(tmp_path: Path) -> None:

@@ -162,6 +162,15 @@ class LibvirtMachine(LivingMachine):
         """Tell libvirt to do something to it. Raises: as `Connection.tell`."""
         return await self._connection.tell(lambda virt: deed(virt.lookupByUUIDString(self.uuid)))
 
+    @property
+    def ssh_port(self) -> int | None:
+        if self.ssh is None:
+            return None
+        try:
+            return int(port_file(self.record).read_text(encoding="ascii"))
+        except OSError:
+            return None
+
     # What any machine asks of its kind.
 
     @asynccontextmanager

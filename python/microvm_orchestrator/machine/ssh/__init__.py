@@ -20,7 +20,12 @@ from microvm_orchestrator.machine.ssh.keys import (
     keep_keys,
     read_line,
 )
-from microvm_orchestrator.machine.ssh.known import login_of, our_key, remember_host_key
+from microvm_orchestrator.machine.ssh.known import (
+    login_of,
+    our_key,
+    our_key_path,
+    remember_host_key,
+)
 
 __all__ = [
     "KeyPair",
@@ -31,6 +36,7 @@ __all__ = [
     "login_of",
     "open_ssh",
     "our_key",
+    "our_key_path",
     "read_line",
     "remember_host_key",
 ]

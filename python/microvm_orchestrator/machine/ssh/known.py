@@ -34,7 +34,12 @@ _log = log.get(__name__)
 
 def our_key(state_dir: Path) -> KeyPair:
     """Return the key that every foreign image has to let in. Raises: Unavailable."""
-    return keep_key(state_dir / places.SSH / "client", places.NAME)
+    return keep_key(our_key_path(state_dir), places.NAME)
+
+
+def our_key_path(state_dir: Path) -> Path:
+    """Name the file of its private half, which only the daemon's user can read."""
+    return state_dir / places.SSH / "client"
 
 
 def login_of(state_dir: Path, folder: Path, ssh: Ssh, *, boots: bool) -> Login:

@@ -23,6 +23,9 @@ _STOP_S = 60.0
 _LONG_S = 600.0
 # Behind its own end a request may be told of.
 _TELL_S = 5.0
+# Where SSH servers listen, and by which address of this host some are reached.
+_SSH_PORT = 22
+_LOOPBACK = "127.0.0.1"
 # That program's exit code for what has none.
 _NO_CODE = -1
 
@@ -108,8 +111,13 @@ class Clusters:
         return await self._status(caller, asked.cluster_name)
 
     async def handle(self, caller: Caller, asked: words.ClusterAsked) -> words.ClusterHandle:
+        here = {"cluster": asked.cluster_name}
         try:
-            told = await self._ask(caller, "cluster_handle", cluster=asked.cluster_name)
+            try:
+                # As that program told everybody; whoever may not know of the key goes without it.
+                told = await self._ask(caller, "cluster_handle", **here, key=True)
+            except errors.Denied:
+                told = await self._ask(caller, "cluster_handle", **here)
         except (errors.MachineUnreachable, errors.StateForbids) as error:
             raise Failed("CLUSTER_NOT_RUNNING", error.message, recoverable=True) from error
         nodes = [
@@ -117,7 +125,10 @@ class Clusters:
                 name=node["name"],
                 role=node["role"],
                 ip=_first(node["addresses"]),
+                ssh_host=None if node["ssh_port"] is None else _LOOPBACK,
+                ssh_port=node["ssh_port"] or _SSH_PORT,
                 ssh_user=node["user"],
+                ssh_key_path=node["ssh_key_path"],
             )
             for node in told["nodes"]
         ]

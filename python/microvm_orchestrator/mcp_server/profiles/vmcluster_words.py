@@ -163,6 +163,8 @@ class NodeHandle(_Given):
     name: str
     role: str
     ip: str
+    # Where the port is one of this host's; without it, of the node's.
+    ssh_host: str | None = None
     ssh_port: int = 22
     ssh_user: str
     ssh_key_path: str | None = None
