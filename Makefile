@@ -26,6 +26,10 @@ peers: setup .venv-peers/.ready ## fetch what other people made that `make bench
 .venv-peers/.ready: python/peers.lock tests/bench/setup
 	@tests/bench/setup
 
+# Built here, for libvirt's library is; so it is fetched for the whole benchmarks only.
+.venv-vmcluster/.ready: python/vmcluster.lock tests/bench/setup
+	@tests/bench/setup vmcluster
+
 demo: setup ## three tasks in machines, merged; then a machine and its branches; then a task graph
 	@$(PY) tests/demo_runs.py
 	@echo
@@ -52,7 +56,7 @@ docs: setup ## write docs/reference anew from the code
 docs-check: setup ## fail when docs/reference does not say what the code says
 	@$(PY) python/tools/reference.py --check
 
-bench: peers ## the whole benchmarks, one line per figure
+bench: peers .venv-vmcluster/.ready ## the whole benchmarks, one line per figure
 	@$(PY) -m pytest tests/bench -s --whole
 
 chaos: setup ## the whole fault campaigns, and whole all that `make test` runs a slice of; hours

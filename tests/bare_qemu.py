@@ -83,6 +83,7 @@ async def booting(
     ports: Sequence[str] = (),
     memory_mib: int = 256,
     machine: str = "microvm",
+    words: Sequence[str] = (),
 ) -> AsyncGenerator[Bare]:
     """Start one, and end it with the block; its console is shown when the block fails."""
     console, agent = folder / "console", folder / "agent"
@@ -91,7 +92,7 @@ async def booting(
         path.unlink(missing_ok=True)
     manifest = image.manifest
     disks = [Drive(disk.serial, image.path(disk), read_only=True) for disk in manifest.disks]
-    words = f"console=ttyS0 reboot=t panic=-1 quiet loglevel=3 mitigations=off nokaslr {_clock()}"
+    kernel = f"console=ttyS0 reboot=t panic=-1 quiet loglevel=3 mitigations=off nokaslr {_clock()}"
     kind = "device" if machine == "microvm" else "pci"
     with contextlib.ExitStack() as stack:
         fd, *fds = (stack.enter_context(listening(path)) for path in (agent, *further.values()))
@@ -110,9 +111,10 @@ async def booting(
             "-device", f"virtserialport,bus=serial.0,chardev=agent,name={manifest.agent.port}",
             "-kernel", str(image.path(manifest.kernel)),
             "-initrd", str(image.path(manifest.initrd)),
-            "-append", f"{words} {manifest.cmdline}",
+            "-append", f"{kernel} {manifest.cmdline}",
         ]
         # fmt: on
+        argv += words
         for name, port in zip(ports, fds, strict=True):
             argv += ["-chardev", f"socket,id={name},fd={port},server=on,wait=off"]
             argv += ["-device", f"virtserialport,bus=serial.0,chardev={name},name={name}"]
