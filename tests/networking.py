@@ -13,7 +13,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
@@ -22,15 +22,15 @@ from contextlib import (
     contextmanager,
 )
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import pytest
 
 from microvm_orchestrator.machine import sockets
 from microvm_orchestrator.machine.base import Link
-from microvm_orchestrator.machine.tap import open_tap
-from microvm_orchestrator.network import filters
+from microvm_orchestrator.machine.tap import open_tap, within
+from microvm_orchestrator.network import filters, queues
 from microvm_orchestrator.network.base import Networks, OnPortEvent, Port
 from microvm_orchestrator.network.kernel import KernelNetworks
 from microvm_orchestrator.network.switch import open_switch, unheard
@@ -237,6 +237,38 @@ def own_namespace() -> Generator[Path]:
         yield Path(f"/proc/{os.getpid()}/fd/{fd}")
     finally:
         os.close(fd)
+
+
+@contextmanager
+def network_settings(kind: str) -> Generator[dict[str, Any]]:
+    """Give a daemon's settings for networks of a kind, for as long as they mean something."""
+    if kind == "userspace":
+        yield {"kind": kind}
+        return
+    if why := why_no_kernel():
+        pytest.skip(why)
+    with own_namespace() as netns:
+        yield {"kind": kind, "netns": str(netns)}
+
+
+def ping_script(addresses: Iterable[str], *, tries: int) -> str:
+    """Write what asks all of them at once, and names those that answer.
+
+    A guest that has lost a neighbour may lose the first packet to it after a heal as well: when it
+    has just given up asking where that one is.
+    """
+    times = " ".join(map(str, range(tries)))
+    asked = [
+        f"(for i in {times}; do ping -c 1 -W 1 {to} >/dev/null && echo {to} && break; done) &"
+        for to in addresses
+    ]
+    return f"{' '.join(asked)} wait"
+
+
+def kernel_lacks(queue: str) -> bool:
+    """Try whether this kernel has queues of a kind."""
+    with own_namespace() as netns:
+        return within(netns, lambda: queues.lacks(queue))
 
 
 def why_no_kernel() -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,11 @@ import pytest
 
 import hosted
 from machines import LONG_S
-from networking import own_namespace, why_no_kernel
+from networking import network_settings
 from system.living import Stage, furnish, living, staged
 from system.test_network import ASK, SERVE
 
 KINDS = ("userspace", "kernel")
-
-
-@contextmanager
-def networks(kind: str) -> Generator[dict[str, Any]]:
-    """Settings of the daemon, for as long as they mean something."""
-    if kind == "userspace":
-        yield {"kind": kind}
-        return
-    if why := why_no_kernel():
-        pytest.skip(why)
-    with own_namespace() as netns:
-        yield {"kind": kind, "netns": str(netns)}
 
 
 def addresses(machine: dict[str, Any]) -> list[str]:
@@ -56,7 +43,7 @@ def test_machines_of_a_network_talk_and_go_on_after_the_daemon_was_killed(
     state = tmp_path / "s"
     furnish(state)
     with ExitStack() as life:
-        settings = life.enter_context(networks(kind))
+        settings = life.enter_context(network_settings(kind))
         with staged(state, networks=settings) as stage:
             stage.ask("network_create", name="lan", prefixes=["10.9.0.0/24", "fd09::/64"])
             one = stage.boot("one", networks=["lan=10.9.0.8"])
