@@ -58,7 +58,8 @@ def test_the_examples_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> N
     assert examples
     state = tmp_path / "state"
     if any(
-        re.search(" (machine|cluster) (start|run) | run start ", each.command) for each in examples
+        re.search(" machine (start|run) | cluster (define|start) | run start ", each.command)
+        for each in examples
     ):
         _share_images(state)
     with running_daemon(state) as daemon, _machines_ended(daemon):

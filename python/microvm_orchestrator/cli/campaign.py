@@ -139,7 +139,7 @@ def _show(campaign: dict[str, Any]) -> None:
             "seconds": f"{each['time'] / 1e9:.3f}",
             "what": each["f"],
             "came": each["type"],
-            "about": each["error"] or _words(each["value"]),
+            "about": each["error"] or _words(each["value"], but="kind"),
         }
         for each in campaign["history"]
     ]
