@@ -24,6 +24,7 @@ from microvm_orchestrator.model.access import Role, Scope
 from microvm_orchestrator.model.cluster import Cluster
 from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.topology import Backend
+from microvm_orchestrator.network import base
 from microvm_orchestrator.network.switch import open_switch, unheard
 from microvm_orchestrator.networks import Networks
 from microvm_orchestrator.slots import Capacity, Slots
@@ -68,6 +69,7 @@ async def unreported(fraction: float | None, message: str) -> None:
 class House:
     rig: Rig
     store: Store
+    switch: base.Networks
     qemu: AnyKind
     machines: Machines
     networks: Networks
@@ -103,8 +105,13 @@ class House:
 
 
 @asynccontextmanager
-async def daemon(rig: Rig, *, count: int = 8) -> AsyncGenerator[House]:
-    """What a daemon has of clusters, from its start to its end; their machines outlive it."""
+async def daemon(
+    rig: Rig, *, count: int = 8, kernel: base.Networks | None = None
+) -> AsyncGenerator[House]:
+    """What a daemon has of clusters, from its start to its end; their machines outlive it.
+
+    Its networks are those of a switch in userspace, or of this kernel.
+    """
     store = SqliteStore(rig.state_dir / "store.db")
 
     async def image_of(name: str | None, backend: Backend) -> tuple[str, Fixed]:
@@ -122,7 +129,8 @@ async def daemon(rig: Rig, *, count: int = 8) -> AsyncGenerator[House]:
     async def forget(machine_id: str) -> None:
         del machine_id
 
-    async with store.opened(), open_switch(unheard) as switch, rig.open_any() as qemu:
+    async with store.opened(), open_switch(unheard) as userspace, rig.open_any() as qemu:
+        switch = kernel or userspace
         networks = Networks(store, switch)
         slots = Slots(Capacity(count, 4096, 32))
         machines = Machines(store, qemu, slots, boot_of, networks=networks)
@@ -139,6 +147,7 @@ async def daemon(rig: Rig, *, count: int = 8) -> AsyncGenerator[House]:
             yield House(
                 rig,
                 store,
+                switch,
                 qemu,
                 machines,
                 networks,

@@ -202,13 +202,13 @@ def qemu_rig(state_dir: Path, boot: Boot) -> Rig:
 
 
 @contextlib.contextmanager
-def running_libvirt_rig(image: Boot) -> Generator[Rig]:
+def running_libvirt_rig(image: Boot, *, session: bool = False) -> Generator[Rig]:
     """Machines that a libvirtd runs. Each has the image's root as a disk it may write to."""
 
     def disk(spec: MachineSpec) -> Qcow2:
         return qcow2_of(spec.parts)
 
-    with running_libvirtd() as libvirtd:
+    with running_libvirtd(session=session) as libvirtd:
         # Sockets have short names, and pytest's folders long ones.
         yield replace(
             qemu_rig(libvirtd.folder / "state", image),

@@ -87,6 +87,8 @@ class Domains(Cloner[LibvirtMachine]):
         self._logs = logs or _logs_of(connection.uri)
         # Whom its QEMUs may run as; libvirt is asked once it is there.
         self._users = host.users | {0}
+        # Whom libvirt of the whole host runs them as, which that of one user does not say.
+        self._theirs: frozenset[int] = frozenset()
 
     async def start(self, spec: MachineSpec) -> LibvirtMachine:
         """Boot a machine and wait for its guest.
@@ -105,6 +107,7 @@ class Domains(Cloner[LibvirtMachine]):
         found = await self._acceleration()
         accel = choose(spec.accel, found)
         await self._learn_users()
+        self._check_agent(spec, boot)
 
         async def begin(given: Handover, record: Record) -> Resident:
             del given  # libvirt opens files by their names
@@ -138,6 +141,7 @@ class Domains(Cloner[LibvirtMachine]):
         accel = manifest.origin.accel
         found = await self._acceleration()
         await self._learn_users()
+        self._check_agent(spec, boot)
 
         async def begin(given: Handover, record: Record) -> Resident:
             del given  # libvirt opens files by their names
@@ -337,7 +341,20 @@ class Domains(Cloner[LibvirtMachine]):
             told = await self._connection.ask(lambda virt: virt.getCapabilities())
         except errors.Unavailable:
             return  # what needs libvirt says so itself
-        self._users |= {int(uid) for uid in _LABEL.findall(told)}
+        self._theirs = frozenset(int(uid) for uid in _LABEL.findall(told))
+        self._users |= self._theirs
+
+    def _check_agent(self, spec: MachineSpec, boot: Qcow2) -> None:
+        """Refuse at once what would only be seen when the time to boot is over."""
+        us = os.geteuid()
+        if boot.ssh is not None or us == 0 or not self._theirs or us in self._theirs:
+            return
+        raise errors.NotOffered(
+            f"the agent of machine {spec.machine_id} cannot be reached: its port belongs to the"
+            f" user {min(self._theirs)}, as whom libvirt at {self._connection.uri} runs machines",
+            hint='libvirt.uri = "qemu:///session", a daemon of root, `user` in libvirt\'s qemu.conf'
+            " or an image with an SSH server",
+        )
 
 
 def _boot_of(spec: MachineSpec) -> Qcow2:
