@@ -11,9 +11,12 @@ from typing import Any, cast
 
 from microvm_orchestrator.faults.grounds import Sufferers
 from microvm_orchestrator.faults.ledger import Ledger
+from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.model.access import Role, Scope
 from microvm_orchestrator.model.fault import Harm
+from microvm_orchestrator.model.machine import Machine, MachineState
 from microvm_orchestrator.model.records import Actor
+from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.network.addresses import assign
 from microvm_orchestrator.network.base import Network, Networks, Port
 from microvm_orchestrator.network.switch import Switch
@@ -113,6 +116,22 @@ class Ground:
         await self.networks.prepare(self.ports[name])
         self.sufferers.start(name, self.ledger.suffers(name))
         self.running.add(name)
+
+    async def join(self, name: str, owner: str = "alice") -> None:
+        """Let one more machine be in the network, written down but not started."""
+        self.ports[name] = assign(NETWORK, name, list(self.ports.values()))
+        machine = Machine(
+            machine_id=name,
+            name=name,
+            owner=owner,
+            image="sha256:0",
+            memory_mib=1,
+            vcpus=1,
+            accel=Accel.TCG,
+            state=MachineState.DEFINED,
+            created_at=moment(await self.store.now()),
+        )
+        await self.ledger.join(NETWORK.network_id, machine)
 
     def doomed(self, doom: Doom) -> Ledger:
         """A ledger on the same ground whose daemon may be killed."""

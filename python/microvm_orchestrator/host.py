@@ -59,6 +59,7 @@ from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.machines import Machines
 from microvm_orchestrator.model.cluster import Cluster
+from microvm_orchestrator.model.machine import Machine as KnownMachine
 from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import RUN
 from microvm_orchestrator.model.topology import Backend
@@ -156,6 +157,10 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             _log.error("machine_not_harmed", machine=machine_id, why=error.message)
             faults.doubt(machine_id)
 
+    async def on_define(machine: KnownMachine) -> None:
+        for place in machine.networks:
+            await faults.join(place.network_id, machine)
+
     async def on_port_event(event: PortEvent) -> None:
         await machines.hear_port(event)
 
@@ -190,6 +195,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             history_of,
             boot_timeout_s=settings.machines.boot_timeout_s,
             on_begin=on_begin,
+            on_define=on_define,
         )
         harms = Harms(machines)
         faults = Ledger(store, switch, harms)
@@ -256,6 +262,9 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         # Before machines are connected, so that none hears what it must not.
         await networks.restore()
         await faults.reconcile()
+        for machine in await machines.visible(SYSTEM):
+            # It may have been written down when the daemon ended.
+            await on_define(machine)
         await life.enter_async_context(machines.running())
         await life.enter_async_context(faults.running())
         await snapshots.reconcile()

@@ -62,6 +62,8 @@ _STARTABLE = frozenset({MachineState.DEFINED, *ENDED})
 HELD = "a fault lets it stand still"
 # Called when a machine has begun to run, before anybody is told; its turn is held meanwhile.
 OnBegin = Callable[[str, base.Machine], Awaitable[None]]
+# Called when a machine was written down that has a place in a network, before anybody is told.
+OnDefine = Callable[[Machine], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,11 @@ class Machines:
         *,
         boot_timeout_s: float = base.BOOT_TIMEOUT_S,
         on_begin: OnBegin = base.untold,
+        on_define: OnDefine = base.untold,
     ) -> None:
         """`boot_of` finds what an image boots by its name or digest; it reads files."""
         self._on_begin = on_begin
+        self._on_define = on_define
         self._starting = Starting(
             hypervisor, slots, boot_of, warm, caches, networks, history_of, boot_timeout_s
         )
@@ -235,7 +239,9 @@ class Machines:
                 return await self._write_down(wish, by, machine_id, snapshot_id, [])
             async with self._networks.giving:
                 places = await self._networks.places(machine_id, wish.networks, by)
-                return await self._write_down(wish, by, machine_id, snapshot_id, places)
+                machine = await self._write_down(wish, by, machine_id, snapshot_id, places)
+        await self._on_define(machine)
+        return machine
 
     async def _write_down(
         self,

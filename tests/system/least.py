@@ -35,8 +35,8 @@ LEAST = {
         cluster_define cluster_start cluster_stop cluster_destroy node_exec node_exec_all node_crash
         cluster_snapshot_create cluster_snapshot_revert cluster_snapshot_delete
         cluster_snapshot_branch
-        forward_add forward_remove network_create network_remove fault_inject fault_heal
-        fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
+        forward_add forward_remove network_create network_remove fault_inject fault_renew
+        fault_heal fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
         run_approve run_reject run_merge merge_resolve""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove

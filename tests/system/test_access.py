@@ -236,10 +236,10 @@ def _house(ledger: Ledger) -> None:
     cached = act("machine_define", name="cached", cache="repo", networks=["lan"])["machine_id"]
     act("machine_start", cached, machine="cached")
     ledger.world.ask("machine_define", by="admin", name="peer", networks=["lan"])
-    down = {"network": "lan", "kind": "link_down", "machine": "cached"}
-    broken = act("fault_inject", **down)["fault_id"]
+    broken = act("fault_inject", network="lan", kind="link_down", machine="cached")["fault_id"]
+    act("fault_renew", broken, fault_id=broken, ttl_s=60)
     act("fault_heal", broken, fault_id=broken)
-    broken = act("fault_inject", **down)["fault_id"]
+    broken = act("fault_inject", network="lan", kind="link_down", machine="cached")["fault_id"]
     act("fault_heal_all", broken, network="lan")
     ledger.world.ask("machine_delete", by="admin", machine="peer")
     made = act("forward_add", machine="cached", guest="80")["forward_id"]

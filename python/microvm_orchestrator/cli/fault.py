@@ -9,7 +9,12 @@ import typer
 from microvm_orchestrator import errors
 from microvm_orchestrator.cli import output
 from microvm_orchestrator.cli.command import Session, command
-from microvm_orchestrator.cli.options import complete_fault, complete_machine, complete_network
+from microvm_orchestrator.cli.options import (
+    IdempotencyKey,
+    complete_fault,
+    complete_machine,
+    complete_network,
+)
 
 app = typer.Typer(
     help="Faults: bad links between machines, and machines that suffer; injected and healed."
@@ -51,6 +56,7 @@ OnlyMachine = Annotated[
     "fault inject impair --network lan --machine a --target b --delay-s 0.1 --loss 0.05 --seed 7\n"
     "fault inject impair --network lan --machine a --mtu 1280\n"
     "fault inject link_down --network lan --machine a\n"
+    "fault inject flap --network lan --machine a --down-s 2 --up-s 8 --count 5\n"
     "fault inject dns --network lan --machine a --target resolver\n"
     "fault inject pause --machine a --ttl-s 10\n"
     "fault inject clock_skew --machine a --skew-s -300",
@@ -62,6 +68,7 @@ def inject(
             "partition",
             "impair",
             "link_down",
+            "flap",
             "dns",
             "pause",
             "slow_cpu",
@@ -203,14 +210,27 @@ def inject(
         int | None,
         typer.Option("--memory-mib", metavar="N", help="What is taken of the guest's."),
     ] = None,
+    down_s: Annotated[
+        float | None,
+        typer.Option("--down-s", metavar="S", help="How long a flapping link is down at a time."),
+    ] = None,
+    up_s: Annotated[
+        float | None,
+        typer.Option("--up-s", metavar="S", help="How long it is up in between."),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", metavar="N", help="How often it is down; for ever by default."),
+    ] = None,
     ttl_s: Annotated[
         float | None,
-        typer.Option("--ttl-s", metavar="S", help="After which it heals by itself."),
+        typer.Option("--ttl-s", metavar="S", help="After which it heals, unless it is renewed."),
     ] = None,
     label: Annotated[
         str | None,
         typer.Option("--label", metavar="LABEL", help="A name of your own, told again with it."),
     ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> None:
     """Break something between the machines of a network, or let one suffer, on purpose.
 
@@ -244,8 +264,12 @@ def inject(
         "fails": fails,
         "path": path,
         "memory_mib": memory_mib,
+        "down_s": down_s,
+        "up_s": up_s,
+        "count": count,
         "ttl_s": ttl_s,
         "label": label,
+        "idempotency_key": idempotency_key,
     }
     here.tell("fault_inject", given, output.record)
 
@@ -275,6 +299,21 @@ def list_(
     nothing = "no faults; `fault inject` makes one"
     given = {"network": network, "machine": machine, "ended": ended or None}
     here.tell("fault_list", given, lambda answer: output.page(answer, BRIEF, nothing))
+
+
+@command(app, "renew", example="fault renew fault_01k6vq... --ttl-s 60")
+def renew(
+    here: Session,
+    fault_id: FaultId,
+    ttl_s: Annotated[
+        float,
+        typer.Option(
+            "--ttl-s", metavar="S", help="From now on, after which it heals.", show_default=False
+        ),
+    ],
+) -> None:
+    """Let a fault last for some more time, from now on, before it heals by itself."""
+    here.tell("fault_renew", {"fault_id": fault_id, "ttl_s": ttl_s}, output.record)
 
 
 @command(app, "heal", example="fault heal fault_01k6vq...")

@@ -137,6 +137,7 @@ ROUTES: dict[str, Route] = {
         "fault_inject": "POST /v1/faults",
         "fault_get": "GET /v1/faults/{fault_id}",
         "fault_list": "GET /v1/faults",
+        "fault_renew": "POST /v1/faults/{fault_id}/renew",
         "fault_heal": "POST /v1/faults/{fault_id}/heal",
         "fault_heal_all": "POST /v1/faults/heal",
         "fault_campaign": "POST /v1/campaigns",

@@ -25,11 +25,12 @@ from microvm_orchestrator.faults.grounds import (
     Sufferers,
     suffers,
 )
-from microvm_orchestrator.faults.plans import Plan, harms_told, told
+from microvm_orchestrator.faults.plans import MOST_WAYS, Plan, harms_told, joined, read, told
 from microvm_orchestrator.model.fault import FAULT, Fault, FaultState, Harm
+from microvm_orchestrator.model.machine import Machine
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
-from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.model.values import Moment, moment
 from microvm_orchestrator.network.base import Abilities, Networks
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
@@ -56,6 +57,8 @@ class Ledger:
         self._open: dict[str, Fault] = {}
         # Places that may not be as the open faults say.
         self._unsure: dict[str, Ground] = {}
+        # Those that come and go, and do not hold now.
+        self._resting: set[str] = set()
         self._turn = anyio.Lock()
         # Set when something is to heal earlier than was known.
         self._sooner = anyio.Event()
@@ -87,7 +90,7 @@ class Ledger:
         """See that networks of this host can be so. Raises: FaultNotOffered, Unavailable."""
         await self._switch.check(list(plan.ways.values()))
 
-    async def inject(self, plan: Plan, by: Actor) -> Fault:
+    async def inject(self, plan: Plan, by: Actor, *, fault_id: str | None = None) -> Fault:
         """Break something, and return when it was seen to be broken.
 
         Raises: NotFound when there is no such network or machine, StateForbids for a machine that
@@ -97,13 +100,16 @@ class Ledger:
         """
         async with self._turn:
             fault = Fault(
-                fault_id=new_id("fault"),
+                fault_id=fault_id or new_id("fault"),
                 kind=plan.kind,
                 state=FaultState.APPLYING,
                 owner=by.name,
                 network_id=plan.network_id,
                 machines=plan.machines,
                 ways=told(plan.ways),
+                joining=told(plan.joining),
+                only_own=bool(plan.joining) and not by.scope.everything,
+                flap=plan.flap,
                 harms=harms_told(plan.harms),
                 parameters=dict(plan.parameters),
                 ttl_s=plan.ttl_s,
@@ -135,6 +141,56 @@ class Ledger:
             if fault_id in self._open:
                 await self._heal(self._open[fault_id], by)
         return await self.get(fault_id, by)
+
+    async def renew(self, fault_id: str, ttl_s: float, by: Actor) -> Fault:
+        """Let a fault that holds last for so long from now on. Raises: NotFound, StateForbids."""
+        await self.get(fault_id, by)
+        async with self._turn:
+            fault = self._open.get(fault_id)
+            if fault is None or fault.state is not FaultState.ACTIVE:
+                raise errors.StateForbids(
+                    f"fault {fault_id} holds no more", hint="fault_inject breaks it again"
+                )
+            heals_at = _heals_at(fault, await self._store.now(), ttl_s)
+            fault = fault.model_copy(update={"ttl_s": ttl_s, "heals_at": heals_at})
+            with anyio.CancelScope(shield=True):
+                await self._write(fault, by, audited=True, told="renewed")
+            self._sooner.set()
+        return fault
+
+    async def join(self, network_id: str, machine: Machine) -> None:
+        """Let faults of a network that are about all others hold for one that has joined it.
+
+        What cannot be is left out, and logged: two that cannot both be so.
+        """
+        if not any(_is_joined(fault, network_id, machine) for fault in self._open.values()):
+            return
+        async with self._turn:
+            for fault in list(self._open.values()):
+                if not _is_joined(fault, network_id, machine):
+                    continue
+                ways = read(fault.ways) | joined(
+                    read(fault.joining), machine.machine_id, machine.name or machine.machine_id
+                )
+                more = fault.model_copy(
+                    update={
+                        "ways": told(ways),
+                        "machines": sorted({*fault.machines, machine.machine_id}),
+                    }
+                )
+                try:
+                    if len(ways) > MOST_WAYS:
+                        raise errors.TooLarge(f"a fault changes at most {MOST_WAYS} ways")
+                    others = [each for each in self._holding() if each is not fault]
+                    await self._networks.check(more, others)
+                except errors.OrchestratorError as error:
+                    _log.error("fault_not_joined", fault=fault.fault_id, why=error.message)
+                    continue
+                with anyio.CancelScope(shield=True):
+                    await self._write(more, SYSTEM, told="joined")
+                    self._unsure[network_id] = self._networks
+                    await self._assert(network_id, self._networks)
+            self._sooner.set()
 
     async def heal_all(
         self, by: Actor, network_id: str | None = None, machine_id: str | None = None
@@ -201,6 +257,7 @@ class Ledger:
                     healing = fault.model_copy(update={"state": FaultState.HEALING})
                     self._blame(healing, self._networks.gone)
             self._unsure = dict.fromkeys(found, self._networks)
+            self._resting.clear()
             self._ready = [self._networks]
             await self._heal_due()
 
@@ -248,10 +305,11 @@ class Ledger:
 
     async def _heal_due(self) -> float:
         """Heal what is due, or was to be healed already; return how long to wait for more."""
+        turns_s = self._follow(await self._store.now())
         for place, ground in sorted(self._unsure.items()):
             await self._assert(place, ground)
         now = await self._store.now()
-        pause = _AGAIN_S if self._unsure else math.inf
+        pause = min(turns_s, _AGAIN_S if self._unsure else math.inf)
         for fault in list(self._open.values()):
             left_s = _left_s(fault, now)
             if left_s > 0:
@@ -266,11 +324,32 @@ class Ledger:
                 pause = min(pause, _AGAIN_S)
         return pause
 
+    def _follow(self, now: float) -> float:
+        """See which of those that come and go hold now; return how long until that changes.
+
+        It follows from the clock and the record alone, so a daemon that starts goes on in phase.
+        """
+        soonest = math.inf
+        for fault in self._open.values():
+            if fault.flap is None or fault.state is not FaultState.ACTIVE or not fault.active_at:
+                continue
+            holds, left_s = fault.flap.at(now - fault.active_at.timestamp())
+            if holds is (fault.fault_id in self._resting):
+                self._resting ^= {fault.fault_id}
+                ground = self._ground(fault)
+                self._unsure |= dict.fromkeys(ground.places_of(fault), ground)
+            soonest = min(soonest, left_s)
+        return soonest
+
     async def _assert(self, place: str, ground: Ground) -> None:
         """Let a place be as the open faults say, and as nothing else does."""
         try:
             if place in await ground.places():
-                ending = [each for each in self._open.values() if each.state.ending]
+                ending = [
+                    each
+                    for each in self._open.values()
+                    if each.state.ending or each.fault_id in self._resting
+                ]
                 await ground.make_all_so(place, self._holding(), ending)
         except errors.OrchestratorError as error:
             _log.error("faults_not_asserted", place=place, why=error.message)
@@ -283,17 +362,16 @@ class Ledger:
         return self._machines if fault.kind.of_machines else self._networks
 
     def _holding(self) -> list[Fault]:
-        return [fault for fault in self._open.values() if fault.state is FaultState.ACTIVE]
+        return [
+            fault
+            for fault in self._open.values()
+            if fault.state is FaultState.ACTIVE and fault.fault_id not in self._resting
+        ]
 
     async def _activate(self, fault: Fault, by: Actor) -> Fault:
         now = await self._store.now()
-        fault = fault.model_copy(
-            update={
-                "state": FaultState.ACTIVE,
-                "active_at": moment(now),
-                "heals_at": moment(now + fault.ttl_s) if fault.ttl_s is not None else None,
-            }
-        )
+        fault = fault.model_copy(update={"state": FaultState.ACTIVE, "active_at": moment(now)})
+        fault = fault.model_copy(update={"heals_at": _heals_at(fault, now, fault.ttl_s)})
         await self._write(fault, by, audited=True)
         self._sooner.set()
         return fault
@@ -334,7 +412,13 @@ class Ledger:
         return [Fault.model_validate(r.body) for r in await every_record(self._store, FAULT, by)]
 
     async def _write(
-        self, fault: Fault, by: Actor, *, expect: int | None = None, audited: bool = False
+        self,
+        fault: Fault,
+        by: Actor,
+        *,
+        expect: int | None = None,
+        audited: bool = False,
+        told: str | None = None,
     ) -> None:
         # Most of what a way can meet it does not.
         kept = fault.model_dump(mode="json", exclude_defaults=True)
@@ -346,10 +430,11 @@ class Ledger:
         }
         if fault.reason:
             body["reason"] = fault.reason
-        tell = Tell(fault.state, body, audited=audited and by is not SYSTEM)
+        tell = Tell(told or fault.state, body, audited=audited and by is not SYSTEM)
         await self._store.save(record, by, expect=expect, tell=tell)
         if fault.state.ended:
             self._open.pop(fault.fault_id, None)
+            self._resting.discard(fault.fault_id)
         else:
             self._open[fault.fault_id] = fault
 
@@ -357,6 +442,25 @@ class Ledger:
         ended = [each for each in faults if each.state.ended]
         for fault in ended[:-_KEPT]:
             await self._store.erase(FAULT, fault.fault_id, SYSTEM)
+
+
+def _is_joined(fault: Fault, network_id: str, machine: Machine) -> bool:
+    """Whether a fault is still to hold for a machine that has joined a network."""
+    return (
+        fault.network_id == network_id
+        and bool(fault.joining)
+        and machine.machine_id not in fault.machines
+        and (not fault.only_own or machine.owner == fault.owner)
+        and fault.state is FaultState.ACTIVE
+    )
+
+
+def _heals_at(fault: Fault, now: float, ttl_s: float | None) -> Moment | None:
+    """Tell when a fault heals by itself that lasts so long from now on."""
+    times = [now + ttl_s] if ttl_s is not None else []
+    if fault.flap is not None and fault.flap.lasts_s is not None and fault.active_at is not None:
+        times.append(fault.active_at.timestamp() + fault.flap.lasts_s)
+    return moment(min(times)) if times else None
 
 
 def _left_s(fault: Fault, now: float) -> float:

@@ -21,6 +21,7 @@ from microvm_orchestrator.model.fault import (
     FaultHarm,
     FaultKind,
     FaultWay,
+    Flap,
     Harm,
     LossBursts,
     Meets,
@@ -38,8 +39,10 @@ T = TypeVar("T", int, float)
 Ways = Mapping[Ends, Impairment]
 CUT = Impairment(cut=True)
 NO_NAMES = Impairment(dns=True)
+# A machine that is not in the network yet.
+ANYBODY = "*"
 # Those of a hundred machines of which none hears another.
-_MOST_WAYS = 10_000
+MOST_WAYS = 10_000
 _MOST_MACHINES = 1000
 
 
@@ -58,6 +61,9 @@ class Plan:
     harms: Mapping[str, Harm] = field(default_factory=dict[str, Harm])
     # Who injects it by a schedule.
     campaign_id: str | None = None
+    # What a machine meets that joins the network later; `ANYBODY` stands for it.
+    joining: Ways = field(default_factory=dict[Ends, Impairment])
+    flap: Flap | None = None
 
     def __post_init__(self) -> None:
         if (self.network_id is None) is not self.kind.of_machines:
@@ -68,8 +74,8 @@ class Plan:
             raise errors.InvalidInput("a fault has to change something on each of its ways")
         if UNHARMED in self.harms.values():
             raise errors.InvalidInput("a fault has to change something for each of its machines")
-        if len(self.ways) > _MOST_WAYS or len(self.harms) > _MOST_MACHINES:
-            raise errors.TooLarge(f"a fault changes at most {_MOST_WAYS} ways")
+        if len(self.ways) > MOST_WAYS or len(self.harms) > _MOST_MACHINES:
+            raise errors.TooLarge(f"a fault changes at most {MOST_WAYS} ways")
         if self.ttl_s is not None and not self.ttl_s > 0:
             raise errors.InvalidInput("a fault lasts longer than no time")
 
@@ -84,9 +90,24 @@ def partition(network_id: str, grudge: Grudge) -> Plan:
 
 
 def link_down(network_id: str, machine: str, machines: Collection[str]) -> Plan:
-    """Let a machine be alone among those that its network has now. Raises: InvalidInput."""
+    """Let a machine be alone, also among those that join later. Raises: InvalidInput."""
+    return _alone(FaultKind.LINK_DOWN, network_id, machine, machines)
+
+
+def single(network_id: str, machine: str, machines: Collection[str]) -> Plan:
+    """Part a machine from all others, also from those that join later. Raises: InvalidInput."""
+    return _alone(FaultKind.PARTITION, network_id, machine, machines)
+
+
+def flapping(network_id: str, machine: str, machines: Collection[str], flap: Flap) -> Plan:
+    """Let a machine be alone for a while, and not, and again. Raises: InvalidInput."""
+    return replace(_alone(FaultKind.FLAP, network_id, machine, machines), flap=flap)
+
+
+def _alone(kind: FaultKind, network_id: str, machine: str, machines: Collection[str]) -> Plan:
+    joining = dict.fromkeys((Ends(machine, ANYBODY), Ends(ANYBODY, machine)), CUT)
     ways = dict.fromkeys(sorted(alone(machine, machines)), CUT)
-    return Plan(FaultKind.LINK_DOWN, network_id, ways)
+    return Plan(kind, network_id, ways, joining=joining)
 
 
 def impairing(
@@ -97,10 +118,11 @@ def impairing(
     *,
     seed: str = "",
     names: Mapping[str, str] | None = None,
+    all_others: bool = False,
 ) -> Plan:
     """Let what a machine sends to each of these meet something; what it hears stays as it is.
 
-    Raises: InvalidInput.
+    Where these are all others, those that join later are among them. Raises: InvalidInput.
     """
     if source in targets:
         raise errors.InvalidInput(f"no frames go from machine {source} to itself")
@@ -114,13 +136,27 @@ def impairing(
         )
         for target in sorted(targets)
     }
-    return Plan(FaultKind.IMPAIR, network_id, ways)
+    begun = f"{seed} {called.get(source, source)}" if seed else ""
+    joining = {Ends(source, ANYBODY): replace(impairment, seed=begun)} if all_others else {}
+    return Plan(FaultKind.IMPAIR, network_id, ways, joining=joining)
 
 
-def nameless(network_id: str, source: str, targets: Collection[str]) -> Plan:
-    """Let a machine's questions for names come to none of these. Raises: InvalidInput."""
-    asking = impairing(network_id, source, targets, NO_NAMES)
-    return Plan(FaultKind.DNS, network_id, asking.ways)
+def nameless(
+    network_id: str, source: str, targets: Collection[str], *, all_others: bool = False
+) -> Plan:
+    """Let a machine's questions for names come to none of these. Raises: as `impairing`."""
+    asking = impairing(network_id, source, targets, NO_NAMES, all_others=all_others)
+    return replace(asking, kind=FaultKind.DNS)
+
+
+def joined(joining: Ways, machine: str, called: str) -> dict[Ends, Impairment]:
+    """Tell what a machine meets that has joined its network, by its id and what it is called."""
+    return {
+        Ends(*(machine if each == ANYBODY else each for each in ends)): replace(
+            its, seed=its.seed and f"{its.seed} {called}"
+        )
+        for ends, its in joining.items()
+    }
 
 
 def harming(kind: FaultKind, machines: Collection[str], harm: Harm) -> Plan:

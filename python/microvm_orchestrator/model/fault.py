@@ -14,6 +14,8 @@ FAULT = "fault"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=3600)]
+# An edge takes tens of milliseconds to be made and seen, so no phase is shorter than a few of them.
+Phase = Annotated[float, Field(ge=0.1, le=86_400)]
 
 
 class FaultState(StrEnum):
@@ -45,6 +47,8 @@ class FaultKind(StrEnum):
     IMPAIR = "impair"
     # A machine is alone: neither heard by any other of its network nor hearing one.
     LINK_DOWN = "link_down"
+    # A machine is alone for a while, and is not, and again.
+    FLAP = "flap"
     # A machine's questions to servers of names go nowhere.
     DNS = "dns"
     # A machine stands still.
@@ -161,6 +165,30 @@ class FaultHarm(_Told):
     suffers: Harm
 
 
+class Flap(_Told):
+    """That a fault comes and goes, from when it became active: first it holds, then it does not."""
+
+    down_s: Phase = Field(description="how long it holds at a time")
+    up_s: Phase = Field(description="how long it does not, before it does again")
+    count: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="how often it holds before it has healed; for ever, if left out"
+    )
+
+    @property
+    def lasts_s(self) -> float | None:
+        """How long it is until it has held for the last time."""
+        if self.count is None:
+            return None
+        return self.count * (self.down_s + self.up_s) - self.up_s
+
+    def at(self, elapsed_s: float) -> tuple[bool, float]:
+        """Tell whether it holds after so long, and how long that stays so."""
+        into_s = elapsed_s % (self.down_s + self.up_s)
+        if into_s < self.down_s:
+            return True, self.down_s - into_s
+        return False, self.down_s + self.up_s - into_s
+
+
 class Fault(_Told):
     """Something that was broken on purpose, from before it is until after it is no more."""
 
@@ -178,6 +206,15 @@ class Fault(_Told):
     before: list[FaultWay] = Field(
         default=[], description="those of its ways that were not as they should be already"
     )
+    joining: list[FaultWay] = Field(
+        default=[],
+        description="what it does to the ways of a machine that joins the network later, for which "
+        "* stands",
+    )
+    only_own: bool = Field(
+        default=False, description="of those that join, only its owner's: no others are seen"
+    )
+    flap: Flap | None = Field(default=None, description="that it comes and goes, and how")
     harms: list[FaultHarm] = Field(
         default=[], description="what it does to machines, whatever other faults do"
     )

@@ -6,6 +6,7 @@ the front ends; below, the ledger, the networks and the machines of this host.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -17,19 +18,32 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.faults import grudges
 from microvm_orchestrator.faults.plans import (
     Plan,
+    flapping,
     harming,
     impairing,
     impairment_of,
     link_down,
     nameless,
     partition,
+    single,
 )
 from microvm_orchestrator.model.access import Role
-from microvm_orchestrator.model.fault import Fault, FaultKind, Harm, LossBursts, Meets, Share
+from microvm_orchestrator.model.fault import (
+    Fault,
+    FaultKind,
+    FaultState,
+    Flap,
+    Harm,
+    LossBursts,
+    Meets,
+    Phase,
+    Share,
+)
 from microvm_orchestrator.model.fault import Seconds as UpToAnHour
 from microvm_orchestrator.model.records import Actor
-from microvm_orchestrator.model.values import Seconds
+from microvm_orchestrator.model.values import Key, Seconds
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
+from microvm_orchestrator.service.idempotency import id_for
 from microvm_orchestrator.service.service import Service, actor
 
 T = TypeVar("T", int, float)
@@ -148,8 +162,22 @@ class InjectFault(Request):
     memory_mib: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="of memory: how much of the guest's is taken"
     )
+    down_s: Phase | None = Field(
+        default=None, description="of flap: how long the link is down at a time, first at once"
+    )
+    up_s: Phase | None = Field(default=None, description="of flap: how long it is up in between")
+    count: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="of flap: how often the link is down before the fault has healed; for ever, if "
+        "left out",
+    )
     ttl_s: Annotated[Seconds, Field(gt=0)] | None = Field(
-        default=None, description="after which it heals by itself"
+        default=None, description="after which it heals by itself, unless it is renewed"
+    )
+    idempotency_key: Key | None = Field(
+        default=None,
+        description="the same request with the same key breaks it once, and answers with the fault "
+        "as it stands",
     )
     label: Named | None = Field(
         default=None,
@@ -161,6 +189,14 @@ class NamedFault(Request):
     """A fault."""
 
     fault_id: Named
+
+
+class RenewFault(NamedFault):
+    """How long a fault is to last."""
+
+    ttl_s: Annotated[Seconds, Field(gt=0)] = Field(
+        description="from now on, after which it heals by itself"
+    )
 
 
 class HealFaults(Request):
@@ -200,8 +236,30 @@ async def fault_inject(service: Service, caller: Caller, request: InjectFault) -
     nothing.
     """
     by = actor(caller, "fault_inject")
+    ledger = service.host.faults
+    fault_id = id_for("fault", by.name, request.idempotency_key)
+    if request.idempotency_key is not None:
+        with contextlib.suppress(errors.NotFound):
+            return _same(await ledger.get(fault_id, by), request)
+    return await ledger.inject(await _plan(service, request, by), by, fault_id=fault_id)
+
+
+def _same(fault: Fault, request: InjectFault) -> Fault:
+    """Raises: KeyReused, and FaultUnverified where it came to nothing."""
+    if fault.parameters != asked(request):
+        raise errors.KeyReused(f"this key made fault {fault.fault_id}, which is another one")
+    if fault.state is FaultState.FAILED:
+        raise errors.FaultUnverified(
+            f"fault {fault.fault_id} came to nothing: {fault.reason}",
+            hint="another key tries it again",
+        )
+    return fault
+
+
+async def _plan(service: Service, request: InjectFault, by: Actor) -> Plan:
+    """Work out what is asked for, by the names of this host."""
     if request.kind.of_machines:
-        return await service.host.faults.inject(await _harming(service, request, by), by)
+        return await _harming(service, request, by)
     if request.network is None:
         raise errors.InvalidInput(f"{request.kind} takes a network")
     network = await service.host.networks.get(request.network, by)
@@ -210,7 +268,7 @@ async def fault_inject(service: Service, caller: Caller, request: InjectFault) -
         for machine in await service.host.networks.members(network)
         if by.sees_of(machine.owner)
     }
-    return await service.host.faults.inject(plan_of(request, network.network_id, members), by)
+    return plan_of(request, network.network_id, members)
 
 
 @declare("fault_get", "GET /v1/faults/{fault_id}", role=Role.VIEWER, effect=Effect.READ)
@@ -233,6 +291,17 @@ async def fault_list(service: Service, caller: Caller, request: FaultFilter) -> 
             and (machine_id is None or machine_id in fault.machines)
         ]
     )
+
+
+@declare("fault_renew", "POST /v1/faults/{fault_id}/renew", role=Role.OPERATOR)
+async def fault_renew(service: Service, caller: Caller, request: RenewFault) -> Fault:
+    """Let a fault last for some more time, from now on, before it heals by itself.
+
+    Whoever breaks something for as long as they live gives it a short time and renews that: when
+    they are gone, it heals.
+    """
+    by = actor(caller, "fault_renew")
+    return await service.host.faults.renew(request.fault_id, request.ttl_s, by)
 
 
 @declare("fault_heal", "POST /v1/faults/{fault_id}/heal", role=Role.OPERATOR, idempotent=True)
@@ -305,7 +374,7 @@ def _said(request: InjectFault, name: str, value: T | None) -> T:
 
 def asked(request: InjectFault) -> dict[str, JsonValue]:
     """Give what somebody has said, to be told again."""
-    return request.model_dump(mode="json", exclude_defaults=True)
+    return request.model_dump(mode="json", exclude_defaults=True, exclude={"idempotency_key"})
 
 
 def plan_of(request: InjectFault, network_id: str, members: Mapping[str, str]) -> Plan:
@@ -334,11 +403,20 @@ def plan_of(request: InjectFault, network_id: str, members: Mapping[str, str]) -
 
     match request.kind:
         case FaultKind.PARTITION:
-            plan = partition(network_id, _grudge(request, order, find, the_machine))
+            if request.shape is Shape.SINGLE:
+                plan = single(network_id, the_machine(), order)
+            else:
+                plan = partition(network_id, _grudge(request, order, find))
         case FaultKind.LINK_DOWN:
             plan = link_down(network_id, the_machine(), order)
         case FaultKind.DNS:
-            plan = nameless(network_id, the_machine(), the_targets(the_machine()))
+            source = the_machine()
+            plan = nameless(network_id, source, the_targets(source), all_others=not request.targets)
+        case FaultKind.FLAP:
+            if request.down_s is None or request.up_s is None:
+                raise errors.InvalidInput("flap takes a down_s and an up_s")
+            flap = Flap(down_s=request.down_s, up_s=request.up_s, count=request.count)
+            plan = flapping(network_id, the_machine(), order, flap)
         case FaultKind.IMPAIR:
             source = the_machine()
             plan = impairing(
@@ -348,6 +426,7 @@ def plan_of(request: InjectFault, network_id: str, members: Mapping[str, str]) -
                 impairment_of(_meets(request)),
                 seed=request.seed,
                 names=members,
+                all_others=not request.targets,
             )
         case _:
             raise errors.InvalidInput(f"{request.kind} is about no network")
@@ -358,7 +437,6 @@ def _grudge(
     request: InjectFault,
     order: Sequence[str],
     find: Callable[[str], str],
-    the_machine: Callable[[], str],
 ) -> grudges.Grudge:
     groups = [[find(each) for each in group] for group in request.groups]
     if request.shuffle is not None:
@@ -374,8 +452,6 @@ def _grudge(
             return grudges.one_way(*groups)
         case Shape.HALVES:
             return grudges.halves(order)
-        case Shape.SINGLE:
-            return grudges.alone(the_machine(), order)
         case Shape.BRIDGE:
             return grudges.bridged(order)
         case Shape.MAJORITIES_RING:
@@ -383,6 +459,8 @@ def _grudge(
         case Shape.GRUDGES:
             had = {find(deaf): [find(e) for e in said] for deaf, said in request.grudges.items()}
             return grudges.arbitrary(had, order)
+        case Shape.SINGLE:
+            raise errors.InvalidInput("a single machine is in no group")
 
 
 def _meets(request: InjectFault) -> Meets:
@@ -404,4 +482,11 @@ def _meets(request: InjectFault) -> Meets:
     )
 
 
-CALLS: tuple[Call, ...] = (fault_inject, fault_get, fault_list, fault_heal, fault_heal_all)
+CALLS: tuple[Call, ...] = (
+    fault_inject,
+    fault_get,
+    fault_list,
+    fault_renew,
+    fault_heal,
+    fault_heal_all,
+)

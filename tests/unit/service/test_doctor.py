@@ -75,7 +75,8 @@ async def test_what_faults_can_do_here_is_told_as_it_was_tried_out(tmp_path: Pat
         _, checks = await examine(here)
     assert checks["faults"]["state"] == "ok"
     assert checks["faults"]["found"] == (
-        "userspace networks: bursts, corrupt, cut, delay, duplicate, jitter, loss, rate, reorder"
+        "userspace networks: bursts, corrupt, cut, delay, dns, duplicate, jitter, loss, mtu, rate,"
+        " reorder"
     )
 
 

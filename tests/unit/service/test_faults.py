@@ -86,6 +86,7 @@ def test_questions_for_names_go_nowhere_or_not_to_those_who_are_named() -> None:
         ({"kind": "partition", "shape": "one_way", "groups": [["a"]]}, "two groups"),
         ({"kind": "partition", "shape": "single"}, "takes a machine"),
         ({"kind": "impair", "loss": 0.1}, "takes a machine"),
+        ({"kind": "flap", "machine": "a", "down_s": 1}, "an up_s"),
         ({"kind": "impair", "machine": "a"}, "change something"),
         ({"kind": "impair", "machine": "a", "mtu": 67}, "68 to 65535"),
         ({"kind": "impair", "machine": "a", "bursts": [0.1]}, "bursts take"),
@@ -135,6 +136,36 @@ async def test_faults_are_listed_while_they_hold_and_over_a_restart(tmp_path: Pa
         assert await here.ask("fault_heal_all", network="lan") == {"healed": 1}
         assert (await here.ask("fault_list"))["items"] == []
         assert len((await here.ask("fault_list", ended=True))["items"]) == 2
+
+
+async def test_a_key_breaks_something_once_and_nothing_else(tmp_path: Path) -> None:
+    down = {"network": "lan", "kind": "link_down", "machine": "b", "idempotency_key": "once"}
+    async with house(tmp_path) as here:
+        await in_lan(here)
+        fault = await here.ask("fault_inject", **down)
+        assert await here.ask("fault_inject", **down) == fault
+        with pytest.raises(errors.KeyReused, match="another one"):
+            await here.ask("fault_inject", **{**down, "machine": "a"})
+        healed = await here.ask("fault_heal", fault_id=fault["fault_id"])
+        assert await here.ask("fault_inject", **down) == healed
+        assert len((await here.ask("fault_list", ended=True))["items"]) == 1
+
+
+async def test_a_machine_that_is_defined_later_finds_a_link_that_is_down(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await in_lan(here)
+        fault = await here.ask("fault_inject", network="lan", kind="link_down", machine="b")
+        apart = await here.ask("fault_inject", network="lan", kind="partition", shape="halves")
+        late = await here.ask("machine_define", name="late", networks=["lan"])
+        await here.ask("machine_define", name="elsewhere")
+        now = await here.ask("fault_get", fault_id=fault["fault_id"])
+        assert len(now["ways"]) == len(fault["ways"]) + 2
+        assert late["machine_id"] in now["machines"]
+        assert await here.ask("fault_get", fault_id=apart["fault_id"]) == apart
+    async with house(tmp_path) as here:
+        assert await here.ask("fault_get", fault_id=fault["fault_id"]) == now
+        renewed = await here.ask("fault_renew", fault_id=fault["fault_id"], ttl_s=60)
+        assert renewed["heals_at"] is not None
 
 
 async def test_a_network_that_is_removed_takes_its_faults_along(tmp_path: Path) -> None:
