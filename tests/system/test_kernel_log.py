@@ -16,7 +16,7 @@ from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machine.shell import Command
 from microvm_orchestrator.machines import Machines, Wish
-from microvm_orchestrator.model.kernel_log import KernelNews, KernelReport, Since, Source, Trouble
+from microvm_orchestrator.model.kernel_log import KernelNews, News, Since, Source, Trouble
 from microvm_orchestrator.model.machine import Machine, MachineState
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.slots import Capacity, Slots
@@ -63,20 +63,23 @@ async def house_in(folder: Path) -> AsyncGenerator[House]:
 
 
 @asynccontextmanager
-async def heard(house: House, box: Machine) -> AsyncGenerator[AsyncIterator[KernelReport]]:
-    """Give the reports of a machine from now on."""
-    send, receive = anyio.create_memory_object_stream[KernelReport](100)
-
-    async def hear(news: KernelNews) -> None:
-        if news.report is not None:
-            await send.send(news.report)
-
+async def heard(house: House, box: Machine) -> AsyncGenerator[AsyncIterator[KernelNews]]:
+    """Give what is told of a machine from now on."""
+    send, receive = anyio.create_memory_object_stream[KernelNews](100)
     start = await house.logs.begin(box)
     with send, receive:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(house.logs.follow, box.machine_id, start, hear)
+            tasks.start_soon(house.logs.follow, box.machine_id, start, send.send)
             yield receive
             tasks.cancel_scope.cancel()
+
+
+async def trouble(news: AsyncIterator[KernelNews]) -> Trouble:
+    """Read on to the next report."""
+    async for each in news:
+        if each.report is not None:
+            return each.report.trouble
+    raise AssertionError("nothing more is told")
 
 
 async def test_a_kernel_is_marked_read_and_watched_and_heard_when_it_dies(tmp_path: Path) -> None:
@@ -112,12 +115,12 @@ async def test_a_kernel_is_marked_read_and_watched_and_heard_when_it_dies(tmp_pa
                 assert [report.trouble for report in eaten.reports] == [Trouble.OOM]
                 assert (eaten.reports[0].process or "").startswith("python3/")
 
-                reports = [(await anext(news)).trouble]
+                reports = [await trouble(news)]
 
                 # A kernel that dies tells so itself, and whoever watches it hears the end.
                 with pytest.raises(errors.OrchestratorError):
                     await house.run("sh", "-c", "echo c > /proc/sysrq-trigger")
-                reports.append((await anext(news)).trouble)
+                reports.append(await trouble(news))
                 assert reports == [Trouble.OOM, Trouble.PANIC]
             await house.until(MachineState.CRASHED)
             # A console does not tell who wrote to it: what was forged stands before what is true.
@@ -149,6 +152,18 @@ async def test_a_kernel_is_marked_read_and_watched_and_heard_when_it_dies(tmp_pa
             log = await logs.collect(box, third.mark)
             assert [line.text for line in log.lines] == ["two"]
             assert (log.since, log.lines[0].seq) == (Since.MARK, None)
+            async with heard(house, box) as news:
+                await house.run("sh", "-c", "echo '<12>three' > /dev/kmsg")
+                while (line := (await anext(news)).line) is None or line.text != "three":
+                    pass
+                # One that stands still is told so, and that it goes on.
+                await machines.pause("box", SYSTEM)
+                still = await anext(news)
+                assert (still.what, still.state, still.answers, still.reason) == (
+                    *(News.NODE, MachineState.PAUSED, False, "it is paused"),
+                )
+                await machines.resume("box", SYSTEM)
+                assert ((again := await anext(news)).what, again.answers) == (News.NODE, True)
             await house.run("dmesg", "-c")
             log = await logs.collect(box, third.mark)
             assert (log.since, log.cut, log.lines) == (Since.LOST, True, ())

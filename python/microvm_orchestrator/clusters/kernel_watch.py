@@ -192,9 +192,10 @@ class KernelWatch:
                 running = self._machines.live(self._machine)
                 if running.state is MachineState.PAUSED:
                     why = "it is paused"
-                with anyio.move_on_after(_SILENT_S):
-                    await (await running.reached()).ping()
-                    why = ""
+                else:
+                    with anyio.move_on_after(_SILENT_S):
+                        await (await running.reached()).ping()
+                        why = ""
             except errors.StateForbids:
                 return
             except errors.OrchestratorError as error:
