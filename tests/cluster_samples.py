@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+TREE = "0f" * 32
+
 SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "cluster_define": (["--file", "@trio.yaml"], {"topology": "cluster_name: trio\n"}),
     "cluster_schema": ([], {}),
@@ -75,5 +77,58 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "node_crash": (
         ["trio", "n1", "--no-restart", "--wait-s", "0"],
         {"cluster": "trio", "node": "n1", "restart": False, "wait_s": 0.0},
+    ),
+    "cluster_artifact_sync": (
+        ["trio", TREE, "--node", "n1", "--dest-base", "/srv/a", "--force", "--wait-s", "0"],
+        {
+            "cluster": "trio",
+            "artifact_id": TREE,
+            "nodes": ["n1"],
+            "dest_base": "/srv/a",
+            "force": True,
+            "wait_s": 0.0,
+        },
+    ),
+    "cluster_artifact_install": (
+        [
+            *("trio", TREE, "--node", "n1", "--node", "n2", "--dest-base", "/srv/a", "--load"),
+            *("--mode", "modprobe_path", "--timeout-s", "9", "--wait-s", "0"),
+        ],
+        {
+            "cluster": "trio",
+            "artifact_id": TREE,
+            "nodes": ["n1", "n2"],
+            "dest_base": "/srv/a",
+            "mode": "modprobe_path",
+            "load": True,
+            "timeout_s": 9.0,
+            "wait_s": 0.0,
+        },
+    ),
+    "node_source_sync": (
+        ["trio", "n1", "/srv/driver", "/srv/there", "--wait-s", "0"],
+        {
+            "cluster": "trio",
+            "node": "n1",
+            "local_path": "/srv/driver",
+            "remote_path": "/srv/there",
+            "wait_s": 0.0,
+        },
+    ),
+    "node_source_build": (
+        [
+            *("trio", "n1", "/srv/there", "make all", "--binary", "out/x.ko", "--env", "A=1"),
+            *("--timeout-s", "9", "--wait-s", "0"),
+        ],
+        {
+            "cluster": "trio",
+            "node": "n1",
+            "path": "/srv/there",
+            "command": "make all",
+            "binary": "out/x.ko",
+            "env": {"A": "1"},
+            "timeout_s": 9.0,
+            "wait_s": 0.0,
+        },
     ),
 }

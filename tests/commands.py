@@ -21,6 +21,8 @@ SPOKEN = {
     "kernel_log_events": ("kernel-log", "events"),
     "node_exec_all": ("node", "exec-all"),
     "fault_heal_all": ("fault", "heal-all"),
+    **{f"cluster_artifact_{verb}": ("cluster", f"artifact-{verb}") for verb in ("sync", "install")},
+    **{f"node_source_{verb}": ("node", f"source-{verb}") for verb in ("sync", "build")},
     **{
         f"fault_campaign_{verb}": ("fault", f"campaign-{verb}")
         for verb in ("get", "list", "cancel")

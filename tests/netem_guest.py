@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,11 +71,22 @@ async def lay_out(folder: Path) -> None:
 
 async def _modules(folder: Path) -> None:
     """Write the modules in the order that they can be loaded in."""
+    found = await kernel_modules(MODULES, folder.with_name("scratch"))
+
+    def write() -> None:
+        folder.mkdir()
+        for number, module in enumerate(found):
+            (folder / f"{number:02}-{module.name}.ko").write_bytes(module.data)
+
+    await anyio.to_thread.run_sync(write)
+
+
+async def kernel_modules(names: Sequence[str], scratch: Path) -> list[kernel.Module]:
+    """Read modules of the guest's kernel and those they need, in an order they can be loaded in."""
     index = await packages.open_index(CACHE / "build" / "apt", silent)
     named = await index.resolve([KERNEL])
     wanted = {name: each for name, each in named.items() if name.startswith("linux-image-6")}
     found = await index.describe(wanted)
-    scratch = folder.with_name("scratch")
     await anyio.Path(scratch).mkdir(parents=True)
     trees = await unpack(
         [(package, kernel.is_wanted) for package in found],
@@ -83,13 +95,12 @@ async def _modules(folder: Path) -> None:
         silent,
     )
 
-    def write() -> None:
-        folder.mkdir()
-        for number, module in enumerate(kernel.read_kernel(merged(trees)).modules(MODULES)):
-            (folder / f"{number:02}-{module.name}.ko").write_bytes(module.data)
+    def read() -> list[kernel.Module]:
+        modules = kernel.read_kernel(merged(trees)).modules(names)
         shutil.rmtree(scratch)
+        return modules
 
-    await anyio.to_thread.run_sync(write)
+    return await anyio.to_thread.run_sync(read)
 
 
 def _libraries(folder: Path) -> None:

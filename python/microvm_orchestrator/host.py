@@ -242,6 +242,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             machines,
             snapshots,
             networks,
+            trees,
             image_of=image_of,
             forget=forget,
             before_end=[heal],

@@ -58,6 +58,12 @@ def do_all(ledger: Ledger) -> None:
     act("cluster_snapshot_create", cluster, **here, snapshot="s")
     act("cluster_snapshot_revert", cluster, **here, snapshot="s")
     act("cluster_snapshot_branch", cluster, **here, snapshot="s", name="copy")
+    act("cluster_artifact_sync", cluster, **here, artifact_id=tree)
+    # Begun, though it has no modules.
+    act("cluster_artifact_install", cluster, **here, artifact_id=tree)
+    there = str(ledger.world.daemon.state_dir / "there")
+    act("node_source_sync", node, **here, node="one", local_path=path, remote_path=there)
+    act("node_source_build", node, **here, node="one", path=there, command="true")
     act("artifact_remove", tree, artifact_id=tree)
     act("cluster_stop", cluster, **here)
     act("cluster_snapshot_delete", f"{cluster}.s", **here, snapshot="s")

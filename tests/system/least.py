@@ -1,6 +1,8 @@
-"""The least role of each call."""
+"""The least role of each call, and what a call needs beside the name of what it is about."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from microvm_orchestrator.model.access import Role
 
@@ -34,11 +36,34 @@ LEAST = {
         image_build image_verify image_remove operation_cancel cache_remove doctor_run
         cluster_define cluster_start cluster_stop cluster_destroy node_exec node_exec_all node_crash
         cluster_snapshot_create cluster_snapshot_revert cluster_snapshot_delete
-        cluster_snapshot_branch
+        cluster_snapshot_branch cluster_artifact_sync cluster_artifact_install node_source_build
         forward_add forward_remove network_create network_remove fault_inject fault_renew
         fault_heal fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
         run_approve run_reject run_merge merge_resolve""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove
-        repo_add repo_update repo_remove artifact_register artifact_remove""",
+        repo_add repo_update repo_remove artifact_register artifact_remove
+        node_source_sync""",
+}
+
+# Requests that name nothing red may know of, beside the one that does.
+BESIDE: dict[str, dict[str, Any]] = {
+    "machine_exec": {"argv": ["true"]},
+    "file_put": {"path": "/tmp/x", "content": "x"},
+    "file_get": {"path": "/tmp/x"},
+    "forward_add": {"guest": "80"},
+    "exec_input": {"data": "x"},
+    "node_exec": {"node": "one", "argv": ["true"]},
+    "node_exec_all": {"argv": ["true"]},
+    "node_crash": {"node": "one"},
+    "cluster_snapshot_create": {"snapshot": "s"},
+    "cluster_snapshot_revert": {"snapshot": "s"},
+    "cluster_snapshot_delete": {"snapshot": "s"},
+    "cluster_snapshot_branch": {"snapshot": "s", "name": "copy"},
+    "exec_signal": {"signal": "KILL"},
+    "artifact_diff": {"other": "0f" * 32},
+    "cluster_artifact_sync": {"cluster": "x", "artifact_id": "0f" * 32},
+    "cluster_artifact_install": {"cluster": "x", "artifact_id": "0f" * 32},
+    "node_source_sync": {"node": "one", "local_path": "/tmp", "remote_path": "/tmp/x"},
+    "node_source_build": {"node": "one", "path": "/tmp/x", "command": "true"},
 }

@@ -23,7 +23,7 @@ from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.service.calls import Effect
 from microvm_orchestrator.service.table import CALLS
 from system import cluster_deeds, doors
-from system.least import LEAST
+from system.least import BESIDE, LEAST
 from system.world import SLOTS, World, world_in
 
 if TYPE_CHECKING:
@@ -324,25 +324,6 @@ def test_whoever_sees_red_reads_nothing_of_blue(world: World) -> None:
     assert '"blue"' in json.dumps(world.ask("task_list", limit=200))
 
 
-# Requests that name nothing red may know of, beside the one that does.
-BESIDE: dict[str, dict[str, Any]] = {
-    "machine_exec": {"argv": ["true"]},
-    "file_put": {"path": "/tmp/x", "content": "x"},
-    "file_get": {"path": "/tmp/x"},
-    "forward_add": {"guest": "80"},
-    "exec_input": {"data": "x"},
-    "node_exec": {"node": "one", "argv": ["true"]},
-    "node_exec_all": {"argv": ["true"]},
-    "node_crash": {"node": "one"},
-    "cluster_snapshot_create": {"snapshot": "s"},
-    "cluster_snapshot_revert": {"snapshot": "s"},
-    "cluster_snapshot_delete": {"snapshot": "s"},
-    "cluster_snapshot_branch": {"snapshot": "s", "name": "copy"},
-    "exec_signal": {"signal": "KILL"},
-    "artifact_diff": {"other": "0f" * 32},
-}
-
-
 def test_whoever_sees_only_its_own_neither_sees_nor_touches_the_machines_of_others(
     world: World,
 ) -> None:
@@ -378,7 +359,7 @@ def test_whoever_sees_only_its_own_neither_sees_nor_touches_the_machines_of_othe
             if not call.request.model_fields[field_].is_required():
                 continue
             for name in named[field_]:
-                given = json.dumps({field_: name, **BESIDE.get(call.name, {})}).encode()
+                given = json.dumps({**BESIDE.get(call.name, {}), field_: name}).encode()
                 reply = doors.rest(world.place, world.tokens["red"], call.name, given)
                 code = "denied" if call.role is Role.ADMIN else "not-found"
                 assert reply.code == code, (call.name, reply)

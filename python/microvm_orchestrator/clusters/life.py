@@ -6,6 +6,7 @@ kept as they have come to be. Above are the services; below, the machines.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from functools import partial
@@ -16,6 +17,7 @@ from microvm_orchestrator import errors, log
 from microvm_orchestrator.clusters import names as naming
 from microvm_orchestrator.clusters.clusters import Parts
 from microvm_orchestrator.clusters.each import each, reason
+from microvm_orchestrator.clusters.inside import UNTOLD, Inside, look_inside
 from microvm_orchestrator.clusters.records import acting, node_of
 from microvm_orchestrator.model.cluster import (
     Cluster,
@@ -74,12 +76,14 @@ class ClusterLife:
         """Look at a node. Raises: NotFound."""
         node = node_of(cluster, name)
         machine = await self._machine(cluster, node)
-        trip_s, why = None, node.reason
+        trip_s, why, told = None, node.reason, UNTOLD
         if machine is not None:
             why = machine.reason
             if machine.state is MachineState.RUNNING:
                 bound_s = min(LOOK_S, cluster.topology.ssh.connect_timeout_s)
                 trip_s, why = await self._trip(machine, bound_s)
+                if trip_s is not None:
+                    told = await self._told_inside(machine, bound_s)
         elif not why:
             why = f"its machine {node.machine_id} was deleted; cluster_define makes it again"
         return NodeStatus(
@@ -92,6 +96,8 @@ class ClusterLife:
             addresses=addresses(cluster, machine),
             reachable=trip_s is not None,
             round_trip_s=trip_s,
+            artifact_id_installed=told.artifact_id,
+            loaded_modules=None if told.modules is None else list(told.modules),
         )
 
     async def alive(self, cluster: Cluster, name: str) -> Machine:
@@ -118,6 +124,12 @@ class ClusterLife:
             return None, f"its guest did not answer within {bound_s:g} s"
         except errors.OrchestratorError as error:
             return None, reason(error)
+
+    async def _told_inside(self, machine: Machine, bound_s: float) -> Inside:
+        with contextlib.suppress(TimeoutError, errors.OrchestratorError):
+            with anyio.fail_after(bound_s):
+                return await look_inside(await self._machines.live(machine).reached())
+        return UNTOLD
 
     async def _machine(self, cluster: Cluster, node: Node) -> Machine | None:
         try:

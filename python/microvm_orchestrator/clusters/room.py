@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from microvm_orchestrator.artifact_trees import ArtifactTrees
+from microvm_orchestrator.clusters.artifacts import ClusterArtifacts
 from microvm_orchestrator.clusters.clusters import BeforeEnd, Clusters, ImageOf, Parts
 from microvm_orchestrator.clusters.life import ClusterLife
 from microvm_orchestrator.clusters.records import ClusterRecords
@@ -28,6 +30,7 @@ class ClusterRoom:
     life: ClusterLife
     saved: SavedClusters
     snapshots: ClusterSnapshots
+    artifacts: ClusterArtifacts
 
     async def reconcile(self) -> None:
         """Bring to an end what a daemon was in the middle of when it ended."""
@@ -40,6 +43,7 @@ def furnished(
     machines: Machines,
     snapshots: Snapshots,
     networks: Networks,
+    trees: ArtifactTrees,
     *,
     image_of: ImageOf,
     forget: Callable[[str], Awaitable[None]],
@@ -50,4 +54,11 @@ def furnished(
     saved = SavedClusters(store, machines, snapshots)
     parts = Parts(store, records, saved, machines, snapshots, networks, image_of, forget)
     making, life = Clusters(parts, before_end), ClusterLife(parts)
-    return ClusterRoom(records, making, life, saved, ClusterSnapshots(parts, making, life))
+    return ClusterRoom(
+        records,
+        making,
+        life,
+        saved,
+        ClusterSnapshots(parts, making, life),
+        ClusterArtifacts(parts, life, trees),
+    )

@@ -6,9 +6,11 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from microvm_orchestrator.model.artifact_tree import InstallMode
 from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.topology import Backend, Topology
-from microvm_orchestrator.model.values import Moment
+from microvm_orchestrator.model.values import Int, Moment
 
 # The kinds of record clusters and their snapshots are stored as.
 CLUSTER = "cluster"
@@ -82,6 +84,14 @@ class NodeStatus(_Told):
     addresses: dict[str, list[str]] = Field(description="in each network, without prefixes")
     reachable: bool = Field(description="its guest answered just now, over its control channel")
     round_trip_s: float | None = Field(default=None, description="how long the answer took")
+    artifact_id_installed: str | None = Field(
+        default=None,
+        description="what cluster_artifact_install has brought there last, as the guest tells; "
+        "null while it does not, and from the begin of an installation until it has succeeded",
+    )
+    loaded_modules: list[str] | None = Field(
+        default=None, description="of its kernel, as the guest tells; null while it does not"
+    )
 
 
 class ClusterStatus(_Told):
@@ -95,6 +105,42 @@ class ClusterStatus(_Told):
     nodes: list[NodeStatus]
     notes: list[str] = []
     created_at: Moment
+
+
+class ArtifactInNode(_Told):
+    """What came of an artifact in a node."""
+
+    node: str
+    path: str = Field(description="of its folder in the node")
+    seconds: float = 0.0
+    error: TaskError | None = Field(default=None, description="why the node was not dealt with")
+    # Of a sync.
+    sent_files: Int = 0
+    sent_bytes: Int = 0
+    skipped: bool = Field(default=False, description="the node had it already, all of it")
+    # Of an installation.
+    mode: InstallMode | None = None
+    exit_code: Int | None = Field(
+        default=None,
+        description="of what installs; null: it did not exit, or did not begin",
+    )
+    timed_out: bool = False
+    output: str = Field(default="", description="the end of what it said")
+    installed: list[str] = Field(default=[], description="paths of modules that lie there now")
+
+    @property
+    def succeeded(self) -> bool:
+        return self.error is None and (self.mode is None or self.exit_code == 0)
+
+
+class ArtifactInNodes(_Told):
+    """What came of an artifact in several nodes."""
+
+    artifact_id: str
+    cluster: str
+    nodes: dict[str, ArtifactInNode]
+    all_succeeded: bool
+    failed_nodes: list[str]
 
 
 class ClusterSnapshotState(StrEnum):

@@ -135,7 +135,7 @@ async def _send_tree(service: Service, caller: Caller, request: SendTree, talk: 
     machine, running = await service.host.execs.awake(request.machine, by)
     shell = await running.reached()
     await service.store.note(by, machine.machine_id, "ok")
-    async with _halfway(service) as folder:
+    async with halfway(service) as folder:
         await talk.begin({"machine_id": machine.machine_id})
         arrival = Arrival(folder, TreeLimits())
         try:
@@ -186,7 +186,7 @@ def _fields(payload: bytes) -> wire.Fields:
 
 async def _fetch_tree(service: Service, caller: Caller, request: FetchTree, talk: Talk) -> Answer:
     shell = await _shell(service, caller, request, "file_get")
-    async with _halfway(service) as folder:
+    async with halfway(service) as folder:
         limits = TreeLimits(request.max_size, request.max_entries)
         fetched = await shell.get_tree(request.path, folder, limits)
         told: dict[str, object] = {
@@ -241,7 +241,7 @@ def _unexpected(kind: int) -> NoReturn:
 
 
 @asynccontextmanager
-async def _halfway(service: Service) -> AsyncGenerator[Path]:
+async def halfway(service: Service) -> AsyncGenerator[Path]:
     """Hold a folder of the daemon's own, which goes with all it holds.
 
     Raises: NoRoom, Unavailable.

@@ -1,0 +1,189 @@
+"""Builds in the nodes of a cluster: brought there, installed, loaded into real kernels, and built.
+
+All tests here share one cluster of two nodes, and come in the order of a build's life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from machines import LONG_S
+from netem_guest import kernel_modules
+from system.living import Stage, living
+
+BASE = "/opt/vmcluster/artifacts"
+DUO = {"cluster": "duo"}
+TOPOLOGY = """
+cluster_name: duo
+network: {name: lan, subnet: 10.9.0.0/24}
+env: {WHO: env}
+nodes:
+  - {name: n1, memory_mb: 192, ip: 10.9.0.11}
+  - {name: n2, memory_mb: 192, ip: 10.9.0.12}
+"""
+# The first needs the others, which come behind it by name.
+WANTED = "8021q"
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stage]:
+    with living(tmp_path_factory.mktemp("duo") / "s") as stage:
+        stage.ask("cluster_define", topology=TOPOLOGY)
+        stage.done("cluster_start", **DUO)
+        yield stage
+        stage.done("cluster_destroy", **DUO, delete_disks=True)
+
+
+@pytest.fixture(scope="module")
+def modules(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a build of real modules, as they lie in a tree of the kernel's."""
+    folder = tmp_path_factory.mktemp("modules")
+    release = said(stage, "n1", "uname -r").strip()
+    for module in anyio.run(kernel_modules, [WANTED], folder / "scratch"):
+        (folder / f"net {module.name}").mkdir()
+        (folder / f"net {module.name}" / f"{module.name}.ko").write_bytes(module.data)
+    (folder / "include/generated").mkdir(parents=True)
+    named = f'#define UTS_RELEASE "{release}"\n'
+    (folder / "include/generated/utsrelease.h").write_text(named)
+    (folder / "tool").write_text("#!/bin/sh\necho it works\n")
+    (folder / "tool").chmod(0o755)
+    return folder
+
+
+def said(stage: Stage, node: str, script: str) -> str:
+    ran = stage.ask("node_exec", **DUO, node=node, script=script, timeout_s=LONG_S)
+    assert ran["exit_code"] == 0, ran
+    return str(ran["stdout"])
+
+
+def registered(stage: Stage, folder: Path, **more: Any) -> str:
+    return str(stage.done("artifact_register", path=str(folder), **more)["artifact_id"])
+
+
+def nodes(stage: Stage) -> dict[str, Any]:
+    status = stage.ask("cluster_status", **DUO)
+    return {node["name"]: node for node in status["nodes"]}
+
+
+def test_a_build_comes_to_all_nodes_whole_and_only_what_is_new_of_it(
+    stage: Stage, modules: Path
+) -> None:
+    tree = registered(stage, modules)
+    asked = {**DUO, "artifact_id": tree}
+    there = f"{BASE}/{tree.removeprefix('sha256:')}"
+    synced = stage.done("cluster_artifact_sync", **asked)
+    assert synced["all_succeeded"], synced
+    sent = [node["sent_files"] for node in synced["nodes"].values()]
+    assert sent == [stage.ask("artifact_show", artifact_id=tree)["artifact"]["files"]] * 2
+    assert said(stage, "n2", f"{there}/tool") == "it works\n"
+    again = stage.done("cluster_artifact_sync", **asked)
+    assert [node["skipped"] for node in again["nodes"].values()] == [True, True]
+    # What was changed in a node is not what was registered.
+    said(stage, "n1", f"echo more >>{there}/tool; touch {there}/more")
+    refused = stage.done("cluster_artifact_install", **asked, nodes=["n1"])
+    assert refused["nodes"]["n1"]["error"]["code"] == "state-forbids"
+    mended = stage.done("cluster_artifact_sync", **asked)
+    assert [node["skipped"] for node in mended["nodes"].values()] == [False, True]
+    assert said(stage, "n1", f"{there}/tool; ls {there}/more || :") == "it works\n"
+    # The next build shares all but one file with it.
+    (modules / "tool").write_text("#!/bin/sh\necho it works better\n")
+    newer = registered(stage, modules)
+    (modules / "tool").write_text("#!/bin/sh\necho it works\n")
+    brought = stage.done("cluster_artifact_sync", **DUO, artifact_id=newer, nodes=["n1"])
+    assert list(brought["nodes"]) == ["n1"]
+    assert (brought["nodes"]["n1"]["sent_files"], brought["all_succeeded"]) == (1, True)
+    path = brought["nodes"]["n1"]["path"]
+    assert said(stage, "n1", f"{path}/tool; ls -A {BASE} | wc -l") == "it works better\n2\n"
+    diff = stage.ask("artifact_diff", artifact_id=tree, other=newer)
+    assert (diff["changed"], diff["changed_modules"]) == (["tool"], [])
+
+
+def test_modules_are_installed_and_loaded_and_the_status_tells_of_them(
+    stage: Stage, modules: Path
+) -> None:
+    tree = registered(stage, modules)
+    asked = {**DUO, "artifact_id": tree}
+    assert not any(node["artifact_id_installed"] for node in nodes(stage).values())
+    for _ in range(2):  # the second time they are taken out first
+        done = stage.done("cluster_artifact_install", **asked, load=True)
+        assert done["all_succeeded"], done
+        assert any(path.endswith(f"/{WANTED}.ko") for path in done["nodes"]["n2"]["installed"])
+    for node in nodes(stage).values():
+        assert node["artifact_id_installed"] == tree
+        assert WANTED in node["loaded_modules"]
+    assert said(stage, "n2", f"ls -d /sys/module/{WANTED}").strip() == f"/sys/module/{WANTED}"
+    nothing = stage.refusal("cluster_artifact_install", **asked, mode="deb")
+    assert nothing == "invalid-input"
+    assert nodes(stage)["n1"]["artifact_id_installed"] == tree
+
+
+def test_an_installation_that_fails_says_why_and_counts_as_none(
+    stage: Stage, tmp_path: Path
+) -> None:
+    (tmp_path / "Makefile").write_text("install:\n")
+    tree = registered(stage, tmp_path, build_type="make_install")
+    asked = {**DUO, "artifact_id": tree, "nodes": ["n1"]}
+    stage.done("cluster_artifact_sync", **asked)
+    failed = stage.done("cluster_artifact_install", **asked)
+    told = failed["nodes"]["n1"]
+    # This guest has no make.
+    assert (told["exit_code"], failed["failed_nodes"]) == (127, ["n1"])
+    assert "make" in told["output"]
+    assert nodes(stage)["n1"]["artifact_id_installed"] is None
+    # Where there is one it runs in a copy.
+    make = "#!/bin/sh\necho made by $1 >/tmp/made; touch built; sleep ${2:-0}\n"
+    said(stage, "n1", f"printf '{make}' >/usr/local/bin/make; chmod 755 /usr/local/bin/make")
+    done = stage.done("cluster_artifact_install", **asked)
+    assert done["all_succeeded"], done
+    assert said(stage, "n1", "cat /tmp/made") == "made by install\n"
+    assert said(stage, "n1", f"ls {told['path']}") == "Makefile\n"
+    assert nodes(stage)["n1"]["artifact_id_installed"] == tree
+    said(stage, "n1", "printf '#!/bin/sh\\necho begun; sleep 4321' >/usr/local/bin/make")
+    late = stage.done("cluster_artifact_install", **asked, timeout_s=1.0)["nodes"]["n1"]
+    assert (late["timed_out"], late["exit_code"], late["output"]) == (True, None, "begun\n")
+    assert nodes(stage)["n1"]["artifact_id_installed"] is None
+
+
+def test_sources_come_to_a_node_and_are_built_with_what_the_compiler_says(
+    stage: Stage, tmp_path: Path
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.c").write_text("int x\n")
+    (tmp_path / "build.sh").write_text("echo a.c:1:6: error: expected >&2; exit 2\n")
+    asked = {**DUO, "node": "n2", "local_path": str(tmp_path), "remote_path": "/srv/src"}
+    assert stage.done("node_source_sync", **asked)["sent_files"] == 2
+    said(stage, "n2", "touch /srv/src/made")
+    assert stage.done("node_source_sync", **asked)["skipped"] is True
+    build = {**DUO, "node": "n2", "path": "/srv/src", "command": "sh build.sh", "binary": "out"}
+    failed = stage.done("node_source_build", **build)
+    assert (failed["exit_code"], failed["errors"], failed["binary"]) == (2, 1, None)
+    [complaint] = failed["diagnostics"]
+    assert (complaint["file"], complaint["line"], complaint["column"]) == ("a.c", 1, 6)
+    (tmp_path / "build.sh").write_text('echo "$WHO" | tee out\n')
+    assert stage.done("node_source_sync", **asked)["sent_files"] == 1
+    built = stage.done("node_source_build", **build)
+    assert (built["exit_code"], built["output"], built["binary_size"]) == (0, "env", 4)
+    digest = said(stage, "n2", "sha256sum /srv/src/out; ls /srv/src").split()
+    assert built["binary"] == f"sha256:{digest[0]}"
+    assert digest[2:] == ["build.sh", "made", "out", "sub"]
+
+
+def test_a_node_that_is_down_is_named_and_the_others_are_served(
+    stage: Stage, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_text("x")
+    tree = registered(stage, tmp_path)
+    stage.done("node_crash", **DUO, node="n2", restart=False)
+    synced = stage.done("cluster_artifact_sync", **DUO, artifact_id=tree)
+    assert (synced["failed_nodes"], synced["all_succeeded"]) == (["n2"], False)
+    assert synced["nodes"]["n2"]["error"]["code"] == "machine-unreachable"
+    assert synced["nodes"]["n1"]["sent_files"] == 1
+    down = nodes(stage)["n2"]
+    assert (down["artifact_id_installed"], down["loaded_modules"]) == (None, None)
+    build = {**DUO, "node": "n2", "path": "/srv", "command": "true"}
+    assert stage.refusal("node_source_build", **build) == "machine-unreachable"
