@@ -1,6 +1,6 @@
 # Every target makes the environment first; a second time that costs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help setup judges peers demo test lint format docs docs-check bench chaos lock
+.PHONY: help setup judges peers demo demo-cluster test lint format docs docs-check bench chaos lock
 
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
@@ -36,6 +36,9 @@ demo: setup ## three tasks in machines, merged; then a machine and its branches;
 	@$(PY) tests/demo_machines.py
 	@echo
 	@$(PY) tests/demo_graph.py
+
+demo-cluster: setup ## three machines in a network, broken, healed, and put back to where they were
+	@$(PY) tests/demo_cluster.py
 
 # Each file of tests has one process to itself, so what they share they share as before.
 test: lint docs-check peers ## everything CI runs
