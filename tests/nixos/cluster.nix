@@ -114,7 +114,7 @@
             assert told["Seccomp"] == "2"
 
     with subtest("a partition stands in the kernel, and so it does under the next daemon"):
-        parted = ask("fault inject pair.lan partition --group pair.one --group pair.two")
+        parted = ask("fault inject partition --network pair.lan --group pair.one --group pair.two")
         assert parted["state"] == "active", parted
         assert cut_in_the_kernel() == {(one, two), (two, one)}
         assert reached("one", 1) == reached("two", 1) == []
@@ -130,7 +130,7 @@
 
     with subtest("what is slowed down is late by that much, or it is said that it cannot be"):
         usual = min(answers("one", 5))
-        slow = f"fault inject pair.lan impair --machine pair.one --delay-s {DELAY_S}"
+        slow = f"fault inject impair --network pair.lan --machine pair.one --delay-s {DELAY_S}"
         status, said = machine.execute(f"{asked(slow)} 2>&1")
         if status:
             assert "fault-not-offered" in said, said
@@ -145,14 +145,14 @@
     with subtest("what is lost is lost"):
         machine.succeed(asked("fault heal-all"))
         assert kernel() == whole
-        lossy = ask("fault inject pair.lan impair --machine pair.one --target pair.two --loss 0.5")
+        lossy = ask("fault inject impair --network pair.lan --machine pair.one --loss 0.5")
         assert 0 < len(answers("one", 20)) < 20
         assert ask(f"fault heal {lossy['fault_id']}")["state"] == "healed"
         assert len(answers("one", 5)) == 5
         assert kernel() == whole
 
     with subtest("a cluster that is destroyed under a fault leaves nothing"):
-        machine.succeed(asked("fault inject pair.lan link_down --machine pair.one"))
+        machine.succeed(asked("fault inject link_down --network pair.lan --machine pair.one"))
         machine.succeed(asked("cluster destroy pair --delete-disks"))
         assert kernel() == empty
         machine.wait_until_fails(MACHINES)
