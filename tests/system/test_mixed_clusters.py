@@ -11,9 +11,11 @@ import pytest
 import libvirtd
 from clustering import ALICE, House, daemon, unreported
 from machines import LONG_S, Rig, built_image, running_libvirt_rig, sh
+from microvm_orchestrator.clusters.quiet import held_quiet
 from microvm_orchestrator.machine.libvirt.machine import LibvirtMachine
 from microvm_orchestrator.machine.living import LivingMachine
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
+from microvm_orchestrator.machine.shell import Shell
 from microvm_orchestrator.model.cluster import Quiesced
 from microvm_orchestrator.model.records import SYSTEM
 
@@ -36,6 +38,8 @@ nodes:
     extra_disks: [{path: /data/2/log.qcow2, size_gb: 1}]
 """
 NODES = ("theirs", "ours")
+# Half of what a guest stays frozen at most: the script that holds it was ended, and thaws it.
+THAW_S = 30.0
 # The disk is known by its name.
 FIND = """
 for disk in /sys/block/vd*; do
@@ -103,6 +107,20 @@ async def disks_alone(house: House) -> None:
         script = f"test ! -e /tmp/state; {FIND} mount -o ro $device /data; cat /data/state"
         assert await sh(await running(house, node), script) == f"{node}\n"
     await house.whole.delete("mixed", "disks", ALICE)
+    # Who is not there any more to let them go leaves nobody frozen.
+    shells: dict[str, Shell] = {}
+    for node in NODES:
+        machine = await running(house, node)
+        await sh(machine, f"umount /data; {FIND} mount $device /data")
+        shells[node] = machine.shell
+    with anyio.CancelScope() as leaving:
+        async with held_quiet(shells) as quiet:
+            assert quiet == dict.fromkeys(NODES, Quiesced.FROZEN)
+            leaving.cancel()
+            await anyio.sleep_forever()
+    for node in NODES:
+        with anyio.fail_after(THAW_S):
+            await sh(await running(house, node), "echo thawed >/data/state; sync")
 
 
 async def running(house: House, node: str) -> LivingMachine:
