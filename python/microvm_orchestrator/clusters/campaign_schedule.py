@@ -102,6 +102,11 @@ def _impair(luck: Luck, nodes: Sequence[str]) -> Fault:
     return {"machine": luck.one(nodes), **luck.one(harms)(), "seed": luck.word()}
 
 
+def _flap(luck: Luck, nodes: Sequence[str]) -> Fault:
+    phases: Fault = {"down_s": luck.between(0.2, 2), "up_s": luck.between(0.2, 2)}
+    return {"machine": luck.one(nodes), **phases}
+
+
 def _one_node(luck: Luck, nodes: Sequence[str]) -> Fault:
     return {"machine": luck.one(nodes)}
 
@@ -119,6 +124,7 @@ KINDS: Mapping[str, Kind] = {
     "partition": Kind(_partition),
     "impair": Kind(_impair),
     "link_down": Kind(_one_node),
+    "flap": Kind(_flap),
     "dns": Kind(_one_node, usual=False),
     "pause": _alone(lambda _: {}),
     CRASH: _alone(lambda _: {}),

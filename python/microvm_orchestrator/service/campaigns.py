@@ -67,9 +67,9 @@ class RunCampaign(NamedCluster):
     )
     kinds: Annotated[list[Named], Field(max_length=100)] = Field(
         default=[],
-        description="of the faults that are drawn: by default partition, impair, link_down, pause "
-        "and crash, as far as they can be in this cluster; dns, slow_cpu, clock_skew, disk_slow, "
-        "disk_error and memory too where they are named",
+        description="of the faults that are drawn: by default partition, impair, link_down, flap, "
+        "pause and crash, as far as they can be in this cluster; dns, slow_cpu, clock_skew, "
+        "disk_slow, disk_error and memory too where they are named",
     )
     duration_s: ForS = Field(
         default=_USUAL_DURATION_S, description="within which all that is drawn is over"
@@ -247,6 +247,8 @@ def _plan(cluster: Cluster, fault: Mapping[str, JsonValue]) -> Plan:
     request = parse(InjectFault, fault)
     if request.ttl_s is not None:
         raise errors.InvalidInput("for_s tells how long it holds, and not ttl_s")
+    if request.idempotency_key is not None:
+        raise errors.InvalidInput("a fault of a schedule has no idempotency_key")
     if request.kind.of_machines:
         if request.network is not None or request.machine is None:
             raise errors.InvalidInput(f"{request.kind} takes a machine, and no network")

@@ -49,7 +49,7 @@ def test_all_kinds_are_drawn_in_all_their_forms() -> None:
 
 def test_what_needs_more_than_nodes_is_drawn_only_where_it_is_asked_for() -> None:
     usual = {str(each.fault["kind"]) for each in draw("7")}
-    assert usual == {"partition", "impair", "link_down", "pause", "crash"}
+    assert usual == {"partition", "impair", "link_down", "flap", "pause", "crash"}
 
 
 def test_only_the_kinds_that_are_asked_for_are_drawn() -> None:

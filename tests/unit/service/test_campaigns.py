@@ -72,25 +72,28 @@ async def test_a_campaign_by_hand_breaks_heals_and_tells_a_history(tmp_path: Pat
             {"at_s": 0.0, "for_s": 0.2, "fault": APART},
             {"at_s": 0.1, "for_s": 0.2, "fault": LATE},
             {"at_s": 0.4, "for_s": 0.1, "fault": {"kind": "crash", "machine": "n3"}},
+            {"at_s": 0.6, "for_s": 0.1, "fault": {"kind": "pause", "machine": "n1"}},
         ]
         ran = await kept.ask("fault_campaign", cluster="trio", schedule=schedule, wait_s=60.0)
         campaign = ran["result"]
         assert (ran["state"], campaign["state"], campaign["reason"]) == ("succeeded",) * 2 + ("",)
         assert campaign == await kept.ask("fault_campaign_get", campaign_id=ran["target"])
-        assert (campaign["injected"], campaign["crashed"]) == (3, [])
+        assert (campaign["injected"], campaign["crashed"]) == (4, [])
         faults = [await kept.ask("fault_get", fault_id=each) for each in campaign["fault_ids"]]
         assert [(each["kind"], each["state"]) for each in faults] == [
             ("partition", "healed"),
             ("impair", "healed"),
+            ("pause", "healed"),
         ]
         assert {each["campaign_id"] for each in faults} == {ran["target"]}
         # What checkers read: one process, one thing after another.
         told = operations(event_of(json.dumps(each), "the history") for each in campaign["history"])
         assert [(each.process, each.f, each.outcome) for each in told] == [
-            ("nemesis", f, "ok") for f in ("partition", "impair", "heal", "heal", "crash", "heal")
+            ("nemesis", f, "ok")
+            for f in ("partition", "impair", "heal", "heal", "crash", "heal", "pause", "heal")
         ]
         assert all(each.end is not None and each.end >= each.start for each in told)
-        due_ns = (0, 1e8, 2e8, 3e8, 4e8, 5e8)
+        due_ns = (0, 1e8, 2e8, 3e8, 4e8, 5e8, 6e8, 7e8)
         assert all(each.start >= due for each, due in zip(told, due_ns, strict=True))
         status = await kept.ask("cluster_status", cluster="trio")
         assert [node["reachable"] for node in status["nodes"]] == [True] * 3
@@ -154,6 +157,12 @@ async def test_what_cannot_be_injected_is_told_and_the_others_follow(tmp_path: P
         ({"kind": "link_down", "machine": "n9"}, "schedule[0]: no machine n9 in network lan"),
         ({"kind": "flood"}, "schedule[0]: kind"),
         ({**LATE, "network": "wan"}, "schedule[0]: cluster trio has no network wan"),
+        ({"kind": "pause", "machine": "n9"}, "schedule[0]: cluster trio has no node n9"),
+        (
+            {"kind": "pause", "machine": "n1", "network": "lan"},
+            "schedule[0]: pause takes a machine",
+        ),
+        ({**LATE, "idempotency_key": "k"}, "schedule[0]: a fault of a schedule has no"),
         ({**LATE, "ttl_s": 5}, "schedule[0]: for_s tells how long it holds"),
         ({}, "schedule[0]: kind"),
     ],
