@@ -126,6 +126,8 @@ def test_a_disk_for_cloud_init_is_found_by_its_label_and_has_what_it_wants(tmp_p
     assert b'"10.0.0.2/24"' in written
     assert b'"fd00::2/64"' in written
     assert b"#cloud-config\n" in written
+    # With an empty list of keys to make, its whole document is called invalid.
+    assert b"genkeytypes" not in written
     # Read from the folder, as who mounts it does: where each file begins, and how long it is.
     entry = written.index(b"META-DATA;1") - 33
     begins, length = (

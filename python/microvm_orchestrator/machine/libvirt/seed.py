@@ -53,9 +53,9 @@ def _user_data(spec: MachineSpec, user: str, host: KeyPair, client: str) -> Mapp
         "disable_root": user != "root",
         "ssh_pwauth": False,
         "users": [root if user == "root" else ordinary],
-        # No other host key: the one we know is the only one that it can show.
+        # No other host key: the one we know is the only one that it can show. Where keys are given
+        # none are made, and an empty list of those to be made would be no valid document.
         "ssh_deletekeys": True,
-        "ssh_genkeytypes": [],
         "ssh_keys": {"ed25519_private": host.private.decode(), "ed25519_public": host.public},
     }
 
