@@ -5,6 +5,7 @@ All tests here share one cluster of two nodes, and come in the order of a build'
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from machines import LONG_S
 from netem_guest import kernel_modules
+from stdio_client import stdio_client
 from system.living import Stage, living
 
 BASE = "/opt/vmcluster/artifacts"
@@ -171,6 +173,71 @@ def test_sources_come_to_a_node_and_are_built_with_what_the_compiler_says(
     digest = said(stage, "n2", "sha256sum /srv/src/out; ls /srv/src").split()
     assert built["binary"] == f"sha256:{digest[0]}"
     assert digest[2:] == ["build.sh", "made", "out", "sub"]
+
+
+def test_a_client_of_vmcluster_mcp_brings_a_build_to_its_nodes(
+    stage: Stage, modules: Path, tmp_path: Path
+) -> None:
+    with stdio_client(stage.daemon.socket, "vmcluster", {}) as client:
+
+        def told(tool: str, **arguments: Any) -> dict[str, Any]:
+            answer: dict[str, Any] = client.call(tool, **arguments)
+            return answer
+
+        def done(tool: str, **arguments: Any) -> Any:
+            answer = told(tool, **arguments)
+            assert answer["success"], answer
+            return answer["result"]
+
+        def failure(tool: str, **arguments: Any) -> str:
+            return str(told(tool, **arguments)["error"]["code"])
+
+        made = done("artifact_register", source_path=str(modules), metadata={"by": "us"})
+        name = made["artifact_id"]
+        assert (len(name), made["metadata"]) == (64, {"by": "us"})
+        assert made["kernel_version"] == said(stage, "n1", "uname -r").strip()
+        assert name in [each["artifact_id"] for each in done("artifact_list")]
+        (tmp_path / "x.ko").write_text("not a module")
+        other = done("artifact_register", source_path=str(tmp_path))["artifact_id"]
+        differ = done("artifact_diff", artifact_id_a=name, artifact_id_b=other)
+        assert "x.ko" in differ["changed_modules"]
+        there = {"cluster_name": "duo", "artifact_id": name}
+        for node in done("artifact_sync", **there, force=True)["per_node"].values():
+            assert (node["rsync_exit_code"], node["skipped"]) == (0, False)
+            assert node["bytes_transferred"] > 0
+        for node in done("artifact_install", **there)["per_node"].values():
+            assert node["exit_code"] == 0
+            assert any(path.endswith(f"/{WANTED}.ko") for path in node["installed_module_paths"])
+        for node in done("cluster_status", cluster_name="duo")["nodes"]:
+            assert node["artifact_id_installed"] == name
+            assert WANTED in node["loaded_modules"]
+        unknown = {**there, "artifact_id": "0f" * 32}
+        assert failure("artifact_sync", **unknown) == "ARTIFACT_NOT_FOUND"
+        assert failure("artifact_install", **{**there, "artifact_id": other}) == "PARTIAL_FAILURE"
+        node = {"cluster": "duo", "node": "n1"}
+        sources = {**node, "local_path": str(tmp_path), "remote_path": "/srv/driver/"}
+        assert done("source_sync_to_node", **sources)["bytes_transferred"] == 12
+        no_folder = {**sources, "local_path": str(tmp_path / "x.ko")}
+        assert failure("source_sync_to_node", **no_folder) == "LOCAL_PATH_NOT_DIR"
+        build = {
+            **node,
+            "source_path": "/srv/driver",
+            "build_path": "/srv/out",
+            "binary_path": "y.ko",
+            "version": "1",
+        }
+        make = "mkdir -p /srv/out; cp x.ko /srv/out/y.ko"
+        built = done("source_build", **build, build_command=make)
+        assert built == {
+            "name": "y.ko",
+            "version": "1",
+            "build_node": "n1",
+            "path": "/srv/out/y.ko",
+            "hash": hashlib.sha256(b"not a module").hexdigest(),
+        }
+        broken = told("source_build", **build, build_command="echo 'a.c:3: error: no'; exit 1")
+        assert broken["error"]["code"] == "BUILD_FAILED"
+        assert "a.c:3: no" in broken["error"]["message"]
 
 
 def test_a_node_that_is_down_is_named_and_the_others_are_served(

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import anyio
 from pydantic import Field, JsonValue
 
 from microvm_orchestrator.clusters.artifacts import Installation
@@ -114,6 +115,7 @@ class SourceSynced(Answer):
     sent_files: Int
     sent_bytes: Int
     skipped: bool = Field(description="the node had all of it")
+    seconds: float
 
 
 class CompilerDiagnostic(Answer):
@@ -223,6 +225,7 @@ async def node_source_sync(service: Service, caller: Caller, request: SyncSource
     cluster, shell = await _shell(service, caller, request, "node_source_sync")
 
     async def work(report: Report) -> JsonValue:
+        began = anyio.current_time()
         await report(None, "compares")
         brought = await bring_source(
             shell, Path(request.local_path), request.remote_path, partial(halfway, service)
@@ -233,6 +236,7 @@ async def node_source_sync(service: Service, caller: Caller, request: SyncSource
             sent_files=brought.sent_files,
             sent_bytes=brought.sent_bytes,
             skipped=brought.skipped,
+            seconds=anyio.current_time() - began,
         ).model_dump(mode="json")
 
     return await long_call(service, caller, "node_source_sync", cluster, request.wait_s, work)

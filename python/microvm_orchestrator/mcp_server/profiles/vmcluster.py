@@ -1,4 +1,4 @@
-"""The profile `vmcluster`: the tools of vmcluster-mcp about clusters, faults and kernel logs.
+"""The profile `vmcluster`: the tools of vmcluster-mcp.
 
 Names, parameters and the envelope of every answer are that program's: `success`, `result`, `error`
 with a code, a sentence, the node and whether it helps to try again. Below, a module for each of its
@@ -18,6 +18,7 @@ from microvm_orchestrator import errors, log
 from microvm_orchestrator.mcp_server.callers import caller_of
 from microvm_orchestrator.mcp_server.profiles import vmcluster_words as words
 from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
+from microvm_orchestrator.mcp_server.profiles.vmcluster_artifacts import Artifacts
 from microvm_orchestrator.mcp_server.profiles.vmcluster_clusters import Clusters, Failed
 from microvm_orchestrator.mcp_server.profiles.vmcluster_faults import Faults
 from microvm_orchestrator.mcp_server.profiles.vmcluster_kernel import KernelLogs
@@ -47,6 +48,7 @@ _Answer = Callable[["Caller", Any], Awaitable[object]]
 
 def _tools(service: Service) -> dict[str, Offer[_Answer]]:
     clusters, faults, logs = Clusters(service), Faults(service), KernelLogs(service)
+    artifacts = Artifacts(service)
     status = words.ToolResult[words.ClusterStatus]
     return {
         "cluster_define": Offer(
@@ -127,6 +129,48 @@ def _tools(service: Service) -> dict[str, Offer[_Answer]]:
             words.SnapshotAsked,
             clusters.forget,
             words.ToolResult[words.SnapshotDeleted],
+        ),
+        "artifact_register": Offer(
+            "Register a local build tree and get a content-addressed artifact id.",
+            words.RegisterAsked,
+            artifacts.register,
+            words.ToolResult[words.BuildArtifact],
+        ),
+        "artifact_list": Offer(
+            "List registered artifacts.",
+            words.NothingAsked,
+            artifacts.listed,
+            words.ToolResult[list[words.BuildArtifact]],
+        ),
+        "artifact_diff": Offer(
+            "Diff modules and binaries of two artifacts, as they were registered.",
+            words.DiffAsked,
+            artifacts.diff,
+            words.ToolResult[words.ArtifactDiff],
+        ),
+        "artifact_sync": Offer(
+            "Bring an artifact to nodes, and see that all of it is there.",
+            words.SyncAsked,
+            artifacts.sync,
+            words.ToolResult[words.SyncStatus],
+        ),
+        "artifact_install": Offer(
+            "Install a synced artifact on nodes: modprobe_path, make_install, rpm or deb.",
+            words.InstallAsked,
+            artifacts.install,
+            words.ToolResult[words.InstallStatus],
+        ),
+        "source_sync_to_node": Offer(
+            "Bring source code from the host to a node.",
+            words.SourceSyncAsked,
+            artifacts.source_sync,
+            words.ToolResult[words.SyncNodeResult],
+        ),
+        "source_build": Offer(
+            "Build source code on a node, and digest what it makes.",
+            words.BuildAsked,
+            artifacts.source_build,
+            words.ToolResult[words.Artifact],
         ),
         "net_partition": Offer(
             "Let two groups of nodes not hear each other, and see that they do not.",
@@ -210,6 +254,7 @@ _MISSING = {
     "has no snapshot ": "SNAPSHOT_NOT_FOUND",
     "no topology ": "TOPOLOGY_NOT_FOUND",
     "no cluster ": "CLUSTER_NOT_FOUND",
+    "no artifact ": "ARTIFACT_NOT_FOUND",
 }
 
 

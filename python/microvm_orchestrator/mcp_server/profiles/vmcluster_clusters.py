@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 # That program stopped without waiting; who asks for it has some time all the same.
 _STOP_S = 60.0
-_LONG_S = 600.0
+LONG_S = 600.0
 # Behind its own end a request may be told of.
 _TELL_S = 5.0
 # Where SSH servers listen, and by which address of this host some are reached.
 _SSH_PORT = 22
 _LOOPBACK = "127.0.0.1"
 # That program's exit code for what has none.
-_NO_CODE = -1
+NO_CODE = -1
 
 
 class Failed(Exception):
@@ -95,14 +95,14 @@ class Clusters:
         mode = "destroy" if asked.mode == "destroy" else "shutdown"
         given = {"cluster": asked.cluster_name, "mode": mode, "deadline_s": _STOP_S}
         ended = await self._operation(caller, "cluster_stop", **given, wait_s=_STOP_S + _TELL_S)
-        _succeeded(ended, "STOP_FAILED")
+        succeeded(ended, "STOP_FAILED")
         return await self._status(caller, asked.cluster_name)
 
     async def destroy(self, caller: Caller, asked: words.DestroyAsked) -> words.ClusterStatus:
         before = await self._status(caller, asked.cluster_name)
         given = {"cluster": asked.cluster_name, "delete_disks": asked.remove_overlays}
-        ended = await self._operation(caller, "cluster_destroy", **given, wait_s=_LONG_S)
-        _succeeded(ended, "DESTROY_FAILED")
+        ended = await self._operation(caller, "cluster_destroy", **given, wait_s=LONG_S)
+        succeeded(ended, "DESTROY_FAILED")
         gone = {"domain_state": "unknown", "ssh_reachable": False}
         nodes = [node.model_copy(update=gone) for node in before.nodes]
         return before.model_copy(update={"network_active": False, "nodes": nodes})
@@ -184,7 +184,7 @@ class Clusters:
         )
         results = {
             name: words.ExecResult(
-                exit_code=_NO_CODE,
+                exit_code=NO_CODE,
                 stdout="",
                 stderr=each["error"]["message"],
                 duration_s=0.0,
@@ -217,11 +217,11 @@ class Clusters:
             "cluster_snapshot_create",
             **given,
             memory=asked.include_memory or await self._lives_in_memory(caller, asked),
-            wait_s=_LONG_S,
+            wait_s=LONG_S,
         )
         if ended["state"] == "failed" and ended["error"]["code"] == errors.AlreadyExists.code:
             raise Failed("SNAPSHOT_EXISTS", ended["error"]["message"])
-        _succeeded(ended, "SNAPSHOT_FAILED")
+        succeeded(ended, "SNAPSHOT_FAILED")
         return _snapshot(ended["result"])
 
     async def _lives_in_memory(self, caller: Caller, asked: words.ClusterAsked) -> bool:
@@ -237,12 +237,12 @@ class Clusters:
 
     async def revert(self, caller: Caller, asked: words.RevertAsked) -> words.ClusterStatus:
         given = {"cluster": asked.cluster_name, "snapshot": asked.snapshot_name}
-        wait_s = float(asked.ssh_timeout_s) if asked.wait_for_ssh else _LONG_S
+        wait_s = float(asked.ssh_timeout_s) if asked.wait_for_ssh else LONG_S
         ended = await self._operation(caller, "cluster_snapshot_revert", **given, wait_s=wait_s)
-        _succeeded(ended, "REVERT_FAILED")
+        succeeded(ended, "REVERT_FAILED")
         if not asked.restart_after:
-            stop = {"cluster": asked.cluster_name, "mode": "destroy", "wait_s": _LONG_S}
-            _succeeded(await self._operation(caller, "cluster_stop", **stop), "REVERT_FAILED")
+            stop = {"cluster": asked.cluster_name, "mode": "destroy", "wait_s": LONG_S}
+            succeeded(await self._operation(caller, "cluster_stop", **stop), "REVERT_FAILED")
         return await self._status(caller, asked.cluster_name)
 
     async def forget(self, caller: Caller, asked: words.SnapshotAsked) -> words.SnapshotDeleted:
@@ -277,7 +277,7 @@ class Clusters:
         )
 
 
-def _succeeded(ended: Mapping[str, Any], code: str) -> None:
+def succeeded(ended: Mapping[str, Any], code: str) -> None:
     """Raises: Failed, under that program's code."""
     if ended["state"] == "failed":
         raise Failed(code, ended["error"]["message"], recoverable=True)
@@ -287,12 +287,15 @@ def _succeeded(ended: Mapping[str, Any], code: str) -> None:
 
 
 def _node(told: Mapping[str, Any]) -> words.NodeStatus:
+    installed = told["artifact_id_installed"]
     return words.NodeStatus(
         name=told["name"],
         role=told["role"],
         ip=_first(told["addresses"]),
         domain_state=words.domain_state(told["state"]),
         ssh_reachable=told["reachable"],
+        artifact_id_installed=installed and installed.removeprefix("sha256:"),
+        loaded_modules=told["loaded_modules"] or [],
     )
 
 
@@ -303,7 +306,7 @@ def _first(addresses: Mapping[str, list[str]]) -> str:
 def _ran(told: Mapping[str, Any]) -> words.ExecResult:
     code = told["exit_code"]
     return words.ExecResult(
-        exit_code=_NO_CODE if code is None else code,
+        exit_code=NO_CODE if code is None else code,
         stdout=told["stdout"],
         stderr=told["stderr"],
         duration_s=_between(told["started_at"], told["ended_at"]),

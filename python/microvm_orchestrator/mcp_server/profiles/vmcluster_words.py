@@ -10,8 +10,10 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from microvm_orchestrator.model.artifact_tree import BuildType, InstallMode
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.service.calls import Request
+from microvm_orchestrator.service.clusters import ARTIFACT_PATH
 
 T = TypeVar("T")
 
@@ -121,6 +123,55 @@ class MarkAsked(ClusterAsked):
 class CollectAsked(MarkAsked):
     since_marker: str | None = None
     filter_level: str = "all"
+
+
+class NothingAsked(Asked):
+    pass
+
+
+class RegisterAsked(Asked):
+    source_path: str
+    build_type: BuildType = BuildType.RAW_TREE
+    kernel_version: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class DiffAsked(Asked):
+    artifact_id_a: str
+    artifact_id_b: str
+
+
+class InNodesAsked(ClusterAsked):
+    artifact_id: str
+    nodes: list[str] | None = None
+    dest_base: str = ARTIFACT_PATH
+
+
+class SyncAsked(InNodesAsked):
+    force: bool = False
+
+
+class InstallAsked(InNodesAsked):
+    install_mode: InstallMode = InstallMode.MODPROBE_PATH
+
+
+class _SourceAsked(Asked):
+    cluster: str
+    node: str
+
+
+class SourceSyncAsked(_SourceAsked):
+    local_path: str
+    remote_path: str
+
+
+class BuildAsked(_SourceAsked):
+    source_path: str
+    build_path: str
+    build_command: str
+    binary_path: str
+    version: str
+    timeout: Seconds = 300
 
 
 # What is given
@@ -243,3 +294,56 @@ class DmesgResult(_Given):
     panic_detected: bool
     warning_count: int
     error_count: int
+
+
+class BuildArtifact(_Given):
+    artifact_id: str
+    source_path: str
+    build_type: str
+    kernel_version: str
+    modules: list[str]
+    userspace_bins: list[str]
+    test_framework_path: str | None = None
+    git_sha: str | None = None
+    git_branch: str | None = None
+    build_timestamp: str
+    metadata: dict[str, str] = {}
+
+
+class ArtifactDiff(_Given):
+    artifact_id_a: str
+    artifact_id_b: str
+    changed_modules: list[str]
+    changed_bins: list[str]
+    git_log: str | None = None
+
+
+class SyncNodeResult(_Given):
+    node_name: str
+    bytes_transferred: int
+    duration_s: float
+    rsync_exit_code: int
+    skipped: bool
+
+
+class SyncStatus(_Given):
+    per_node: dict[str, SyncNodeResult]
+
+
+class InstallNodeResult(_Given):
+    node_name: str
+    exit_code: int
+    installed_module_paths: list[str]
+    depmod_output: str
+
+
+class InstallStatus(_Given):
+    per_node: dict[str, InstallNodeResult]
+
+
+class Artifact(_Given):
+    name: str
+    version: str
+    build_node: str
+    path: str
+    hash: str
