@@ -27,6 +27,7 @@ from microvm_orchestrator.model.topology import Backend
 from microvm_orchestrator.network import base
 from microvm_orchestrator.network.switch import open_switch, unheard
 from microvm_orchestrator.networks import Networks
+from microvm_orchestrator.runner import Ssh
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
 from microvm_orchestrator.store.base import Store
@@ -106,11 +107,16 @@ class House:
 
 @asynccontextmanager
 async def daemon(
-    rig: Rig, *, count: int = 8, kernel: base.Networks | None = None
+    rig: Rig,
+    *,
+    count: int = 8,
+    kernel: base.Networks | None = None,
+    login: Ssh | None = None,
 ) -> AsyncGenerator[House]:
     """What a daemon has of clusters, from its start to its end; their machines outlive it.
 
-    Its networks are those of a switch in userspace, or of this kernel.
+    Its networks are those of a switch in userspace, or of this kernel. `login` is of disks whose
+    guests have nothing of ours, and are told by cloud-init who they are.
     """
     store = SqliteStore(rig.state_dir / "store.db")
 
@@ -123,7 +129,7 @@ async def daemon(
 
     def boot_of(image: str) -> Boot | Qcow2:
         if image == "disk":
-            return qcow2_of(rig.boot)
+            return replace(qcow2_of(rig.boot), ssh=login, cloud_init=login is not None)
         return replace(rig.boot, cmdline=f"{rig.boot.cmdline} {IMAGES[image]}".strip())
 
     async def forget(machine_id: str) -> None:

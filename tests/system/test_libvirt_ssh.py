@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import pytest
@@ -60,9 +61,8 @@ for card in json.loads(files["NETWORK-CONFIG;1"])["ethernets"].values():
 """
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Boot:
-    folder = tmp_path_factory.mktemp("foreign")
+def foreign_in(folder: Path) -> Boot:
+    """Make what a guest boots that has nothing of ours but what cloud-init is told."""
     boot, _ = anyio.run(parts, folder)
     files = {
         "init": (INIT.encode(), 0o755),
@@ -71,6 +71,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Boot:
     }
     (folder / "initrd").write_bytes(first_root(boot, files))
     return replace(boot, initrd=folder / "initrd")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Boot:
+    return foreign_in(tmp_path_factory.mktemp("foreign"))
 
 
 @pytest.fixture(scope="module")
