@@ -189,7 +189,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "network_list": ([], {}),
     "fault_inject": (
         [
-            *("partition", "--network", "lan", "--shape", "grudges"),
+            *("partition", "--cluster", "trio", "--network", "lan", "--shape", "grudges"),
             *("--group", "a,b", "--group", "c"),
             *("--grudge", "a=b,c", "--grudge", "b=a", "--machine", "a", "--target", "b"),
             *("--target", "c", "--shuffle", "7", "--delay-s", "0.1", "--jitter-s", "0.05"),
@@ -203,6 +203,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             *("--count", "5", "--idempotency-key", "k"),
         ],
         {
+            "cluster": "trio",
             "network": "lan",
             "kind": "partition",
             "shape": "grudges",
@@ -240,14 +241,14 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "fault_get": (["fault_1"], {"fault_id": "fault_1"}),
     "fault_list": (
-        ["--network", "lan", "--machine", "a", "--ended"],
-        {"network": "lan", "machine": "a", "ended": True},
+        ["--cluster", "trio", "--network", "lan", "--machine", "a", "--ended"],
+        {"cluster": "trio", "network": "lan", "machine": "a", "ended": True},
     ),
     "fault_renew": (["fault_1", "--ttl-s", "60"], {"fault_id": "fault_1", "ttl_s": 60.0}),
     "fault_heal": (["fault_1"], {"fault_id": "fault_1"}),
     "fault_heal_all": (
-        ["--network", "lan", "--machine", "a"],
-        {"network": "lan", "machine": "a"},
+        ["--cluster", "trio", "--network", "lan", "--machine", "a"],
+        {"cluster": "trio", "network": "lan", "machine": "a"},
     ),
     "fault_campaign": (
         [

@@ -11,6 +11,7 @@ from microvm_orchestrator.cli import output
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.options import (
     IdempotencyKey,
+    complete_cluster,
     complete_fault,
     complete_machine,
     complete_network,
@@ -37,6 +38,15 @@ OnlyNetwork = Annotated[
         autocompletion=complete_network,
     ),
 ]
+OnlyCluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="CLUSTER",
+        help="Only in its networks and of its nodes, as which machines are named then.",
+        autocompletion=complete_cluster,
+    ),
+]
 OnlyMachine = Annotated[
     str | None,
     typer.Option(
@@ -55,6 +65,7 @@ OnlyMachine = Annotated[
     "fault inject partition --network lan --shape majorities_ring --shuffle 7\n"
     "fault inject impair --network lan --machine a --target b --delay-s 0.1 --loss 0.05 --seed 7\n"
     "fault inject impair --network lan --machine a --mtu 1280\n"
+    "fault inject partition --cluster trio --group n1 --group n2,n3\n"
     "fault inject link_down --network lan --machine a\n"
     "fault inject flap --network lan --machine a --down-s 2 --up-s 8 --count 5\n"
     "fault inject dns --network lan --machine a --target resolver\n"
@@ -87,6 +98,15 @@ def inject(
             metavar="NETWORK",
             help="The network's name or id, where it is between machines.",
             autocompletion=complete_network,
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="CLUSTER",
+            help="Whose nodes machines are, and whose topology names the network.",
+            autocompletion=complete_cluster,
         ),
     ] = None,
     shape: Annotated[
@@ -237,6 +257,7 @@ def inject(
     It holds through restarts until it is healed, or its time is over.
     """
     given = {
+        "cluster": cluster,
         "network": network,
         "kind": kind,
         "shape": shape,
@@ -290,6 +311,7 @@ def get(here: Session, fault_id: FaultId) -> None:
 @command(app, "list", example="fault list\nfault list --network lan --ended")
 def list_(
     here: Session,
+    cluster: OnlyCluster = None,
     network: OnlyNetwork = None,
     machine: OnlyMachine = None,
     *,
@@ -297,7 +319,7 @@ def list_(
 ) -> None:
     """List faults, oldest first: yours, or all if you see everything."""
     nothing = "no faults; `fault inject` makes one"
-    given = {"network": network, "machine": machine, "ended": ended or None}
+    given = {"cluster": cluster, "network": network, "machine": machine, "ended": ended or None}
     here.tell("fault_list", given, lambda answer: output.page(answer, BRIEF, nothing))
 
 
@@ -322,7 +344,16 @@ def heal(here: Session, fault_id: FaultId) -> None:
     here.tell("fault_heal", {"fault_id": fault_id}, output.record)
 
 
-@command(app, "heal-all", example="fault heal-all\nfault heal-all --network lan")
-def heal_all(here: Session, network: OnlyNetwork = None, machine: OnlyMachine = None) -> None:
-    """End all faults that you see, or those of a network or a machine, and count them."""
-    here.tell("fault_heal_all", {"network": network, "machine": machine})
+@command(
+    app,
+    "heal-all",
+    example="fault heal-all\nfault heal-all --network lan\nfault heal-all --cluster trio",
+)
+def heal_all(
+    here: Session,
+    cluster: OnlyCluster = None,
+    network: OnlyNetwork = None,
+    machine: OnlyMachine = None,
+) -> None:
+    """End all faults that you see, or those of a network, machine or cluster, and count them."""
+    here.tell("fault_heal_all", {"cluster": cluster, "network": network, "machine": machine})

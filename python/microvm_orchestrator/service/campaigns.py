@@ -8,7 +8,6 @@ host.
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, JsonValue
@@ -19,7 +18,6 @@ from microvm_orchestrator.clusters.campaigns import OPERATION_KIND
 from microvm_orchestrator.clusters.life import refuse_incomplete
 from microvm_orchestrator.clusters.nemesis import Act, Crash
 from microvm_orchestrator.clusters.records import node_of
-from microvm_orchestrator.faults.plans import harming
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.campaign import (
     CAMPAIGN,
@@ -37,7 +35,7 @@ from microvm_orchestrator.model.records import Record
 from microvm_orchestrator.model.values import Flag, moment
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.clusters import ClusterRef, NamedCluster
-from microvm_orchestrator.service.faults import InjectFault, Named, asked, harm_of, plan_of
+from microvm_orchestrator.service.faults import InjectFault, Named, plan_in
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, awaited
 from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
@@ -249,20 +247,9 @@ def _plan(cluster: Cluster, fault: Mapping[str, JsonValue]) -> Plan:
         raise errors.InvalidInput("for_s tells how long it holds, and not ttl_s")
     if request.idempotency_key is not None:
         raise errors.InvalidInput("a fault of a schedule has no idempotency_key")
-    if request.kind.of_machines:
-        if request.network is not None or request.machine is None:
-            raise errors.InvalidInput(f"{request.kind} takes a machine, and no network")
-        machine_id = node_of(cluster, request.machine).machine_id
-        plan = harming(request.kind, [machine_id], harm_of(request))
-        return replace(plan, parameters=asked(request))
-    networks = {each.name: each.network_id for each in cluster.networks}
-    name = request.network or next(iter(networks), "")
-    network_id = networks.get(name)
-    if network_id is None:
-        raise errors.NotFound(f"cluster {cluster.name} has no network {name}")
-    there = _ground(cluster).networks[name]
-    members = {node.machine_id: node.name for node in cluster.nodes if node.name in there}
-    return plan_of(request.model_copy(update={"network": name}), network_id, members)
+    if request.cluster is not None:
+        raise errors.InvalidInput("a fault of a schedule is in the campaign's own cluster")
+    return plan_in(cluster, request)
 
 
 CALLS: tuple[Call, ...] = (

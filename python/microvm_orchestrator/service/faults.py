@@ -7,7 +7,7 @@ the front ends; below, the ledger, the networks and the machines of this host.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, TypeVar
@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.clusters.records import node_of
 from microvm_orchestrator.faults import grudges
 from microvm_orchestrator.faults.plans import (
     Plan,
@@ -28,6 +29,7 @@ from microvm_orchestrator.faults.plans import (
     single,
 )
 from microvm_orchestrator.model.access import Role
+from microvm_orchestrator.model.cluster import Cluster
 from microvm_orchestrator.model.fault import (
     Fault,
     FaultKind,
@@ -77,8 +79,13 @@ class Fails(StrEnum):
 
 
 class InjectFault(Request):
-    """A fault to inject. Machines are named by their names or ids."""
+    """A fault to inject. Machines are named by their names or ids, or as nodes of a cluster."""
 
+    cluster: Named | None = Field(
+        default=None,
+        description="its name or id; then machines are named as its nodes, and the network as in "
+        "its topology, or left out where the nodes that are named share one only",
+    )
     network: Named | None = Field(
         default=None,
         description="its name or id, where something is broken between machines; without it, the "
@@ -202,6 +209,10 @@ class RenewFault(NamedFault):
 class HealFaults(Request):
     """Which faults to heal."""
 
+    cluster: Named | None = Field(
+        default=None,
+        description="only those in its networks and of its nodes, as which machines are named then",
+    )
     network: Named | None = Field(default=None, description="only those of this network")
     machine: Named | None = Field(default=None, description="only those that affect this machine")
 
@@ -209,6 +220,10 @@ class HealFaults(Request):
 class FaultFilter(Request):
     """Which faults to list."""
 
+    cluster: Named | None = Field(
+        default=None,
+        description="only those in its networks and of its nodes, as which machines are named then",
+    )
     network: Named | None = Field(default=None, description="only those of this network")
     machine: Named | None = Field(default=None, description="only those that affect this machine")
     ended: bool = Field(default=False, description="also those that have ended")
@@ -257,7 +272,9 @@ def _same(fault: Fault, request: InjectFault) -> Fault:
 
 
 async def _plan(service: Service, request: InjectFault, by: Actor) -> Plan:
-    """Work out what is asked for, by the names of this host."""
+    """Work out what is asked for, by the names of a cluster or of this host."""
+    if request.cluster is not None:
+        return plan_in(await service.host.clusters.records.standing(request.cluster, by), request)
     if request.kind.of_machines:
         return await _harming(service, request, by)
     if request.network is None:
@@ -281,14 +298,17 @@ async def fault_get(service: Service, caller: Caller, request: NamedFault) -> Fa
 async def fault_list(service: Service, caller: Caller, request: FaultFilter) -> FaultList:
     """List faults, oldest first: yours, or all if you see everything."""
     by = actor(caller, "fault_list")
-    network_id, machine_id = await _only(service, request, by)
+    wanted = await _only(service, request, by)
     return FaultList(
         items=[
             fault
             for fault in await service.host.faults.visible(by)
             if (request.ended or not fault.state.ended)
-            and network_id in {None, fault.network_id}
-            and (machine_id is None or machine_id in fault.machines)
+            and any(
+                network_id in {None, fault.network_id}
+                and (machine_id is None or machine_id in fault.machines)
+                for network_id, machine_id in wanted
+            )
         ]
     )
 
@@ -312,29 +332,98 @@ async def fault_heal(service: Service, caller: Caller, request: NamedFault) -> F
 
 @declare("fault_heal_all", "POST /v1/faults/heal", role=Role.OPERATOR, idempotent=True)
 async def fault_heal_all(service: Service, caller: Caller, request: HealFaults) -> FaultsHealed:
-    """End all faults that you see, or those of a network or a machine, and count them."""
+    """End all faults that you see, or those of a network, machine or cluster, and count them."""
     by = actor(caller, "fault_heal_all")
-    network_id, machine_id = await _only(service, request, by)
-    return FaultsHealed(healed=await service.host.faults.heal_all(by, network_id, machine_id))
+    healed = 0
+    failed: errors.OrchestratorError | None = None
+    for wanted in await _only(service, request, by):
+        try:
+            healed += await service.host.faults.heal_all(by, *wanted)
+        except errors.OrchestratorError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    return FaultsHealed(healed=healed)
 
 
 async def _only(
     service: Service, request: FaultFilter | HealFaults, by: Actor
-) -> tuple[str | None, str | None]:
-    """Find the network and the machine that somebody means. Raises: NotFound."""
+) -> list[tuple[str | None, str | None]]:
+    """Find the networks and the machines that somebody means, any of them. Raises: NotFound."""
     host = service.host
+    if request.cluster is not None:
+        cluster = await host.clusters.records.get(request.cluster, by)
+        if request.network is None and request.machine is None:
+            networks = [each.network_id for each in cluster.networks if each.network_id is not None]
+            return [
+                *((network_id, None) for network_id in networks),
+                *((None, node.machine_id) for node in cluster.nodes),
+            ]
+        within = request.network and _network_of(cluster, request.network)
+        return [(within, request.machine and node_of(cluster, request.machine).machine_id)]
     network_id = request.network and (await host.networks.get(request.network, by)).network_id
     machine_id = request.machine and (await host.machines.get(request.machine, by)).machine_id
-    return network_id, machine_id
+    return [(network_id, machine_id)]
 
 
 async def _harming(service: Service, request: InjectFault, by: Actor) -> Plan:
     """Work out what befalls a machine. Raises: NotFound, InvalidInput."""
+    machine = await service.host.machines.get(_sufferer(request), by)
+    return _harm(request, machine.machine_id)
+
+
+def _sufferer(request: InjectFault) -> str:
     if request.network is not None or request.machine is None:
         raise errors.InvalidInput(f"{request.kind} takes a machine, and no network")
-    machine = await service.host.machines.get(request.machine, by)
-    plan = harming(request.kind, [machine.machine_id], harm_of(request))
+    return request.machine
+
+
+def _harm(request: InjectFault, machine_id: str) -> Plan:
+    plan = harming(request.kind, [machine_id], harm_of(request))
     return replace(plan, parameters=asked(request), ttl_s=request.ttl_s)
+
+
+def plan_in(cluster: Cluster, request: InjectFault) -> Plan:
+    """Work out what is asked for, by the names of a cluster's nodes and networks.
+
+    Raises: NotFound, InvalidInput.
+    """
+    if request.kind.of_machines:
+        return _harm(request, node_of(cluster, _sufferer(request)).machine_id)
+    topology = cluster.topology
+    there = {node.name: {nic.name for nic in topology.nics_of(node)} for node in topology.nodes}
+    name = request.network or _shared(cluster, request, there)
+    network_id = _network_of(cluster, name)
+    members = {node.machine_id: node.name for node in cluster.nodes if name in there[node.name]}
+    asking = request.model_copy(update={"network": name})
+    return plan_of(asking, network_id, members)
+
+
+def _shared(cluster: Cluster, request: InjectFault, there: Mapping[str, Collection[str]]) -> str:
+    """Name the only network that all nodes share that are spoken of."""
+    named = {
+        *([request.machine] if request.machine is not None else []),
+        *request.targets,
+        *(each for group in request.groups for each in group),
+        *request.grudges,
+        *(each for unheard in request.grudges.values() for each in unheard),
+    }
+    nodes = [node_of(cluster, each).name for each in sorted(named)]
+    shared = [
+        each.name for each in cluster.networks if all(each.name in there[node] for node in nodes)
+    ]
+    if not shared:
+        raise errors.InvalidInput("these nodes share no network")
+    if len(shared) > 1:
+        raise errors.InvalidInput(f"these nodes share networks {', '.join(shared)}: name one")
+    return shared[0]
+
+
+def _network_of(cluster: Cluster, name: str) -> str:
+    for each in cluster.networks:
+        if each.name == name and each.network_id is not None:
+            return each.network_id
+    raise errors.NotFound(f"cluster {cluster.name} has no network {name}")
 
 
 def harm_of(request: InjectFault) -> Harm:

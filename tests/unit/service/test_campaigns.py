@@ -154,7 +154,7 @@ async def test_what_cannot_be_injected_is_told_and_the_others_follow(tmp_path: P
     [
         ({"kind": "crash", "machine": "n9"}, "schedule[0]: cluster trio has no node n9"),
         ({"kind": "crash", "machine": "n1", "loss": 1}, "schedule[0]: loss"),
-        ({"kind": "link_down", "machine": "n9"}, "schedule[0]: no machine n9 in network lan"),
+        ({"kind": "link_down", "machine": "n9"}, "schedule[0]: cluster trio has no node n9"),
         ({"kind": "flood"}, "schedule[0]: kind"),
         ({**LATE, "network": "wan"}, "schedule[0]: cluster trio has no network wan"),
         ({"kind": "pause", "machine": "n9"}, "schedule[0]: cluster trio has no node n9"),

@@ -93,3 +93,67 @@ async def test_a_machine_that_is_deleted_ends_its_faults(tmp_path: Path) -> None
         fault = await kept.ask("fault_get", fault_id=fault["fault_id"])
         assert (fault["state"], fault["machines"]) == ("healed", [machine["machine_id"]])
         await kept.ask("cluster_define", topology=trio())
+
+
+# Two of its nodes share a second network.
+WIDE = """
+cluster_name: wide
+networks:
+  - {name: lan, subnet: 10.9.0.0/24, dhcp: true}
+  - {name: san, subnet: 10.8.0.0/24, dhcp: true}
+nodes:
+  - {name: n1, image: plain, networks: [{name: lan}, {name: san}]}
+  - {name: n2, image: plain, networks: [{name: lan}, {name: san}]}
+  - {name: n3, image: plain, networks: [{name: lan}]}
+"""
+
+
+async def test_faults_of_a_cluster_go_by_the_names_of_its_topology(tmp_path: Path) -> None:
+    publish_no_image(ImageStore(tmp_path / places.IMAGES), "plain")
+    async with house(tmp_path, machines={"qemu": str(fake_program(tmp_path))}) as kept:
+        wide = await kept.ask("cluster_define", topology=WIDE)
+        ids = {node["name"]: node["machine_id"] for node in wide["nodes"]}
+        networks = {each["name"]: each["network_id"] for each in wide["networks"]}
+
+        async def broken(**asked: object) -> list[tuple[str, str]]:
+            fault = await kept.ask("fault_inject", cluster="wide", **asked)
+            names = {machine_id: name for name, machine_id in ids.items()}
+            where = {network_id: name for name, network_id in networks.items()}
+            found = [f"{names[way['source']]} {names[way['target']]}" for way in fault["ways"]]
+            return [(where[fault["network_id"]], each) for each in sorted(found)]
+
+        # What is spoken of is in one network only.
+        assert await broken(kind="partition", groups=[["n1"], ["n3"]]) == [
+            ("lan", "n1 n3"),
+            ("lan", "n3 n1"),
+        ]
+        assert await broken(kind="link_down", network="san", machine="n2") == [
+            ("san", "n1 n2"),
+            ("san", "n2 n1"),
+        ]
+        with pytest.raises(errors.InvalidInput, match="share networks lan, san: name one"):
+            await broken(kind="impair", machine="n1", targets=["n2"], loss=0.1)
+        for wrong in ({"machine": "n9"}, {"machine": "n1", "network": "wan"}):
+            with pytest.raises(errors.NotFound, match=r"n9|wan"):
+                await broken(kind="link_down", **wrong)
+        with pytest.raises(errors.NotFound, match="no machine n3"):
+            await broken(kind="link_down", machine="n3", network="san")
+        other = await kept.ask("network_create", name="lan")
+        await kept.ask("machine_define", name="n1", image="plain", networks=["lan"])
+        await kept.ask("machine_define", name="n2", image="plain", networks=["lan"])
+        beside = await kept.ask("fault_inject", network="lan", kind="link_down", machine="n1")
+        assert beside["network_id"] == other["network_id"]
+
+        async def listed(**asked: object) -> int:
+            return len((await kept.ask("fault_list", **asked))["items"])
+
+        assert await listed() == 3
+        assert await listed(cluster="wide") == 2
+        assert await listed(cluster="wide", network="san") == 1
+        assert await listed(cluster="wide", machine="n1") == 2
+        assert await listed(cluster="wide", machine="n3") == 1
+        assert await kept.ask("fault_heal_all", cluster="wide", network="san") == {"healed": 1}
+        assert await kept.ask("fault_heal_all", cluster="wide") == {"healed": 1}
+        assert await listed() == 1
+        gone = await kept.ask("cluster_destroy", cluster="wide", delete_disks=True, wait_s=60.0)
+        assert gone["state"] == "succeeded"
