@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import anyio
@@ -123,11 +124,11 @@ class Nemesis:
             case Crash(node):
                 # Told to be crashed from before it is.
                 self._change(crashed=[*self.campaign.crashed, node])
-                if await self._take(f, asked, self._crash(node, number)):
+                if await self._take(f, asked, partial(self._crash, node, number)):
                     self._change(crashed=[e for e in self.campaign.crashed if e != node])
             case plan:
                 named = replace(plan, campaign_id=self.campaign.campaign_id)
-                await self._take(f, asked, self._inject(named, number))
+                await self._take(f, asked, partial(self._inject, named, number))
 
     async def _mend(self, number: int) -> None:
         """End what a number of the schedule came to, if it came to anything."""
@@ -160,7 +161,7 @@ class Nemesis:
             fault = await self._means.ledger.heal(fault_id, self._by)
             return {"fault_id": fault_id, "state": fault.state}
 
-        return await self._take(_HEAL, {"fault_id": fault_id}, heal())
+        return await self._take(_HEAL, {"fault_id": fault_id}, heal)
 
     async def _boot(self, node: str) -> str:
         if not await self._means.wanted(self.campaign):
@@ -171,7 +172,7 @@ class Nemesis:
             self._change(crashed=[e for e in self.campaign.crashed if e != node])
             return {"machine": node}
 
-        return await self._take(_HEAL, {"machine": node}, boot())
+        return await self._take(_HEAL, {"machine": node}, boot)
 
     async def _open_faults(self) -> list[str]:
         """Name what this campaign has broken, also when nobody was told of it."""
@@ -184,12 +185,12 @@ class Nemesis:
 
     # What happened
 
-    async def _take(self, f: str, asked: Told, act: Awaitable[Told]) -> str:
+    async def _take(self, f: str, asked: Told, act: Callable[[], Awaitable[Told]]) -> str:
         """Do something between its two events; why it failed."""
         self._add("invoke", f, asked)
         await self._save(f, asked)
         try:
-            self._add("ok", f, await act)
+            self._add("ok", f, await act())
             why = ""
         except errors.OrchestratorError as error:
             why = reason(error)
