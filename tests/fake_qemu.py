@@ -53,6 +53,14 @@ class Words:
         pairs = zip(self._words, self._words[1:], strict=False)
         return next((value for name, value in pairs if name == option and having in value), "")
 
+    def named(self, option: str, key: str) -> list[str]:
+        """Give what a key is in each of these options that has it."""
+        pairs = zip(self._words, self._words[1:], strict=False)
+        found = [
+            re.search(rf"(?:^|,){key}=([^,]+)", value) for name, value in pairs if name == option
+        ]
+        return [each[1] for each in found if each]
+
     def descriptor(self, chardev: str) -> int:
         found = re.search(r"\bfd=(\d+)", self.find("-chardev", f"id={chardev},"))
         assert found
@@ -161,6 +169,14 @@ class Qemu:
         self.listener = socket.socket(fileno=words.descriptor("monitor"))
         self.waits = words.find("-incoming") == "defer"
         self.monitor: socket.socket | None = None
+        # What its disks pass and are behind, though nobody reads or writes them.
+        self.nodes = words.named("-blockdev", "node-name")
+        drives = words.named("-device", "drive")
+        names = [name for name in words.named("-device", "id") if name.startswith("disk")]
+        self.disks: dict[str, dict[str, Any]] = {
+            name: {"drive": drive, "bps": 0, "iops": 0}
+            for name, drive in zip(names, drives, strict=True)
+        }
         self.files: dict[str, int] = {}
         self.handed: list[int] = []
         self.runs = False
@@ -269,6 +285,32 @@ class Qemu:
 
     def do_set_link(self, **_: object) -> None:
         pass
+
+    def do_block_set_io_throttle(
+        self, id: str, bps: int, iops: int, **_: object
+    ) -> None:  # as QEMU calls it
+        self.disks[id] |= {"bps": bps, "iops": iops}
+
+    def do_query_block(self) -> list[dict[str, Any]]:
+        kept = self.disks.items()
+        return [
+            {"qdev": name, "inserted": {k: disk[k] for k in ("bps", "iops")}} for name, disk in kept
+        ]
+
+    def do_query_named_block_nodes(self, **_: object) -> list[dict[str, str]]:
+        return [{"node-name": name} for name in self.nodes]
+
+    def do_blockdev_add(self, **node: Any) -> None:
+        self.nodes.append(node["node-name"])
+
+    def do_blockdev_del(self, **node: Any) -> None:
+        self.nodes.remove(node["node-name"])
+
+    def do_qom_get(self, path: str, **_: object) -> str:
+        return str(self.disks[path.rpartition("/")[2]]["drive"])
+
+    def do_qom_set(self, path: str, value: str, **_: object) -> None:
+        self.disks[path.rpartition("/")[2]]["drive"] = value
 
     def do_migrate_incoming(self, uri: str) -> None:
         self.source = int(uri.partition(":")[2])

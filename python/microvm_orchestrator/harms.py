@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine import base
 from microvm_orchestrator.machine.harming import PAUSED
 from microvm_orchestrator.machines import HELD, Machines
@@ -21,6 +21,8 @@ from microvm_orchestrator.model.records import SYSTEM
 
 # One that is saved or stopped takes longer; whoever wants to harm or heal it tries again.
 _TURN_S = 5.0
+_CLOCK_S = 10.0
+_log = log.get(__name__)
 
 
 class Harms:
@@ -92,10 +94,20 @@ class Harms:
         if goes_on and running.state is MachineState.PAUSED:
             # Nobody else pauses one that a fault has paused, whatever its record says by now.
             await running.resume()
-        if goes_on:
             await self._machines.stand(machine.machine_id, MachineState.RUNNING, "")
+            await _set_clock(running, harm)
         await running.harm(harm, touched - {PAUSED})
         if PAUSED in touched and harm.paused:
             if running.state is not MachineState.PAUSED:
                 await running.pause()
             await self._machines.stand(machine.machine_id, MachineState.PAUSED, HELD)
+
+
+async def _set_clock(running: base.Machine, harm: Harm) -> None:
+    """Set the clock of a guest that has stood still: it stood still as well."""
+    try:
+        with anyio.fail_after(_CLOCK_S):
+            await running.harm(harm, frozenset({"skew_s"}))
+    except (errors.OrchestratorError, TimeoutError) as error:
+        # It goes on, which is what was asked for; a guest may be as broken as it likes.
+        _log.info("clock_not_set", machine=running.spec.machine_id, why=str(error))

@@ -60,11 +60,27 @@ class Group:
         bytes_ = (limits.memory_mib + _overhead_mib(limits)) << 20
         for name, value in (
             ("memory.max", str(bytes_)),
-            ("cpu.max", f"{(limits.vcpus + 1) * _PERIOD_US} {_PERIOD_US}"),
+            ("cpu.max", _most_of_cpu(limits.vcpus, None)),
             ("pids.max", str(_THREADS)),
         ):
             with contextlib.suppress(FileNotFoundError):  # that controller is not ours
                 _tell(self._path / name, value)
+
+    @property
+    def holds_processors(self) -> bool:
+        """Whether it can have less of them."""
+        return (self._path / "cpu.max").exists()
+
+    def slow(self, vcpus: int, share: float | None) -> None:
+        """Give all of it a share of one processor; without one, what its machine has usually."""
+        _tell(self._path / "cpu.max", _most_of_cpu(vcpus, share))
+
+    def slowed(self, vcpus: int) -> float | None:
+        """Tell which share of one processor it has, where that is not the usual."""
+        quota, _, period = (self._path / "cpu.max").read_text().strip().partition(" ")
+        if f"{quota} {period}" == _most_of_cpu(vcpus, None) or quota == "max":
+            return None
+        return int(quota) / int(period)
 
     def add(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended already
@@ -191,6 +207,11 @@ def describe() -> str:
         )
     held = sorted(Tree(tree).controllers)
     return f"limits are enforced on {', '.join(held)}" if held else "no controller is delegated"
+
+
+def _most_of_cpu(vcpus: int, share: float | None) -> str:
+    quota_us = (vcpus + 1) * _PERIOD_US if share is None else round(share * _PERIOD_US)
+    return f"{quota_us} {_PERIOD_US}"
 
 
 def _tell(file: Path, value: str) -> None:

@@ -38,6 +38,7 @@ from microvm_orchestrator.machine.base import (
 )
 from microvm_orchestrator.machine.channel import open_shell
 from microvm_orchestrator.machine.channel.connection import GREETING_S
+from microvm_orchestrator.machine.guest_harming import HELD_INSIDE, Clock, FullDisk, Memory
 from microvm_orchestrator.machine.qemu.host import killed_for_memory, leave_group
 from microvm_orchestrator.machine.qemu.terminal import open_terminal
 from microvm_orchestrator.machine.shell import Identity, Interface
@@ -124,6 +125,8 @@ class LivingMachine(ABC):
         # For the end: who asked for it, and what its hypervisor said of it.
         self._asked: str | None = None
         self._shutdown: str | None = None
+        # What processes of ours have of its guest.
+        self._holders = frozenset[str]()
 
     @property
     def machine_id(self) -> str:
@@ -246,7 +249,19 @@ class LivingMachine(ABC):
 
     async def harm(self, harm: Harm, touched: frozenset[str]) -> None:
         self._check()
+        # Kept from before anything is held until after nothing is.
+        self._holders |= HELD_INSIDE & touched & harm.touched
         await harming.make(self.harmings, harm, touched)
+        self._holders -= HELD_INSIDE & touched - harm.touched
+
+    def check_unheld(self) -> None:
+        """Raises: StateForbids while a process of ours has part of its guest: it would be saved."""
+        if self._holders:
+            raise errors.StateForbids(
+                f"machine {self.machine_id} is not saved while a fault has its guest's memory or "
+                "disk: what is started from it would suffer for ever",
+                hint="fault_list shows the fault, fault_heal ends it",
+            )
 
     async def harmed(self, touched: frozenset[str]) -> Harm:
         self._check()
@@ -254,8 +269,8 @@ class LivingMachine(ABC):
 
     @property
     def harmings(self) -> Sequence[harming.Harming]:
-        """What can befall it."""
-        return ()
+        """What can befall it: for any kind, what is inside its guest."""
+        return (Clock(self), Memory(self), FullDisk(self))
 
     async def _guest_usage(self) -> GuestUsage | None:
         if self._shell is None or self.state is not MachineState.RUNNING:

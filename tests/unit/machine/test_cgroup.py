@@ -125,3 +125,17 @@ def test_a_daemon_without_rights_has_no_groups_where_one_of_root_made_the_place(
         words = [sys.executable, "-c", OPENS_AFTER_ROOT, str(group)]
         said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     assert said == "None: the daemon's control group may not be written\n"
+
+
+def test_a_group_with_less_of_a_processor_is_told_so_until_it_has_the_usual(tmp_path: Path) -> None:
+    group = Group(tmp_path)
+    assert not group.holds_processors
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert group.holds_processors
+    assert group.slowed(2) is None
+    group.slow(2, 0.25)
+    assert (tmp_path / "cpu.max").read_text().startswith("25000 100000")
+    (tmp_path / "cpu.max").write_text("25000 100000\n")
+    assert group.slowed(2) == 0.25
+    (tmp_path / "cpu.max").write_text("300000 100000\n")
+    assert group.slowed(2) is None

@@ -115,7 +115,7 @@ def write_snapshot(name: str, memory: Path | None, disks: int, fresh: Mapping[in
     listed = ET.SubElement(root, "disks")
     # What is not listed can only be read, and so is left alone.
     for number in range(disks):
-        device = ET.SubElement(listed, "disk", {"name": _letter(number)})
+        device = ET.SubElement(listed, "disk", {"name": disk_target(number)})
         if number not in fresh:
             device.set("snapshot", "no")
             continue
@@ -167,7 +167,7 @@ def _disk(
         ET.SubElement(under, "format", {"type": disk.format if path == own else "qcow2"})
         ET.SubElement(under, "source", {"file": str(path)})
     ET.SubElement(under, "backingStore")
-    ET.SubElement(device, "target", {"dev": _letter(number), "bus": "virtio"})
+    ET.SubElement(device, "target", {"dev": disk_target(number), "bus": "virtio"})
     if not isinstance(spec.boot, Qcow2) or disk is not spec.boot.system or disk.serial:
         _text(device, "serial", disk.serial)
     if disk.read_only:
@@ -189,7 +189,7 @@ def _seed(devices: ET.Element, number: int, path: Path) -> None:
     device = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
     ET.SubElement(device, "driver", {"name": "qemu", "type": "raw"})
     ET.SubElement(device, "source", {"file": str(path)})
-    ET.SubElement(device, "target", {"dev": _letter(number), "bus": "virtio"})
+    ET.SubElement(device, "target", {"dev": disk_target(number), "bus": "virtio"})
     ET.SubElement(device, "readonly")
 
 
@@ -246,7 +246,7 @@ def _card(netdev: str, name: str, mac: str, slot: int) -> list[str]:
     return ["-netdev", netdev, "-device", device]
 
 
-def _letter(number: int) -> str:
+def disk_target(number: int) -> str:
     return f"vd{chr(ord('a') + number)}"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from microvm_orchestrator import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class DomainState(IntEnum):
@@ -97,6 +97,7 @@ class SnapshotCreate(IntFlag):
 
 
 SAVE_PAUSED = 4
+AFFECT_LIVE = 1
 XML_INACTIVE = 2
 SHUTDOWN_ACPI = 1
 
@@ -125,6 +126,10 @@ class Domain(Protocol):
     def undefineFlags(self, flags: int = 0) -> int: ...
 
     def XMLDesc(self, flags: int = 0) -> str: ...
+
+    def setBlockIoTune(self, disk: str, params: Mapping[str, int], flags: int = 0) -> int: ...
+
+    def blockIoTune(self, disk: str, flags: int = 0) -> Mapping[str, object]: ...
 
     def snapshotCreateXML(self, xmlDesc: str, flags: int = 0) -> object: ...
 

@@ -18,6 +18,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine import process, sockets
 from microvm_orchestrator.machine.base import Within, unheeded
 from microvm_orchestrator.machine.libvirt import domain, saving
+from microvm_orchestrator.machine.libvirt.harming import SlowTunedDisks
 from microvm_orchestrator.machine.libvirt.library import (
     SHUTDOWN_ACPI,
     DomainState,
@@ -28,12 +29,13 @@ from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from pathlib import Path
 
     from anyio.abc import ByteStream, TaskGroup
 
     from microvm_orchestrator.machine.base import Snapshot
+    from microvm_orchestrator.machine.harming import Harming
     from microvm_orchestrator.machine.libvirt.connection import Connection
     from microvm_orchestrator.machine.libvirt.library import Domain
     from microvm_orchestrator.machine.process import Resident
@@ -137,7 +139,14 @@ class LibvirtMachine(LivingMachine):
         on_taken: Callable[[], None] = unheeded,
     ) -> Snapshot:
         self._check()
+        if memory:
+            self.check_unheld()
         return await saving.save(self, self._looking, snapshot_id, memory=memory, on_taken=on_taken)
+
+    @property
+    def harmings(self) -> Sequence[Harming]:
+        """Its monitor is libvirt's, which knows of no filter over disks, and so is its group."""
+        return (*super().harmings, SlowTunedDisks(self))
 
     # What its keeper does with it.
 

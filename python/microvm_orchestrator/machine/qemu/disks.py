@@ -119,7 +119,7 @@ async def freeze(qmp: Qmp, spec: MachineSpec, folder: Path, saved: Path) -> None
     """
     if not any(_writable(spec)):
         return
-    tops = await _tops(qmp)
+    tops = await find_tops(qmp)
     for number, path in lay_next(spec, folder, tops).items():
         await _lay_over(qmp, number, tops[number], path)
     give(spec, folder, tops, saved)
@@ -154,11 +154,15 @@ async def slow_down(qmp: Qmp, spec: MachineSpec) -> None:
     operations, bytes_ = spec.limits.disk_operations, spec.limits.disk_bytes
     if operations is None and bytes_ is None:
         return
-    # Zero is no limit; reads and writes are not told apart.
-    both = {"bps_rd": 0, "bps_wr": 0, "iops_rd": 0, "iops_wr": 0}
     for number in range(len(spec.all_disks)):
-        limits = {"iops": operations or 0, "bps": bytes_ or 0, **both}
-        await qmp.execute("block_set_io_throttle", {"id": device_name(number), **limits})
+        await throttle(qmp, number, operations or 0, bytes_ or 0)
+
+
+async def throttle(qmp: Qmp, number: int, operations: int, bytes_: int) -> None:
+    """Let a disk pass so much in a second, reads and writes together; zero is no limit."""
+    both = {"bps_rd": 0, "bps_wr": 0, "iops_rd": 0, "iops_wr": 0}
+    limits = {"iops": operations, "bps": bytes_, **both}
+    await qmp.execute("block_set_io_throttle", {"id": device_name(number), **limits})
 
 
 def _take_up(volume: Path, folder: Path, number: int) -> None:
@@ -174,7 +178,7 @@ def most_bytes(spec: MachineSpec) -> int:
     return max((size + size // _OVERHEAD_SHARE + _MIB for size in sizes), default=0)
 
 
-async def _tops(qmp: Qmp) -> dict[int, int]:
+async def find_tops(qmp: Qmp) -> dict[int, int]:
     """Ask QEMU which layer of each disk is the top one."""
     answer = await qmp.execute("query-named-block-nodes", {"flat": True})
     tops: dict[int, int] = {}

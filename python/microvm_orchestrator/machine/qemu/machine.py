@@ -15,19 +15,22 @@ import anyio
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
-from microvm_orchestrator.machine.base import Within, unheeded
+from microvm_orchestrator.machine.base import Boot, Within, unheeded
+from microvm_orchestrator.machine.cpu_harming import SlowCpu
 from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine
 from microvm_orchestrator.machine.qemu import disks, migration, saving
+from microvm_orchestrator.machine.qemu.harming import FailingDisks, SlowDisks
 from microvm_orchestrator.machine.qemu.host import file_limit
 from microvm_orchestrator.machine.qemu.qmp import ANSWER_S, Event, Qmp, open_qmp
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from anyio.abc import TaskGroup, TaskStatus, UNIXSocketStream
 
     from microvm_orchestrator.machine.base import Snapshot
+    from microvm_orchestrator.machine.harming import Harming
     from microvm_orchestrator.machine.process import Resident
     from microvm_orchestrator.machine.qemu.host import Host
     from microvm_orchestrator.machine.record import Made
@@ -71,6 +74,8 @@ class QemuMachine(LivingMachine):
         memory: bool = True,
         on_taken: Callable[[], None] = unheeded,
     ) -> Snapshot:
+        if memory:
+            self.check_unheld()
         return await saving.save(self, snapshot_id, memory=memory, on_taken=on_taken)
 
     # What the hypervisor does with it.
@@ -100,6 +105,14 @@ class QemuMachine(LivingMachine):
         self.reach_later()
 
     # What any machine asks of its kind.
+
+    @property
+    def harmings(self) -> Sequence[Harming]:
+        """A runner's disks are its own, and called as it likes."""
+        processors = (SlowCpu(self),)
+        ours = isinstance(self.spec.boot, Boot)
+        own = (SlowDisks(self), FailingDisks(self)) if ours else ()
+        return (*super().harmings, *processors, *own)
 
     @property
     def _greeting_s(self) -> float:
