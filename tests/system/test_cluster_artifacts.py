@@ -6,6 +6,7 @@ All tests here share one cluster of two nodes, and come in the order of a build'
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,25 @@ def test_sources_come_to_a_node_and_are_built_with_what_the_compiler_says(
     assert digest[2:] == ["build.sh", "made", "out", "sub"]
 
 
+def test_a_node_that_cannot_hold_it_all_has_nothing_that_looks_like_it(
+    stage: Stage, tmp_path: Path
+) -> None:
+    (tmp_path / "large").write_bytes(bytes(range(256)) * 2000)
+    tree = registered(stage, tmp_path)
+    said(stage, "n1", "mkdir /srv/small && mount -t tmpfs -o size=200k small /srv/small")
+    asked = {**DUO, "artifact_id": tree, "dest_base": "/srv/small"}
+    synced = stage.done("cluster_artifact_sync", **asked)
+    assert synced["failed_nodes"] == ["n1"]
+    assert "No space left" in synced["nodes"]["n1"]["error"]["message"]
+    assert said(stage, "n1", "ls -A /srv/small") == ""
+    assert said(stage, "n2", "ls /srv/small").split() == [tree.removeprefix("sha256:")]
+    said(stage, "n1", "umount /srv/small")
+    # What a daemon that was killed has left of its work is removed by the next.
+    said(stage, "n1", "mkdir /srv/small/.0f.part && touch /srv/small/.0f.part/large")
+    assert stage.done("cluster_artifact_sync", **asked)["all_succeeded"]
+    assert said(stage, "n1", "ls -A /srv/small") == said(stage, "n2", "ls -A /srv/small")
+
+
 def test_a_client_of_vmcluster_mcp_brings_a_build_to_its_nodes(
     stage: Stage, modules: Path, tmp_path: Path
 ) -> None:
@@ -254,3 +274,66 @@ def test_a_node_that_is_down_is_named_and_the_others_are_served(
     assert (down["artifact_id_installed"], down["loaded_modules"]) == (None, None)
     build = {**DUO, "node": "n2", "path": "/srv", "command": "true"}
     assert stage.refusal("node_source_build", **build) == "machine-unreachable"
+
+
+# With the programs themselves
+
+
+def test_a_real_make_and_a_real_dpkg_install_in_a_guest_that_has_them(
+    stage: Stage, tmp_path: Path, *, whole: bool
+) -> None:
+    if not whole:
+        pytest.skip("it builds an image")
+    with_tools = TOPOLOGY.replace("duo", "tools").replace("10.9.0", "10.9.1")
+    with_tools = with_tools.replace("memory_mb: 192,", "memory_mb: 256, image: tools,")
+    stage.done("image_build", name="tools", packages=["make", "dpkg", "tar"])
+    stage.ask("cluster_define", topology=with_tools)
+    stage.done("cluster_start", cluster="tools")
+    try:
+        _install_all(stage, tmp_path)
+    finally:
+        stage.done("cluster_destroy", cluster="tools", delete_disks=True)
+
+
+def _install_all(stage: Stage, folder: Path) -> None:
+    def run(script: str) -> str:
+        ran = stage.ask("node_exec", cluster="tools", node="n1", script=script, timeout_s=LONG_S)
+        assert ran["exit_code"] == 0, ran
+        return str(ran["stdout"])
+
+    def installed(name: str, **more: Any) -> dict[str, Any]:
+        asked = {"cluster": "tools", "artifact_id": registered(stage, folder / name, **more)}
+        assert stage.done("cluster_artifact_sync", **asked)["all_succeeded"]
+        done = stage.done("cluster_artifact_install", **asked)
+        told: dict[str, Any] = done["nodes"]["n1"]
+        assert done["all_succeeded"], (name, told["output"])
+        return told
+
+    (folder / "make").mkdir()
+    (folder / "make/Makefile").write_text("install:\n\techo made > /tmp/made\n")
+    installed("make", build_type="make_install")
+    assert run("cat /tmp/made") == "made\n"
+    # What a system of Debian's has from its installation on.
+    stage.ask("node_exec_all", cluster="tools", script=_DPKG, timeout_s=LONG_S)
+    control = folder / "packed/DEBIAN"
+    control.mkdir(parents=True)
+    (control / "control").write_text(
+        "Package: hello\nVersion: 1\nArchitecture: all\nMaintainer: x <x@y.z>\nDescription: x\n"
+    )
+    (folder / "packed/usr/bin").mkdir(parents=True)
+    (folder / "packed/usr/bin/hello-there").write_text("#!/bin/sh\necho hello\n")
+    (folder / "packed/usr/bin/hello-there").chmod(0o755)
+    (folder / "deb").mkdir()
+    packed = ["dpkg-deb", "--root-owner-group", "-b", str(folder / "packed"), str(folder / "deb")]
+    subprocess.run(packed, check=True, capture_output=True, timeout=LONG_S)
+    assert "Setting up hello (1)" in installed("deb", build_type="deb")["output"]
+    assert run("hello-there; dpkg -s hello | grep Status") == (
+        "hello\nStatus: install ok installed\n"
+    )
+
+
+_DPKG = """
+mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates
+touch /var/lib/dpkg/status
+[ -e /sbin/ldconfig ] || ln -s /bin/true /sbin/ldconfig
+"""

@@ -75,7 +75,7 @@ async def sums(shell: Shell, folder: str, expected: Sequence[TreeFile]) -> dict[
     """Tell the digests of all files below a folder; None when there is more than is expected."""
     cap = sum(len(each.path.encode()) + _LINE for each in expected) + _SLACK
     text = 'cd "$1" 2>/dev/null || exit 0\nfind . -type f -exec sha256sum {} +\n'
-    return _read(await script(shell, text, folder, cap=cap))
+    return read_sums(await script(shell, text, folder, cap=cap))
 
 
 async def sums_of(shell: Shell, folder: str, files: Sequence[TreeFile]) -> dict[str, str]:
@@ -83,10 +83,11 @@ async def sums_of(shell: Shell, folder: str, files: Sequence[TreeFile]) -> dict[
     cap = sum(len(each.path.encode()) + _LINE for each in files) + _SLACK
     text = 'cd "$1" 2>/dev/null || exit 0\nxargs -0 sha256sum 2>/dev/null\n:\n'
     ran = await script(shell, text, folder, stdin=_listed(files), cap=cap)
-    return _read(ran) or {}
+    return read_sums(ran) or {}
 
 
-def _read(ran: Finished) -> dict[str, str] | None:
+def read_sums(ran: Finished) -> dict[str, str] | None:
+    """Read what a guest's sha256sum has said; None when it is not that, or not all of it."""
     if ran.exit.code != 0 or ran.truncated:
         return None
     found: dict[str, str] = {}
