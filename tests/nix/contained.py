@@ -22,13 +22,13 @@ from pathlib import Path
 import groups
 from machines import CACHE
 from microvm_orchestrator.machine.base import Boot
-from nix.driver import COMMAND_S, Driven, Failed
+from nix import units
+from nix.driver import GRACE_S, Driven, Failed
 from nix.evaluation import ROOT
+from nix.units import SERVICE
 from standin_runner import Wanted, make, qemu_command
 from system.test_systemd import SYSTEMD, System, ended
 
-RENDERED = ROOT / "tests/nix/rendered"
-SERVICE = "microvm-orchestrator.service"
 STORE = "/run/store"
 STORE_PATH = re.compile(r"/nix/store/e{32}-")
 # Who is nobody else here: the daemon's user, a client, and somebody who is none.
@@ -37,8 +37,6 @@ GROUPS = {"kvm": 990, "microvm-orchestrator": 994, "libvirtd": 995}
 MEMBERS = {"microvm-orchestrator": "alice"}
 MODEL_PORT = 8085
 PATHS = f"{STORE}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Beyond what a command is given there.
-GRACE_S = 60.0
 _PYTHON = f"""#!/bin/sh
 export PATH={PATHS} PYTHONPATH=/run/site:/run/source LD_LIBRARY_PATH=/run/python/lib
 exec /run/python/bin/python3"""
@@ -48,15 +46,6 @@ PROGRAM = (
 )
 MODEL = f'{_PYTHON} {STORE}/model/model.py "$@"\n'
 TAKE_IN = f"#!/bin/sh\nexec microvm-orchestrator image add slot {STORE}/slot/runner\n"
-# What NixOS does with units that have changed and want to be restarted, not stopped and started.
-SWITCH = """#!/bin/sh
-set -e
-[ "$1" = test ] || exit 64
-cp /etc/changed/etc/systemd/system/* /etc/systemd/system
-systemctl daemon-reload
-cd /etc/changed/etc/systemd/system
-systemctl restart *
-"""
 # As the part of the tests for NixOS has it.
 MODEL_UNIT = f"""[Unit]
 DefaultDependencies=no
@@ -150,17 +139,10 @@ class Contained(Driven):
             system = stack.enter_context(ended(outer))
             self._running = system, stack.pop_all()
 
-    def execute(
-        self,
-        command: str,
-        check_return: bool = True,  # as in NixOS
-        check_output: bool = True,
-        timeout: int | None = COMMAND_S,
-    ) -> tuple[int, str]:
-        self.start()
+    def ran(self, script: str, timeout: int | None) -> tuple[int, str]:
         inside = ["nsenter", f"--target={self.system.pid}", "--all", "--wd=/"]
         limit = [] if timeout is None else ["timeout", str(timeout)]
-        shell = [*limit, "bash", "-c", f"set -euo pipefail; {command}"]
+        shell = [*limit, "bash", "-c", script]
         with self.console.open("ab") as console:
             ran = subprocess.run(
                 [*inside, "env", "-i", f"PATH={PATHS}", "HOME=/root", *shell],
@@ -172,9 +154,7 @@ class Contained(Driven):
             )
         if ran.returncode and not Path(f"/proc/{self.system.pid}").exists():
             raise Failed(f"{self.name}: it has ended. {self.last_words()}")
-        if not check_output:
-            return -2, ""
-        return ran.returncode if check_return else -1, ran.stdout.decode(errors="replace")
+        return ran.returncode, ran.stdout.decode(errors="replace")
 
     def crash(self) -> None:
         """Kill the first process, and so every other one at that instant."""
@@ -220,15 +200,14 @@ def _shown(path: Path) -> Path:
 def _lay_out(folder: Path, image: Boot, watchdog_s: int | None, networks: str) -> str:
     """Write the units, what they start, and who there is; return the daemon's program."""
     _put_etc(folder / "etc")
-    units = folder / "etc/systemd/system"
-    for path in RENDERED.iterdir():
-        if path.suffix in {".service", ".socket", ".slice"}:
-            # What usually comes first is not here.
-            text = path.read_text().replace("[Unit]\n", "[Unit]\nDefaultDependencies=no\n")
-            if watchdog_s is not None:
-                text = re.sub(r"(?m)^WatchdogSec=.*", f"WatchdogSec={watchdog_s}", text)
-            put(units / path.name, text)
-    program = _put_store(folder, (units / SERVICE).read_text(), networks)
+    place = folder / "etc/systemd/system"
+    for name, rendered in units.units().items():
+        # What usually comes first is not here.
+        text = rendered.replace("[Unit]\n", "[Unit]\nDefaultDependencies=no\n")
+        if watchdog_s is not None:
+            text = re.sub(r"(?m)^WatchdogSec=.*", f"WatchdogSec={watchdog_s}", text)
+        put(place / name, text)
+    program = _put_store(folder, (place / SERVICE).read_text(), networks)
     for name in USERS:
         (folder / "home" / name).mkdir(parents=True)
     (folder / "home/ada/other").mkdir()
@@ -267,10 +246,8 @@ def _replace_lines(path: Path, lines: Mapping[str, str]) -> None:
 
 def _put_store(folder: Path, server: str, networks: str) -> str:
     store = folder / "store"
-    [(program, settings)] = re.findall(r'ExecStart="(\S+)" "serve" "--config" "(\S+)"', server)
-    # No machine is to start by itself.
-    text = (RENDERED / "config.toml").read_text().replace('"embedded" = 2', "")
-    text = text.replace('"kernel"', f'"{networks}"')
+    program, settings = units.started(server)
+    text = units.settings().replace('"kernel"', f'"{networks}"')
     model = f'["egress"]\n"anthropic_url" = "http://127.0.0.1:{MODEL_PORT}"\n'
     text = text.replace('["egress"]\n', model)
     put(store / Path(settings).name, text.replace('"debug"', '"info"'))
@@ -278,10 +255,10 @@ def _put_store(folder: Path, server: str, networks: str) -> str:
     put(store / "changed.toml", text)
     changed = folder / "etc/changed"
     put(changed / "etc/systemd/system" / SERVICE, server.replace(settings, f"{STORE}/changed.toml"))
-    put(changed / "bin/switch-to-configuration", SWITCH)
+    put(changed / "bin/switch-to-configuration", units.SWITCH)
 
     put(store / Path(program).relative_to(STORE), PROGRAM)
-    for path in (RENDERED / "bin").iterdir():
+    for path in (units.RENDERED / "bin").iterdir():
         place = f"{path.name}-start/bin/{path.name}-start"
         put(store / (f"microvm-{path.name}" if "slot" in path.name else place), path.read_text())
     for tool in ("coreutils", "curl"):

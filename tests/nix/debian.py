@@ -34,10 +34,10 @@ from microvm_orchestrator.images.tree import MERGED, Directory, File, Link, Slic
 from microvm_orchestrator.images.unpack import merged, unpack
 from microvm_orchestrator.machine.base import Boot
 from microvm_orchestrator.machine.probe import measure
+from nix import units
 from nix.evaluation import ROOT
 from standin_runner import Wanted, make, qemu_command
 
-RENDERED = ROOT / "tests/nix/rendered"
 SITE = "opt/site"
 MODULES = "opt/modules"
 GUEST = "opt/slot"
@@ -111,17 +111,17 @@ chgrp kvm /dev/kvm
 chmod 660 /dev/kvm
 chmod 666 /dev/net/tun
 """
-# What NixOS does with units that have changed and want to be restarted, not stopped and started.
-_SWITCH = """#!/bin/sh
-set -e
-[ "$1" = test ] || exit 64
-cp /etc/changed/etc/systemd/system/* /etc/systemd/system
-systemctl daemon-reload
-cd /etc/changed/etc/systemd/system
-systemctl restart *
-"""
 _TAKE_IN = f"""#!/bin/sh
 exec microvm-orchestrator image add slot /{GUEST}/runner
+"""
+_BEFORE = """\
+[Unit]
+Before=microvm-orchestrator.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=true
+ExecStart=/usr/local/sbin/{}
 """
 _UNITS = {
     "backdoor.service": """\
@@ -133,24 +133,8 @@ ExecStart=/usr/local/sbin/backdoor
 KillSignal=SIGHUP
 Restart=always
 """,
-    "prepare.service": """\
-[Unit]
-Before=microvm-orchestrator.service
-
-[Service]
-Type=oneshot
-RemainAfterExit=true
-ExecStart=/usr/local/sbin/prepare
-""",
-    "devices.service": """\
-[Unit]
-Before=microvm-orchestrator.service
-
-[Service]
-Type=oneshot
-RemainAfterExit=true
-ExecStart=/usr/local/sbin/devices
-""",
+    "prepare.service": _BEFORE.format("prepare"),
+    "devices.service": _BEFORE.format("devices"),
 }
 _STARTED = {
     "basic.target.wants": ("backdoor.service",),
@@ -233,7 +217,7 @@ async def build(folder: Path) -> Disk:
 
 def _modules() -> list[str]:
     """Name what is loaded: for our KVM, and what the module for NixOS has loaded, no more."""
-    wanted: list[str] = json.loads((RENDERED / "host.json").read_text())["modules"]
+    wanted: list[str] = json.loads((units.RENDERED / "host.json").read_text())["modules"]
     # A part of nf_tables since Linux 6.2, and of its own in this one.
     return ["kvm_amd", "nft_objref", *wanted]
 
@@ -289,9 +273,8 @@ def _put_units(tree: Tree) -> None:
     folder = "etc/systemd/system"
     for name, text in _UNITS.items():
         tree.write(f"{folder}/{name}", text)
-    for path in RENDERED.iterdir():
-        if path.suffix in {".service", ".socket", ".slice"}:
-            tree.write(f"{folder}/{path.name}", path.read_text())
+    for name, text in units.units().items():
+        tree.write(f"{folder}/{name}", text)
     for wants, names in _STARTED.items():
         for name in names:
             tree.put(f"{folder}/{wants}/{name}", Link(f"../{name}"))
@@ -304,14 +287,12 @@ def _put_units(tree: Tree) -> None:
     tree.write("usr/local/sbin/devices", _DEVICES, 0o755)
     tree.write("usr/local/sbin/take-in-guest", _TAKE_IN, 0o755)
 
-    server = (RENDERED / "microvm-orchestrator.service").read_text()
-    [(program, settings)] = re.findall(r'ExecStart="/(\S+)" "serve" "--config" "/(\S+)"', server)
+    server = units.units()[units.SERVICE]
+    program, settings = (path.removeprefix("/") for path in units.started(server))
     tree.write(program, _PROGRAM, 0o755)
     tree.put("usr/bin/microvm-orchestrator", Link(f"/{program}"))
-    # No machine is to start by itself.
-    text = (RENDERED / "config.toml").read_text().replace('"embedded" = 2', "")
     # A machine takes its time as well.
-    text = text.replace('["machines"]\n', '["machines"]\n"boot_timeout_s" = 900\n')
+    text = units.settings().replace('["machines"]\n', '["machines"]\n"boot_timeout_s" = 900\n')
     tree.write(settings, text.replace('"debug"', '"info"'))
     # What the host is switched to differs in this.
     tree.write(f"{settings}-changed", text)
@@ -319,12 +300,12 @@ def _put_units(tree: Tree) -> None:
         "etc/changed/etc/systemd/system/microvm-orchestrator.service",
         server.replace(settings, f"{settings}-changed"),
     )
-    tree.write("etc/changed/bin/switch-to-configuration", _SWITCH, 0o755)
+    tree.write("etc/changed/bin/switch-to-configuration", units.SWITCH, 0o755)
     store = settings.rpartition("-microvm")[0]
     for name in ("coreutils", "findutils", "gnugrep", "gnused", "systemd"):
         tree.put(f"{store}-{name}/bin", Link("/usr/bin"))
     name = "microvm-orchestrator-repos"
-    script = (RENDERED / "bin" / name).read_text()
+    script = (units.RENDERED / "bin" / name).read_text()
     tree.write(f"{store}-{name}-start/bin/{name}-start", script, 0o755)
 
 

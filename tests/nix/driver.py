@@ -25,8 +25,8 @@ HELLO = b"Spawning backdoor root shell..."
 # A system under emulation, on a busy host.
 BOOT_S = 300.0
 COMMAND_S = 900
-# Beyond what the guest itself gives a command.
-_GRACE_S = 60.0
+# Beyond what a command is given by `timeout` on the machine itself.
+GRACE_S = 60.0
 _LAST_LINES = 40
 
 
@@ -48,18 +48,17 @@ class Driven(ABC):
         """Start it, unless it runs."""
 
     @abstractmethod
-    def execute(
-        self,
-        command: str,
-        check_return: bool = True,  # as in NixOS
-        check_output: bool = True,
-        timeout: int | None = COMMAND_S,
-    ) -> tuple[int, str]:
-        """Run a command of the shell, and give its status and what it said on stdout."""
+    def ran(self, script: str, timeout: int | None) -> tuple[int, str]:
+        """Run a script of bash where it runs, and give its status and what it said on stdout."""
 
     @abstractmethod
     def crash(self) -> None:
         """Cut its power."""
+
+    def execute(self, command: str, timeout: int | None = COMMAND_S) -> tuple[int, str]:
+        """Run a command of the shell, and give its status and what it said on stdout."""
+        self.start()
+        return self.ran(f"set -euo pipefail; {command}", timeout)
 
     def succeed(self, *commands: str, timeout: int | None = COMMAND_S) -> str:
         """Run commands that succeed, and give all they say."""
@@ -158,24 +157,12 @@ class Machine(Driven):
         while HELLO not in said or not said.endswith(b"\n"):
             said += self._heard()
 
-    def execute(
-        self,
-        command: str,
-        check_return: bool = True,  # as in NixOS
-        check_output: bool = True,
-        timeout: int | None = COMMAND_S,
-    ) -> tuple[int, str]:
-        self.start()
+    def ran(self, script: str, timeout: int | None) -> tuple[int, str]:
         assert self._shell
-        self._shell.settimeout(None if timeout is None else timeout + _GRACE_S)
+        self._shell.settimeout(None if timeout is None else timeout + GRACE_S)
         limit = f"timeout {timeout} " if timeout is not None else ""
-        quoted = shlex.quote(f"set -euo pipefail; {command}")
-        self._say(f"{limit}bash -c {quoted} | (base64 -w 0; echo)")
-        if not check_output:
-            return -2, ""
+        self._say(f"{limit}bash -c {shlex.quote(script)} | (base64 -w 0; echo)")
         out = base64.b64decode(self._line()).decode(errors="replace")
-        if not check_return:
-            return -1, out
         self._say("echo ${PIPESTATUS[0]}")
         return int(self._line()), out
 
