@@ -24,7 +24,7 @@ from nix.evaluation import ROOT
 from system.test_systemd import why_not
 
 GUEST_MIB = 256
-WATCHDOG_S = 15
+WATCHDOG_S = 10
 
 
 @pytest.fixture(scope="module")
