@@ -163,6 +163,7 @@ async def test_what_cannot_be_injected_is_told_and_the_others_follow(tmp_path: P
             "schedule[0]: pause takes a machine",
         ),
         ({**LATE, "idempotency_key": "k"}, "schedule[0]: a fault of a schedule has no"),
+        ({**LATE, "cluster": "trio"}, "schedule[0]: a fault of a schedule is in"),
         ({**LATE, "ttl_s": 5}, "schedule[0]: for_s tells how long it holds"),
         ({}, "schedule[0]: kind"),
     ],
