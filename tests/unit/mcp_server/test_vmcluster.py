@@ -282,6 +282,14 @@ async def test_what_that_program_told_in_vain_is_an_error(tmp_path: Path) -> Non
             ["n2"],
         )
         assert some["result"]["results"]["n1"]["exit_code"] == 0
+        # Where all are wanted, our own call begins nowhere; commands of stand-ins run on this host.
+        ran = anyio.Path(tmp_path / "ran")
+        touch = {"cluster": "trio", "script": f"touch {ran}"}
+        with pytest.raises(errors.NodesFailed, match=r"nothing was begun, as not all .*: n2: "):
+            await client.kept.ask("node_exec_all", **touch)
+        assert not await ran.exists()
+        await client.kept.ask("node_exec_all", **touch, require_all=False)
+        assert await ran.exists()
         assert (await client("node_exec_all", **run, require_all=False))["success"]
         assert (await client("node_exec_all", **run, nodes=["n1", "n3"]))["success"]
         named = {**here, "snapshot_name": "s"}
