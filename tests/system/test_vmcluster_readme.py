@@ -17,6 +17,7 @@ from system.living import Stage, living
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 # As it stands there.
 TOPOLOGY = """\
@@ -135,7 +136,7 @@ def test_the_quick_start(stage: Stage, client: StdioClient) -> None:
     assert stage.ask("snapshot_list")["items"] == []
 
 
-def test_the_canonical_and_the_extended_workflow(client: StdioClient) -> None:
+def test_the_canonical_and_the_extended_workflow(client: StdioClient, tmp_path: Path) -> None:
     here = {"cluster_name": NAME}
     for _ in range(2):
         assert brief(result(client, "cluster_define", topology_name=NAME)) == DOWN
@@ -146,6 +147,17 @@ def test_the_canonical_and_the_extended_workflow(client: StdioClient) -> None:
     nodes = handle["nodes"]
     assert [(node["name"], node["role"], node["ip"]) for node in nodes] == NODES
     assert {(node["ssh_port"], node["ssh_user"]) for node in nodes} == {(22, "root")}
+
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "probe.ko").write_bytes(b"no module that a kernel would load")
+    artifact_id = result(client, "artifact_register", source_path=str(tree))["artifact_id"]
+    for tool in ("artifact_sync", "artifact_install"):
+        told = result(client, tool, **here, artifact_id=artifact_id)
+        assert set(told["per_node"]) == {name for name, _, _ in NODES}, tool
+    ls = f"ls {handle['artifact_path']}/{artifact_id} /lib/modules/*/extra/vmcluster"
+    ran = result(client, "node_exec", **here, node_name="worker-0", command=ls)
+    assert ran["stdout"].count("probe.ko") == 2
 
     fault = result(client, "net_impair", **here, source_node="worker-0", latency_ms=150)
     [listed] = result(client, "net_fault_list", **here)

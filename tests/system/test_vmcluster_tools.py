@@ -1,7 +1,7 @@
 """Each tool of vmcluster-mcp on three real machines, over MCP, and again with a node that is dead.
 
 A node is off, its QEMU was killed, or it stands still. Of such a node that program told that all is
-well. The tools about artifacts and sources are shown elsewhere.
+well. Tools about artifacts and sources are shown in `test_cluster_artifacts.py`.
 """
 
 from __future__ import annotations
