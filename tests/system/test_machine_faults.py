@@ -121,7 +121,7 @@ def test_a_full_disk_takes_nothing_more(stage: Stage) -> None:
     ran = stage.ask("machine_exec", machine="box", script=MORE)
     assert ran["exit_code"] != 0
     assert "No space left on device" in ran["stderr"]
-    stage.said("box", "rm /var/more")
+    stage.said("box", "rm -f /var/more")
     heal(stage, fault)
     assert abs(int(stage.said("box", FREE)) - before) < MIB
     with pytest.raises(errors.FaultNotOffered, match="in its memory"):
