@@ -368,13 +368,13 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=300))
 def test_whatever_the_text_it_is_read_or_refused(text: str) -> None:
     _only_refused(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(KEYS, VALUES, max_size=8))
 def test_whatever_the_values_they_are_read_or_refused(value: dict[str, Any]) -> None:
     try:
@@ -384,7 +384,7 @@ def test_whatever_the_values_they_are_read_or_refused(value: dict[str, Any]) -> 
         _only_refused(yaml.dump(value, allow_unicode=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from([SEED, OURS, SMALL]),
     st.lists(

@@ -24,7 +24,7 @@ from microvm_orchestrator.network.base import Ends
 
 FIVE = ["a", "b", "c", "d", "e"]
 MACHINES = st.lists(st.sampled_from([f"m{n}" for n in range(12)]), min_size=3, unique=True)
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def heard_by(machine: str, machines: Sequence[str], grudge: Grudge) -> set[str]:

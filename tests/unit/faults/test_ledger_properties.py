@@ -215,7 +215,6 @@ def test_after_any_composition_of_faults_and_heals_all_is_as_it_was(kind: str, w
 
     @settings(
         max_examples=examples,
-        deadline=None,
         derandomize=not whole,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

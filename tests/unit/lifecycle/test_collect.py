@@ -118,9 +118,7 @@ GLOBS = st.lists(
 ).map("/".join)
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(paths=st.sets(PATHS, max_size=6), pattern=GLOBS)
 async def test_all_that_fits_is_found_in_the_guest_by_what_it_is_asked(
     tmp_path_factory: pytest.TempPathFactory, shell: Shell, paths: set[str], pattern: str

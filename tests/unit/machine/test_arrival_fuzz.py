@@ -120,7 +120,6 @@ def test_whatever_arrives_lands_in_its_folder_or_is_refused(
         max_examples=5000 if whole else 200,
         # The same examples each time, but for a long run.
         derandomize=not whole,
-        deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow],
     )

@@ -149,7 +149,6 @@ def calm(host: NoisyHost) -> int:
 
 @settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(talk=st.lists(st.sampled_from(TALK), min_size=1, max_size=12), seed=st.integers(0, 2**32))
@@ -163,7 +162,7 @@ def test_an_agent_answers_the_next_host_whatever_the_last_one_said(
     assert host.resident_kib() < calm + GROWTH_KIB
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(noise=st.binary(max_size=2000), greeted=st.booleans())
 def test_an_agent_answers_the_next_host_after_any_bytes(
     host: NoisyHost, calm: int, noise: bytes, *, greeted: bool
@@ -202,7 +201,7 @@ def frames(draw: st.DrawFn, kinds: list[int], number: int) -> bytes:
     return wire.frame(kind, 0 if kind == wire.EVENT else number, payload, channel)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_an_agent_answers_the_next_host_whatever_a_request_asks_for(
     host: NoisyHost, calm: int, data: st.DataObject
@@ -297,7 +296,6 @@ async def _ask_for_everything(said: bytes, folder: Path) -> None:
 
 @settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(answers=st.permutations(ANSWERS), seed=st.integers(0, 2**32))
@@ -307,7 +305,7 @@ def test_a_host_ends_every_request_with_an_error_it_knows_whatever_a_guest_says(
     _answer_everything(garbled(b"".join(answers), seed), tmp_path_factory.mktemp("into"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_host_ends_every_request_with_an_error_it_knows_whatever_an_answer_holds(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

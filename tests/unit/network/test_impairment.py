@@ -142,7 +142,7 @@ IMPAIRMENTS = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(IMPAIRMENTS, max_size=3))
 def test_nothing_is_ever_taken_away_by_one_more(impairments: list[Impairment]) -> None:
     whole = combined(impairments)

@@ -32,7 +32,7 @@ def disturbances(draw: st.DrawFn) -> Impairment:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(disturbances())
 def test_what_is_written_is_read_to_the_millionth(its: Impairment) -> None:
     mark = list(Spread).index(its.spread) | (4 if its.reorder and not its.delay_s else 0)

@@ -45,7 +45,7 @@ part = st.text("ab*?", min_size=1, max_size=2)
 patterns = st.lists(part, min_size=1, max_size=2).map("/".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(one=patterns, other=patterns)
 def test_two_patterns_meet_exactly_where_a_path_fits_both(one: str, other: str) -> None:
     assert meet(one, other) == bool(named_by(one) & named_by(other))

@@ -73,7 +73,7 @@ def check(plan: Plan, *, infer_files: bool) -> None:
             assert not share(files[one], files[other]), (one, other)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(texts=documents, infer_files=st.booleans())
 def test_any_text_gives_a_plan_or_says_what_is_wrong_and_the_same_each_time(
     texts: list[str], *, infer_files: bool
@@ -134,7 +134,7 @@ def shape(plan: Plan) -> Any:
     return plan.waves, edges
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tasks=graphs())
 def test_the_same_tasks_give_the_same_plan_however_they_are_written(
     tasks: list[dict[str, Any]],
@@ -151,7 +151,7 @@ def test_the_same_tasks_give_the_same_plan_however_they_are_written(
     assert all(other == shapes[0] for other in shapes[1:])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tasks=graphs())
 def test_a_plan_that_is_given_back_stays_as_it_is(tasks: list[dict[str, Any]]) -> None:
     if rings(tasks):
@@ -164,7 +164,7 @@ def test_a_plan_that_is_given_back_stays_as_it_is(tasks: list[dict[str, Any]]) -
     assert again.waves == first.waves
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tasks=graphs(), data=st.data())
 def test_tasks_that_share_a_file_never_run_together_whatever_is_cancelled(
     tasks: list[dict[str, Any]], data: st.DataObject

@@ -520,7 +520,6 @@ def test_the_graph_does_what_a_plain_model_of_it_does(whole: bool) -> None:
         # The same examples each time: then a change is to blame for a failure. New ones when long.
         derandomize=not long,
         database=None,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
     with anyio.from_thread.start_blocking_portal() as portal:
