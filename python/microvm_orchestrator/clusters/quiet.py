@@ -34,7 +34,8 @@ _MOST_CHARS = 64
 # Names of places have their spaces as \040, so words are words. What is asked to end thaws first.
 # The last that was mounted is frozen first: others may lie below it.
 _HOLD = rf"""
-trap : TERM HUP INT PIPE
+waiter= stopped=
+trap 'stopped=yes; [ -z "$waiter" ] || kill "$waiter"' TERM HUP INT PIPE
 sync || exit 1
 seen=' ' places=
 while read -r device place kind options rest; do
@@ -61,9 +62,14 @@ if [ -z "$frozen" ]; then
     echo synced
     exit
 fi
+# Who waits is there before anybody hears of it, and so whoever is asked to end has something to end.
+exec 3<&0
+timeout {_FROZEN_S} cat <&3 >/dev/null &
+waiter=$!
+[ -z "$stopped" ] || kill "$waiter"
 echo frozen
 end=late
-timeout {_FROZEN_S} cat >/dev/null && end=thawed
+wait "$waiter" && end=thawed
 thaw
 echo $end
 """
