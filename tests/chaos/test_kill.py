@@ -7,6 +7,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from bench.figures import tell
 from chaos.ask import Asker
 from chaos.crew import crew_on
@@ -53,6 +55,7 @@ def _live_and_die(daemon: Daemon, moments: random.Random) -> bool:
     return ready
 
 
+@pytest.mark.long
 def test_a_daemon_with_ten_thousand_tasks_is_ready_soon_after_it_was_killed(
     tmp_path: Path,
 ) -> None:

@@ -57,7 +57,7 @@ class Tally:
 def test_a_daemon_killed_at_any_moment_of_a_machines_life_leaves_no_orphan(
     tmp_path: Path, seed: str, whole: bool
 ) -> None:
-    kills = 100 if whole else 4
+    kills = 100 if whole else 2
     moments = random.Random(seed)
     tally = Tally()
     _share_images(tmp_path / "state")

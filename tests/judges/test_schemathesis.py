@@ -21,7 +21,7 @@ COMMAND = Path(sys.executable).with_name("schemathesis")
 RULES = Path(__file__).with_name("schemathesis.toml")
 SEED = 20_260_728
 # For each operation and phase.
-EXAMPLES = 5
+EXAMPLES = 2
 EXAMPLES_WHOLE = 60
 
 

@@ -57,7 +57,10 @@ def passes(name: str, machine: Contained) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["service", "task", "restart", "reboot", pytest.param("upgrade", marks=pytest.mark.long)],
+    [
+        *("service", "task"),
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("restart", "reboot", "upgrade")),
+    ],
 )
 def test_a_script_for_nixos_passes_in_namespaces(
     tmp_path: Path, image: Boot, tsc_khz: int, name: str
@@ -79,6 +82,7 @@ def test_a_cluster_is_broken_in_the_kernel_and_healed_by_the_service_that_nix_re
     passes("cluster", machine)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not CLAUDE.exists(), reason="Claude Code is not installed: make judges")
 def test_claude_code_does_there_what_an_agent_does_on_nixos(
     tmp_path: Path, image: Boot, tsc_khz: int

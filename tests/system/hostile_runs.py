@@ -244,9 +244,13 @@ ATTACKS: dict[str, Attack] = {
     "attributes that ask for a filter": Attack(
         ("failed", "merge-refused"), "filter", script=_ATTRIBUTES, merge="refused"
     ),
-    "a submodule of a program": Attack(REFUSED, "a program to fetch with", script=_SUBMODULE),
+    "a submodule of a program": Attack(
+        REFUSED, "a program to fetch with", script=_SUBMODULE, only_whole=True
+    ),
     "a folder called .GIT": Attack(REFUSED, "hasDotgit", git=_PREPARED, bundle=_names(b".GIT")),
-    "a folder called ..": Attack(REFUSED, "hasDotdot", git=_PREPARED, bundle=_names(b"..")),
+    "a folder called ..": Attack(
+        REFUSED, "hasDotdot", git=_PREPARED, bundle=_names(b".."), only_whole=True
+    ),
     "a hundred thousand refs": Attack(
         REFUSED,
         "more than one ref",
@@ -254,7 +258,7 @@ ATTACKS: dict[str, Attack] = {
         files={f"{EVIL}/refs": _REFS},
     ),
     "a repository with a hundred thousand refs": Attack(
-        ("done", ""), "", script=_FLOODED, merge="merged", wish={"merge": "branch"}
+        ("done", ""), "", script=_FLOODED, merge="merged", wish={"merge": "branch"}, only_whole=True
     ),
     "a pack that unpacks to a file too large": Attack(
         REFUSED, f"more than {256 << 20}|{BLOB_BYTES}", git=_PREPARED, bundle=_bomb
@@ -265,13 +269,17 @@ ATTACKS: dict[str, Attack] = {
     "a result that is a link": Attack(
         REFUSED, "does not begin", git=hands_out("ln -s /etc/passwd $4")
     ),
-    "a result that is a device": Attack(("failed", ""), "", git=hands_out("ln -s /dev/zero $4")),
-    "a pack of noise": Attack(REFUSED, "index-pack|pack", git=_PREPARED, bundle=_garbage),
+    "a result that is a device": Attack(
+        ("failed", ""), "", git=hands_out("ln -s /dev/zero $4"), only_whole=True
+    ),
+    "a pack of noise": Attack(
+        REFUSED, "index-pack|pack", git=_PREPARED, bundle=_garbage, only_whole=True
+    ),
     "a file of a branch that it was not given": Attack(
         REFUSED, "neither brings nor was given", git=_PREPARED, bundle=_stolen
     ),
     "the tip of a branch that it was not given": Attack(
-        REFUSED, "was not given", git=_PREPARED, bundle=_stolen_tip
+        REFUSED, "was not given", git=_PREPARED, bundle=_stolen_tip, only_whole=True
     ),
     "a commit that has no such name": Attack(
         ("failed", "protocol-broken"), "no such name", git=hands_out("true", tip="echo ../../HEAD")

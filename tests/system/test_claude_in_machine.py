@@ -102,6 +102,7 @@ def test_it_edits_a_file_runs_a_command_and_commits_and_that_is_merged(
     assert KEY not in json.dumps([request.body for request in model.api.conversation])
 
 
+@pytest.mark.long
 def test_when_its_turns_are_used_up_it_has_failed_and_what_it_committed_is_kept(
     stage: Stage, repo: git_repos.Repo, model: Model
 ) -> None:
@@ -116,6 +117,7 @@ def test_when_its_turns_are_used_up_it_has_failed_and_what_it_committed_is_kept(
     assert [each["ref"] for each in kept["unmerged"]] == [f"refs/tasks/{task_id}"]
 
 
+@pytest.mark.long
 def test_an_api_that_fails_for_good_fails_the_task_by_its_own_code(
     stage: Stage, repo: git_repos.Repo, model: Model
 ) -> None:
@@ -148,6 +150,7 @@ def test_it_can_be_cancelled_in_the_middle_of_an_answer_and_what_it_committed_is
     assert [each["ref"] for each in kept["unmerged"]] == [f"refs/tasks/{task_id}"]
 
 
+@pytest.mark.long
 def test_its_answer_has_the_form_that_was_asked_for(
     stage: Stage, repo: git_repos.Repo, model: Model
 ) -> None:

@@ -92,7 +92,7 @@ def nothing_half(stage: Stage) -> None:
         pytest.param("cluster_start", marks=pytest.mark.long),
         "cluster_snapshot_create",
         pytest.param("cluster_snapshot_revert", marks=pytest.mark.long),
-        "cluster_snapshot_branch",
+        pytest.param("cluster_snapshot_branch", marks=pytest.mark.long),
         pytest.param("cluster_destroy", marks=pytest.mark.long),
     ],
 )

@@ -249,6 +249,7 @@ def test_case_23_the_text_of_a_task_reaches_its_agent_byte_for_byte(client: Stdi
         assert told["output"].split()[0] == wanted
 
 
+@pytest.mark.long
 def test_case_24_a_job_of_which_nothing_is_heard_for_so_long_is_lost_and_its_machine_destroyed(
     stage: Stage,
 ) -> None:

@@ -135,6 +135,7 @@ def test_what_that_programs_readme_shows_works_from_the_task_to_the_merge(place:
     assert gone["error"] == f"Log file not found: {log}"
 
 
+@pytest.mark.long
 def test_tasks_at_once_have_slots_of_their_own_and_what_conflicts_is_kept_whatever_is_cleaned_up(
     place: Place,
 ) -> None:

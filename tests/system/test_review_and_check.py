@@ -123,6 +123,7 @@ def test_a_task_that_is_cancelled_during_its_check_leaves_no_machine_and_moves_n
     assert repo.refs() == refs
 
 
+@pytest.mark.long
 def test_a_check_whose_daemon_is_killed_is_begun_again_and_leaves_no_machine(
     tmp_path: Path,
 ) -> None:

@@ -93,6 +93,7 @@ async def test_runs_of_one_seed_are_the_same_to_the_last_byte_also_on_a_busy_hos
     assert first.stdout.startswith(b"17040672")  # the first of January 2024
 
 
+@pytest.mark.long
 async def test_another_seed_makes_another_run(rig: Rig, qemu: Qemu) -> None:
     one, other = [
         await qemu.run_seeded(rig.spec(), script(TELLTALES, seed)) for seed in (42, 2**64 - 1)
