@@ -62,7 +62,7 @@ if [ -z "$frozen" ]; then
     echo synced
     exit
 fi
-# Who waits is there before anybody hears of it, and so whoever is asked to end has something to end.
+# Who waits is there before anybody hears of it: there is always somebody whom a signal ends.
 exec 3<&0
 timeout {_FROZEN_S} cat <&3 >/dev/null &
 waiter=$!
