@@ -429,8 +429,8 @@ async def test_a_machine_is_found_by_its_name_when_its_process_was_not_written_d
 async def test_a_machine_that_ended_without_a_daemon_is_lost(rig: Rig, begin: Begin) -> None:
     async with rig.open_any() as first:
         machine = await begin(first)
-    kill_process(machine)
     handle = os.pidfd_open(machine.pid)
+    kill_process(machine)
     await anyio.wait_readable(handle)
     os.close(handle)
     async with rig.open_any() as second, removed_in_the_end(second):
