@@ -40,11 +40,9 @@ demo: setup ## three tasks in machines, merged; then a machine and its branches;
 demo-cluster: setup ## three machines in a network, broken, healed, and put back to where they were
 	@$(PY) tests/demo_cluster.py
 
-# One more than there are processors, as many a test waits for a machine, and four at most.
-WORKERS = $(shell count=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); echo $$((count < 4 ? count : 4)))
 # Each file of tests has one process to itself, so what they share they share as before.
 test: lint docs-check peers ## everything CI runs
-	@$(PY) -m pytest -n $(WORKERS) --dist loadfile
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: judges ## ruff and pyright, strict
 	@$(RUFF) check $(SOURCES)

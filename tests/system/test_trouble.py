@@ -115,7 +115,9 @@ async def test_a_guest_that_never_answers_is_adopted_and_its_agent_is_not_there(
 
 
 async def test_a_guest_that_reboots_has_ended_and_says_so(machine: QemuMachine) -> None:
-    async with machine.shell.stream(Command(["reboot", "-f"]), keep=True):
+    # Not before it was heard that the command has begun.
+    reboot = Command(["/bin/sh", "-c", "sleep 0.5; reboot -f"])
+    async with machine.shell.stream(reboot, keep=True):
         change = await machine.wait()
     assert (change.state, change.reason) == (STOPPED, "the guest rebooted, which ends a machine")
 
