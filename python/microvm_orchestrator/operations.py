@@ -23,7 +23,7 @@ from microvm_orchestrator.model.task import TaskError, TaskProgress
 from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
-from microvm_orchestrator.store.questions import RecordById
+from microvm_orchestrator.store.seen import find_seen
 
 _log = log.get(__name__)
 
@@ -95,14 +95,12 @@ class Operations:
 
     async def get(self, operation_id: str, by: Actor) -> Operation:
         """Raises: NotFound, also for what the actor cannot see."""
-        record = await self._store.query(RecordById(OPERATION, operation_id), by)
-        if record is not None:
-            operation = Operation.model_validate(record.body)
-            if by.sees_of(operation.owner):
-                return operation
-        raise errors.NotFound(
-            f"no operation {operation_id}", hint="operation_list shows the operations there are"
-        )
+        operation = await find_seen(self._store, OPERATION, operation_id, Operation, by)
+        if operation is None:
+            raise errors.NotFound(
+                f"no operation {operation_id}", hint="operation_list shows the operations there are"
+            )
+        return operation
 
     def at_work(self, kind: str, target: str) -> str | None:
         """Name the operation of this kind that runs for somebody, if one does."""

@@ -24,7 +24,7 @@ from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.networks import Attachment
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
-from microvm_orchestrator.store.questions import RecordById
+from microvm_orchestrator.store.seen import find_seen
 from microvm_orchestrator.together import together
 
 
@@ -98,12 +98,10 @@ class Snapshots:
 
     async def get(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
         """Raises: NotFound."""
-        record = await self._store.query(RecordById(SNAPSHOT, snapshot_id), by)
-        if record is not None:
-            snapshot = MachineSnapshot.model_validate(record.body)
-            if by.sees_of(snapshot.owner):
-                return snapshot
-        raise errors.NotFound(f"no snapshot {snapshot_id}", hint="snapshot_list shows them")
+        snapshot = await find_seen(self._store, SNAPSHOT, snapshot_id, MachineSnapshot, by)
+        if snapshot is None:
+            raise errors.NotFound(f"no snapshot {snapshot_id}", hint="snapshot_list shows them")
+        return snapshot
 
     async def _ready(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
         snapshot = await self.get(snapshot_id, by)

@@ -26,7 +26,7 @@ from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.operations import Operations, Report
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
-from microvm_orchestrator.store.questions import RecordById
+from microvm_orchestrator.store.seen import find_seen
 
 # The kind of operation that a campaign is.
 OPERATION_KIND = "fault_campaign"
@@ -67,14 +67,12 @@ class Campaigns:
 
     async def get(self, campaign_id: str, by: Actor) -> Campaign:
         """Raises: NotFound, also for what `by` cannot see."""
-        record = await self._store.query(RecordById(CAMPAIGN, campaign_id), by)
-        if record is not None:
-            campaign = Campaign.model_validate(record.body)
-            if by.sees_of(campaign.owner):
-                return campaign
-        raise errors.NotFound(
-            f"no campaign {campaign_id}", hint="fault_campaign_list shows the campaigns"
-        )
+        campaign = await find_seen(self._store, CAMPAIGN, campaign_id, Campaign, by)
+        if campaign is None:
+            raise errors.NotFound(
+                f"no campaign {campaign_id}", hint="fault_campaign_list shows the campaigns"
+            )
+        return campaign
 
     async def open(self, campaign: Campaign, acts: Sequence[Act]) -> None:
         """Write down a campaign that is to run.

@@ -34,7 +34,7 @@ from microvm_orchestrator.model.values import Moment, moment
 from microvm_orchestrator.network.base import Abilities, Networks
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
-from microvm_orchestrator.store.questions import RecordById
+from microvm_orchestrator.store.seen import find_seen
 
 # What cannot be healed now is tried again so often.
 _AGAIN_S = 5.0
@@ -77,12 +77,10 @@ class Ledger:
     async def get(self, fault_id: str, by: Actor) -> Fault:
         """Raises: NotFound."""
         await self.notice()
-        record = await self._store.query(RecordById(FAULT, fault_id), by)
-        if record is not None:
-            fault = Fault.model_validate(record.body)
-            if by.sees_of(fault.owner):
-                return fault
-        raise errors.NotFound(f"no fault {fault_id}", hint="fault_list shows the faults")
+        fault = await find_seen(self._store, FAULT, fault_id, Fault, by)
+        if fault is None:
+            raise errors.NotFound(f"no fault {fault_id}", hint="fault_list shows the faults")
+        return fault
 
     # Verbs
 
