@@ -41,6 +41,7 @@ IMAGES = {
     "plain": "",
     "panics": "fake.panic",
     "unsaved": "fake.unsaved",
+    "stays": "fake.stays",
     "disk": "",
     # As of a runner, whose guests have this and nothing else.
     "made": "",

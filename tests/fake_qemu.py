@@ -6,8 +6,8 @@ Its guest is the real agent as a process of this host, so commands run here, and
 never changed. What the guest keeps is a folder, which is what is saved and loaded. The contract
 suite of machines runs on this and on the real one; what passes there may be tested on this alone.
 Words on the guest's kernel command line make its boot go wrong: `fake.silent`, `fake.panic`; one
-with `fake.unsaved` cannot be saved; with `fake.hostile[=BOOT]` another agent is there, see
-`hostile_agent.py`.
+with `fake.unsaved` cannot be saved, one with `fake.stays` does not go on after it was; with
+`fake.hostile[=BOOT]` another agent is there, see `hostile_agent.py`.
 """
 
 # pyright: basic
@@ -38,9 +38,15 @@ HOSTILE = Path(__file__).resolve().with_name("hostile_agent.py")
 VERSION = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}
 PANIC = b"\r\n[    1.0] Kernel panic - not syncing: sysrq triggered crash\r\n"
 PDEATHSIG = 1
+# For how long one that was sent is put away and refuses to go on, as the real one now and then.
+PUTS_AWAY_S = 0.02
 CAPBSET_DROP = 24
 CAP_SYS_ADMIN = 21
 LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Refused(Exception):
+    """What the real one would not do either."""
 
 
 class Words:
@@ -180,6 +186,7 @@ class Qemu:
         self.files: dict[str, int] = {}
         self.handed: list[int] = []
         self.runs = False
+        self.sent_at = float("-inf")
         # What comes in: its length, then a tar of the guest's folder.
         self.source = -1
         self.state = b""
@@ -214,8 +221,13 @@ class Qemu:
         for line in lines:
             asked = json.loads(line)
             command = asked["execute"].replace("-", "_")
-            answer = getattr(self, "do_" + command)(**asked.get("arguments", {}))
-            self.say({"return": answer if answer is not None else {}, "id": asked.get("id")})
+            try:
+                answer = getattr(self, "do_" + command)(**asked.get("arguments", {}))
+            except Refused as why:
+                error = {"class": "GenericError", "desc": str(why)}
+                self.say({"error": error, "id": asked.get("id")})
+            else:
+                self.say({"return": answer if answer is not None else {}, "id": asked.get("id")})
 
     def say(self, message: Mapping[str, object]) -> None:
         if self.monitor:
@@ -248,7 +260,19 @@ class Qemu:
             self.guest.signal(signal.SIGSTOP)
             self.tell("STOP")
 
+    def do_query_status(self) -> dict[str, str]:
+        if self.is_put_away():
+            return {"status": "finish-migrate"}
+        return {"status": "running" if self.runs else "paused"}
+
+    def is_put_away(self) -> bool:
+        return time.monotonic() < self.sent_at + PUTS_AWAY_S
+
     def do_cont(self) -> None:
+        if self.is_put_away():
+            raise Refused("Migration is not finalized yet")
+        if self.sent_at > 0 and "fake.stays" in self.guest.kernel:
+            raise Refused("it stays")
         if not self.runs:
             self.runs = True
             if self.guest.pid:
@@ -279,6 +303,7 @@ class Qemu:
         with os.fdopen(self.files.pop(uri.partition(":")[2]), "wb") as out:
             out.write(state)
         self.tell("MIGRATION", status="completed")
+        self.sent_at = time.monotonic()
 
     def do_migrate_cancel(self) -> None:
         pass

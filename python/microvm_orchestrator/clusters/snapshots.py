@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.clusters.clusters import Clusters, Parts
@@ -74,7 +75,7 @@ class ClusterSnapshots:
             for node in sorted(cluster.nodes, key=lambda node: node.machine_id):
                 await turns.enter_async_context(self._machines.turn(node.machine_id))
             machines = await self._standing(cluster, memory=memory)
-            snapshot = ClusterSnapshot(
+            planned = ClusterSnapshot(
                 cluster_id=cluster.cluster_id,
                 cluster=cluster.name,
                 name=name,
@@ -87,12 +88,12 @@ class ClusterSnapshots:
                 created_at=moment(await self._parts.store.now()),
             )
             own = acting(cluster, by)
-            await self._saved.save(snapshot, own, "saving", expect=0)
+            await self._saved.save(planned, own, "saving", expect=0)
             try:
-                snapshot = await self._save(cluster, snapshot, machines, report)
+                snapshot = await self._save(cluster, planned, machines, report)
                 await self._saved.save(snapshot, own, "saved")
             except BaseException:
-                await self._saved.forget(snapshot, SYSTEM)
+                await self._saved.forget(planned, SYSTEM)
                 raise
         return snapshot
 
@@ -180,8 +181,17 @@ class ClusterSnapshots:
             finally:
                 with anyio.CancelScope(shield=True):
                     going = await each(moving, lambda name: running[name].resume())
+        # A group whose tasks were all cancelled already is left as if they had done their work.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         _refuse_failed(cluster, "cannot stand still", held)
         _refuse_failed(cluster, "cannot be saved", saved)
+        for name in going.failed:
+            # Its record says that it runs, as it did before.
+            await self._machines.stand(
+                machines[name].machine_id,
+                running[name].state,
+                "it did not go on after it was saved",
+            )
         _refuse_failed(cluster, "do not go on", going)
         stops = list(held.done.values())
         first = min((stop.since for stop in stops), default=0.0)

@@ -145,6 +145,21 @@ async def test_one_that_cannot_be_saved_leaves_nothing_saved_and_all_go_on(rig: 
         await end(house, "trio")
 
 
+async def test_one_that_does_not_go_on_is_told_and_seen_to_stand_and_nothing_is_saved(
+    rig: Rig,
+) -> None:
+    async with daemon(rig) as house:
+        cluster = await house.raised(trio(images=("plain", "stays", "plain")))
+        with pytest.raises(errors.NodesFailed, match=r"do not go on: n2: .* it stays"):
+            await house.whole.create("trio", "s", ALICE, unreported)
+        assert (await house.saved.of(cluster), await house.qemu.saved()) == ([], [])
+        states = await house.states("trio")
+        assert states == {"n1": "running", "n2": "paused", "n3": "running"}
+        with pytest.raises(errors.NodesFailed, match="n2: it is paused"):
+            await house.life.start("trio", ALICE, unreported)
+        await end(house, "trio")
+
+
 async def test_a_cluster_with_a_dead_node_is_not_saved_and_none_stands_still(rig: Rig) -> None:
     async with daemon(rig) as house:
         cluster = await house.raised(trio())

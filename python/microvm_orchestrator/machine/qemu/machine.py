@@ -7,7 +7,7 @@ what the monitor tells of it, also when nobody here asked. Above stand the hyper
 from __future__ import annotations
 
 import resource
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -59,13 +59,13 @@ class QemuMachine(LivingMachine):
         return self._qmp
 
     async def pause(self) -> Within:
-        done = await self._command("stop", MachineState.PAUSED)
+        done = await self._come(lambda qmp: qmp.execute("stop"), MachineState.PAUSED)
         self.record.paused = True
         return done
 
     async def resume(self) -> Within:
         self.record.paused = False
-        return await self._command("cont", MachineState.RUNNING)
+        return await self._come(migration.go_on, MachineState.RUNNING)
 
     async def save(
         self,
@@ -170,11 +170,11 @@ class QemuMachine(LivingMachine):
         elif event.name == "RESUME" and told:
             await self.enter(MachineState.RUNNING)
 
-    async def _command(self, command: str, state: MachineState) -> Within:
+    async def _come(self, tell: Callable[[Qmp], Awaitable[object]], state: MachineState) -> Within:
         """Tell the monitor, and wait until the machine has come into the state."""
         self._pausing = "it was paused, as asked"
         since = anyio.current_time()
-        await self.qmp.execute(command)
+        await tell(self.qmp)
         # That it came into the state is told to others first, which may take much longer.
         done = Within(since, anyio.current_time())
         with anyio.move_on_after(_EVENT_S):

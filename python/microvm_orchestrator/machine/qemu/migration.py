@@ -60,17 +60,16 @@ async def send(qmp: Qmp, fd: int, *, without_shared: bool = False) -> None:
 
 
 async def go_on(qmp: Qmp) -> None:
-    """Let a machine that was sent run again."""
-    with anyio.fail_after(_MOVE_S):
-        while True:
-            try:
-                await qmp.execute("cont")
-            except Refused:
-                # Between telling that the machine has been sent and letting it run lies a moment in
-                # which QEMU puts things away, and there is no event at its end.
+    """Let a machine run again, also one that was sent this very moment. Raises: Refused."""
+    try:
+        await qmp.execute("cont")
+    except Refused:
+        # Between telling that the machine has been sent and letting it run lies a moment in which
+        # QEMU puts things away.
+        with anyio.move_on_after(_MOVE_S):
+            while await _is_put_away(qmp):  # noqa: ASYNC110 # there is no event at its end
                 await anyio.sleep(_MOMENT_S)
-            else:
-                return
+        await qmp.execute("cont")
 
 
 @asynccontextmanager
@@ -88,6 +87,11 @@ async def loading(qmp: Qmp, fd: int, *, without_shared: bool = False) -> AsyncGe
             await _until_moved(events, seen)
     if _moved(seen) != "completed":
         raise errors.MachineFailed("the saved state could not be loaded")
+
+
+async def _is_put_away(qmp: Qmp) -> bool:
+    status = await qmp.execute("query-status")
+    return isinstance(status, dict) and status.get("status") == "finish-migrate"
 
 
 async def _until_moved(events: ObjectReceiveStream[Event], seen: list[Event]) -> None:
