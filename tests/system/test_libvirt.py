@@ -12,11 +12,12 @@ import pytest
 import libvirtd
 from machines import LONG_S, Rig, built_image, removed_in_the_end, running_libvirt_rig, sh
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine.base import Boot, Change, MachineSpec
+from microvm_orchestrator.machine.base import Boot, Change, Disk, MachineSpec
 from microvm_orchestrator.machine.libvirt.connection import open_connection
 from microvm_orchestrator.machine.libvirt.domain import uuid_of
 from microvm_orchestrator.machine.libvirt.machine import LibvirtMachine
 from microvm_orchestrator.machine.shell import Command
+from microvm_orchestrator.model.fault import Harm
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.network.addresses import assign
 from microvm_orchestrator.network.base import Network
@@ -26,6 +27,10 @@ from system.test_network import ASK, SERVE
 if TYPE_CHECKING:
     from microvm_orchestrator.machine.hypervisor import AnyKind
 
+READ = """\
+said=$(dd if=/dev/vdb of=/dev/null bs=64k count=1 iflag=direct 2>&1) && echo 'it reads' && exit
+echo "${said##*: }"
+"""
 RUNNING, PAUSED = MachineState.RUNNING, MachineState.PAUSED
 
 
@@ -203,3 +208,38 @@ async def test_machines_of_libvirts_talk_in_a_network_of_ours_and_again_when_one
         await switch.connect(ports[0], first.links[0])
         assert await sh(first, f"python3 -c '{questions[0]}'") == "the same\n"
         await hypervisor.forget(saved.snapshot_id)
+
+
+async def test_a_disk_fails_over_restarts_of_libvirtd_and_of_us_and_is_whole_again(
+    rig: Rig, hypervisor: AnyKind, daemon: libvirtd.Libvirtd, *, whole: bool
+) -> None:
+    if not whole:
+        pytest.skip("a disk of QEMU's fails by the same lines")
+    spec = rig.spec(disks=(Disk("more", read_only=False, size_mib=16),))
+    machine = await start(hypervisor, spec)
+    fails = Harm(reads_fail=True)
+    # What it takes to read is in its memory from now on: the disk of its programs fails, too.
+    assert await sh(machine, READ) == "it reads\n"
+    await machine.check_harm(fails)
+    await machine.harm(fails, fails.touched)
+    assert await sh(machine, READ) == "Input/output error\n"
+    daemon.restart()
+    async with rig.open_any() as another:
+        adopted = await another.adopt(machine.machine_id)
+        assert await adopted.harmed(fails.touched) == fails
+    # What is saved meanwhile goes on below what fails.
+    await machine.save("meanwhile", memory=False)
+    assert await sh(machine, READ) == "Input/output error\n"
+    daemon.kill()
+    with pytest.raises(errors.Unavailable):
+        await machine.harm(Harm(), fails.touched)
+    daemon.start()
+    await machine.harm(Harm(), fails.touched)
+    assert await machine.harmed(fails.touched) == Harm()
+    assert await sh(machine, READ) == "it reads\n"
+    # libvirt goes on with the layers as it knows them, and nothing of ours is between.
+    await machine.save("afterwards", memory=False)
+    assert await sh(machine, READ) == "it reads\n"
+    for saved in ("meanwhile", "afterwards"):
+        await hypervisor.forget(saved)
+    assert "tainted: custom-monitor" in (daemon.logs / f"{machine.machine_id}.log").read_text()

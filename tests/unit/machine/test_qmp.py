@@ -17,7 +17,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import sockets
-from microvm_orchestrator.machine.qemu.qmp import Qmp, Refused, open_qmp
+from microvm_orchestrator.machine.qemu.qmp import Qmp, Refused, open_qmp, read_reply
 from microvm_orchestrator.together import beside
 
 SOON_S = 10.0
@@ -207,6 +207,19 @@ async def test_who_does_not_greet_is_no_monitor(tmp_path: Path) -> None:
             with pytest.raises(errors.MachineUnreachable, match="did not greet"):
                 async with open_qmp("machine m", tmp_path / "qmp"):
                     pass
+
+
+def test_what_somebody_else_was_answered_is_read_as_strictly() -> None:
+    assert (
+        read_reply("machine m", "qom-get", '{"return": "disk0-1", "id": "libvirt-7"}') == "disk0-1"
+    )
+    with pytest.raises(Refused, match=r"machine m refused qom-set: no such node$"):
+        read_reply(
+            "machine m", "qom-set", '{"error": {"class": "x", "desc": "no such \\u001bnode"}}'
+        )
+    for nonsense in ("", "[]", "nonsense", '{"error": 1}', '{"return": "' + "x" * (1 << 20) + '"}'):
+        with pytest.raises(errors.ProtocolBroken, match="answers nonsense to query-block"):
+            read_reply("machine m", "query-block", nonsense)
 
 
 async def test_a_socket_may_lie_deeper_than_its_address_has_room(tmp_path: Path) -> None:

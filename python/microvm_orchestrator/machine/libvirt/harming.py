@@ -1,22 +1,37 @@
-"""What befalls the disks of a machine of libvirt's: they pass less, as libvirt is told and tells.
+"""What befalls the disks of a machine of libvirt's: they pass less, or fail.
 
+How much they pass, libvirt is told and tells. It has no words for a disk that fails, so that is
+said to its QEMU, by the monitor that libvirt has and lends; libvirt calls such a machine tainted
+from then on. What it calls a disk's device and layers is in the document of the machine that runs.
 Above stands the machine; below, the connection to libvirt.
 """
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Protocol, TypeVar
+from xml.etree import ElementTree as ET
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.libvirt import domain
-from microvm_orchestrator.machine.libvirt.library import AFFECT_LIVE
-from microvm_orchestrator.machine.qemu.harming import check_slower, limits_of, slowed, writable
+from microvm_orchestrator.machine.libvirt.library import AFFECT_LIVE, load_qemu
+from microvm_orchestrator.machine.qemu.harming import (
+    Drive,
+    check_slower,
+    limits_of,
+    slowed,
+    writable,
+)
+from microvm_orchestrator.machine.qemu.qmp import read_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from pydantic import JsonValue
 
     from microvm_orchestrator.machine.base import MachineSpec
     from microvm_orchestrator.machine.libvirt.library import Domain
+    from microvm_orchestrator.machine.qemu.qmp import Monitor
     from microvm_orchestrator.model.fault import Harm
 
 T = TypeVar("T")
@@ -63,3 +78,49 @@ class SlowTunedDisks:
                 case _:
                     raise errors.MachineFailed("libvirt does not tell how slow a disk is")
         return slowed(spec, seen)
+
+
+class LentMonitor:
+    """The monitor of a machine's QEMU, which is libvirt's."""
+
+    def __init__(self, machine: Told) -> None:
+        self._machine = machine
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, JsonValue] | None = None
+    ) -> JsonValue:
+        """Raises: Refused, ProtocolBroken; as `Connection.ask` or, for a deed, `tell`."""
+        line = json.dumps({"execute": command, "arguments": dict(arguments or {})})
+        asks = command.startswith(("query-", "qom-get"))
+        way = self._machine.ask if asks else self._machine.tell
+        said = await way(lambda it: load_qemu().qemuMonitorCommand(it, line, 0))
+        return read_reply(f"machine {self._machine.spec.machine_id}", command, said)
+
+
+class NamedDrives:
+    """The disks of a machine by the names that libvirt gave them."""
+
+    def __init__(self, machine: Told) -> None:
+        self._machine = machine
+
+    @property
+    def monitor(self) -> Monitor:
+        return LentMonitor(self._machine)
+
+    async def drives(self) -> Mapping[int, Drive]:
+        document = await self._machine.ask(lambda it: it.XMLDesc())
+        found: dict[str, Drive] = {}
+        for disk in ET.fromstring(document).iterfind("devices/disk"):  # noqa: S314 # libvirt wrote it
+            target, alias, source = (disk.find(each) for each in ("target", "alias", "source"))
+            if target is None or alias is None or source is None:
+                continue
+            # The number of the layer that is written now, of which libvirt makes the node's name.
+            index = source.get("index", "")
+            found[target.get("dev", "")] = Drive(alias.get("name", ""), f"libvirt-{index}-format")
+        spec = self._machine.spec
+        mine = {number: domain.disk_target(number) for number in writable(spec)}
+        if missing := sorted(set(mine.values()) - set(found)):
+            raise errors.ProtocolBroken(
+                f"libvirt does not tell of disk {missing[0]} of machine {spec.machine_id}"
+            )
+        return {number: found[target] for number, target in mine.items()}

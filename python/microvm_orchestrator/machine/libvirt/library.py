@@ -168,6 +168,12 @@ class Library(Protocol):
     def registerErrorHandler(self, f: Callable[[object, object], None], ctx: object) -> None: ...
 
 
+class QemuLibrary(Protocol):
+    """What libvirt can do with a machine of QEMU's alone."""
+
+    def qemuMonitorCommand(self, domain: Domain, cmd: str, flags: int) -> str: ...
+
+
 @cache
 def load() -> Library:
     """Raises: Unavailable when there is no such library."""
@@ -182,6 +188,13 @@ def load() -> Library:
     # Otherwise it writes every error to stderr as well.
     library.registerErrorHandler(_unheard, None)
     return library
+
+
+@cache
+def load_qemu() -> QemuLibrary:
+    """Raises: Unavailable when there is no such library."""
+    load()
+    return cast("QemuLibrary", importlib.import_module("libvirt_qemu"))
 
 
 def _unheard(_context: object, _error: object) -> None:

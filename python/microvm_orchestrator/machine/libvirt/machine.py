@@ -18,7 +18,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.machine import process, sockets
 from microvm_orchestrator.machine.base import Within, unheeded
 from microvm_orchestrator.machine.libvirt import domain, saving
-from microvm_orchestrator.machine.libvirt.harming import SlowTunedDisks
+from microvm_orchestrator.machine.libvirt.harming import NamedDrives, SlowTunedDisks
 from microvm_orchestrator.machine.libvirt.library import (
     SHUTDOWN_ACPI,
     DomainState,
@@ -26,6 +26,7 @@ from microvm_orchestrator.machine.libvirt.library import (
     PauseReason,
 )
 from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine
+from microvm_orchestrator.machine.qemu.harming import FailingDisks
 from microvm_orchestrator.model.machine import MachineState
 
 if TYPE_CHECKING:
@@ -145,8 +146,8 @@ class LibvirtMachine(LivingMachine):
 
     @property
     def harmings(self) -> Sequence[Harming]:
-        """Its monitor is libvirt's, which knows of no filter over disks, and so is its group."""
-        return (*super().harmings, SlowTunedDisks(self))
+        """Its group is libvirt's, and so is its monitor, which is lent."""
+        return (*super().harmings, SlowTunedDisks(self), FailingDisks(self.spec, NamedDrives(self)))
 
     # What its keeper does with it.
 

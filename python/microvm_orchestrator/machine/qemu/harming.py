@@ -2,13 +2,15 @@
 
 Only disks that the machine writes are meant: by those of its image, which are only read, it is run.
 A disk fails by a filter that is put between the device and all of the disk's layers, and taken away
-again; a machine that is saved meanwhile writes on in new layers below it. Above stands the machine.
+again; a machine that is saved meanwhile writes on in new layers below it. Whose monitor it is does
+not matter: libvirt lends its own. Above stands the machine, of QEMU's or of libvirt's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from microvm_orchestrator import errors
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from microvm_orchestrator.machine.base import MachineSpec
-    from microvm_orchestrator.machine.qemu.qmp import Qmp
+    from microvm_orchestrator.machine.qemu.qmp import Monitor, Qmp
 
 _READS: Sequence[str] = ("read",)
 # A disk that takes nothing also keeps nothing.
@@ -121,58 +123,94 @@ class SlowDisks:
         return slowed(spec, seen)
 
 
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A disk that a machine writes, as QEMU knows it: the device, and the top one of its layers."""
+
+    device: str
+    top: str
+
+
+class Driven(Protocol):
+    """A machine whose disks are known by their names in QEMU."""
+
+    @property
+    def monitor(self) -> Monitor: ...
+
+    async def drives(self) -> Mapping[int, Drive]:
+        """Find the disks that it writes. Raises: Unavailable, ProtocolBroken."""
+        ...
+
+
+class OwnDrives:
+    """The disks of a QEMU that we have started, by the names that we gave them."""
+
+    def __init__(self, machine: Monitored) -> None:
+        self._machine = machine
+
+    @property
+    def monitor(self) -> Monitor:
+        return self._machine.qmp
+
+    async def drives(self) -> Mapping[int, Drive]:
+        tops = await disks.find_tops(self._machine.qmp)
+        mine = writable(self._machine.spec)
+        return {each: Drive(device_name(each), node_name(each, tops[each])) for each in mine}
+
+
 class FailingDisks:
     """Disks that cannot be read, or written, or both."""
 
     fields = frozenset({"reads_fail", "writes_fail"})
 
-    def __init__(self, machine: Monitored) -> None:
+    def __init__(self, spec: MachineSpec, machine: Driven) -> None:
+        self._spec = spec
         self._machine = machine
 
     async def check(self, harm: Harm) -> None:
         del harm
-        writable(self._machine.spec)
+        writable(self._spec)
 
     async def make(self, harm: Harm) -> None:
-        qmp = self._machine.qmp
+        monitor = self._machine.monitor
         wanted = _kind(harm)
-        tops = await disks.find_tops(qmp)
-        for number in writable(self._machine.spec):
+        for number, drive in (await self._machine.drives()).items():
             name = f"fault{number}-{wanted}"
-            if wanted is not None and await self._drive(number) == name:
+            if wanted is not None and await self._node_of(drive) == name:
                 continue
-            top = node_name(number, tops[number])
-            await self._attach(number, top)
+            await self._attach(drive, drive.top)
             # One that a daemon made which died before it was put in its place is here too.
             for node in await self._filters(number):
-                await qmp.execute("blockdev-del", {"node-name": node})
+                await monitor.execute("blockdev-del", {"node-name": node})
             if wanted is not None:
                 rules: list[JsonValue] = [
                     {"event": "none", "iotype": iotype, "errno": _EIO}
                     for iotype in _FAILS[wanted][1]
                 ]
-                made = {"driver": "blkdebug", "node-name": name, "image": top}
-                await qmp.execute("blockdev-add", {**made, "inject-error": rules})
-                await self._attach(number, name)
+                made = {"driver": "blkdebug", "node-name": name, "image": drive.top}
+                await monitor.execute("blockdev-add", {**made, "inject-error": rules})
+                await self._attach(drive, name)
 
     async def see(self) -> Harm:
         seen: set[str | None] = set()
-        for number in writable(self._machine.spec):
-            found = _FILTER.fullmatch(await self._drive(number))
+        for drive in (await self._machine.drives()).values():
+            found = _FILTER.fullmatch(await self._node_of(drive))
             seen.add(found[2] if found else None)
         if len(seen) > 1 or None in seen:
             return Harm()
         return _FAILS[str(seen.pop())][0]
 
-    async def _drive(self, number: int) -> str:
-        return str(await self._machine.qmp.execute("qom-get", _drive_of(number)))
+    async def _node_of(self, drive: Drive) -> str:
+        return str(await self._machine.monitor.execute("qom-get", _place_of(drive)))
 
-    async def _attach(self, number: int, node: str) -> None:
-        if await self._drive(number) != node:
-            await self._machine.qmp.execute("qom-set", {**_drive_of(number), "value": node})
+    async def _attach(self, drive: Drive, node: str) -> None:
+        if await self._node_of(drive) != node:
+            place = _place_of(drive)
+            await self._machine.monitor.execute("qom-set", {**place, "value": node})
 
     async def _filters(self, number: int) -> list[str]:
-        answer = await self._machine.qmp.execute("query-named-block-nodes", {"flat": True})
+        asked = {"flat": True}
+        answer = await self._machine.monitor.execute("query-named-block-nodes", asked)
         names = [
             node.get("node-name")
             for node in (answer if isinstance(answer, list) else [])
@@ -189,5 +227,5 @@ def _kind(harm: Harm) -> str | None:
     return None
 
 
-def _drive_of(number: int) -> dict[str, JsonValue]:
-    return {"path": f"/machine/peripheral/{device_name(number)}", "property": "drive"}
+def _place_of(drive: Drive) -> dict[str, JsonValue]:
+    return {"path": f"/machine/peripheral/{drive.device}", "property": "drive"}

@@ -19,7 +19,7 @@ from microvm_orchestrator.machine.base import Boot, Within, unheeded
 from microvm_orchestrator.machine.cpu_harming import SlowCpu
 from microvm_orchestrator.machine.living import LAST_WORDS_S, LivingMachine
 from microvm_orchestrator.machine.qemu import disks, migration, saving
-from microvm_orchestrator.machine.qemu.harming import FailingDisks, SlowDisks
+from microvm_orchestrator.machine.qemu.harming import FailingDisks, OwnDrives, SlowDisks
 from microvm_orchestrator.machine.qemu.host import file_limit
 from microvm_orchestrator.machine.qemu.qmp import ANSWER_S, Event, Qmp, open_qmp
 from microvm_orchestrator.model.machine import MachineState
@@ -111,7 +111,7 @@ class QemuMachine(LivingMachine):
         """A runner's disks are its own, and called as it likes."""
         processors = (SlowCpu(self),)
         ours = isinstance(self.spec.boot, Boot)
-        own = (SlowDisks(self), FailingDisks(self)) if ours else ()
+        own = (SlowDisks(self), FailingDisks(self.spec, OwnDrives(self))) if ours else ()
         return (*super().harmings, *processors, *own)
 
     @property

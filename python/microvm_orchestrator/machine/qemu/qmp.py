@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
@@ -65,12 +65,22 @@ class _Refusal(BaseModel):
         return "".join(char for char in self.desc[:_MAX_TOLD] if char.isprintable())
 
 
-class _Message(BaseModel):
+class _Reply(BaseModel):
+    """What a monitor says when it was told something."""
+
+    answer: JsonValue = Field(default=None, alias="return")
+    error: _Refusal | None = None
+
+    def read(self, name: str, command: str) -> JsonValue:
+        if self.error is not None:
+            raise Refused(f"{name} refused {command}: {self.error}")
+        return self.answer
+
+
+class _Message(_Reply):
     """Whatever the monitor says; which fields are there tells what it is."""
 
     id: int | None = None
-    answer: JsonValue = Field(default=None, alias="return")
-    error: _Refusal | None = None
     event: str | None = None
 
 
@@ -82,6 +92,16 @@ class _Asked:
 
 class Refused(errors.MachineFailed):
     """QEMU understood a command and would not do it."""
+
+
+class Monitor(Protocol):
+    """Whoever brings commands to a QEMU, and their answers."""
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, JsonValue] | None = None
+    ) -> JsonValue:
+        """Raises: Refused; MachineUnreachable when the answer does not come."""
+        ...
 
 
 class Qmp:
@@ -125,9 +145,7 @@ class Qmp:
         if asked.message is None:
             why = self._why_over or f"no answer within {within_s:g} s"
             raise errors.MachineUnreachable(f"{self._name} did not answer {command}: {why}")
-        if asked.message.error is not None:
-            raise Refused(f"{self._name} refused {command}: {asked.message.error}")
-        return asked.message.answer
+        return asked.message.read(self._name, command)
 
     @contextmanager
     def listen(self) -> Generator[MemoryObjectReceiveStream[Event]]:
@@ -201,6 +219,17 @@ class Qmp:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+
+
+def read_reply(name: str, command: str, text: str) -> JsonValue:
+    """Read what a monitor has answered to somebody else. Raises: Refused, ProtocolBroken."""
+    try:
+        if len(text) > _MAX_MESSAGE:
+            raise ValueError("it is too long")  # noqa: TRY301 # what is wrong is told in one place
+        reply = _Reply.model_validate_json(text)
+    except ValueError as error:
+        raise errors.ProtocolBroken(f"{name} answers nonsense to {command}") from error
+    return reply.read(name, command)
 
 
 @asynccontextmanager
