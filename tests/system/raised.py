@@ -1,7 +1,8 @@
 """A cluster of real machines, raised once, and its daemon, which may be killed and come back.
 
-Above are the tests of clusters; below, the stage with its daemon. In the end nothing of the cluster
-is left, neither with the daemon nor on the host.
+Its nodes are microVMs, or machines of a libvirtd of its own, whose disk boots itself and has our
+agent. Above are the tests of clusters; below, the stage with its daemon. In the end nothing of the
+cluster is left, neither with the daemon nor on the host.
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import pytest
+
+import boot_disk
 import hosted
-from machines import LONG_S
+import libvirtd
+from machines import LONG_S, built_image
+from microvm_orchestrator.machine.probe import probe
 from stdio_client import StdioClient, stdio_client
 from system.living import Stage, furnish, staged
 
@@ -52,6 +59,10 @@ class Raised:
             yield Client(client, self.name)
 
     # Its nodes
+
+    @property
+    def by_libvirt(self) -> bool:
+        return "libvirt" in self.settings
 
     @property
     def nodes(self) -> dict[str, dict[str, Any]]:
@@ -114,15 +125,39 @@ class Client:
 @contextmanager
 def raised(state: Path, topology: str, **settings: dict[str, Any]) -> Generator[Raised]:
     """Let a cluster run until the block ends, and see that nothing is left of it."""
-    name = next(
-        line.partition(":")[2].strip()
-        for line in topology.splitlines()
-        if line.startswith("cluster_name:")
-    )
     furnish(state)
-    cluster = Raised(name, state, settings)
+    with _living(Raised(_name(topology), state, settings), topology) as cluster:
+        yield cluster
+
+
+@contextmanager
+def raised_by_libvirt(topology: str) -> Generator[Raised]:
+    """Let one run of nodes of libvirt's, whose image is `disk`."""
+    if why := libvirtd.why_not() or boot_disk.why_not():
+        pytest.skip(why)
+    with libvirtd.running_libvirtd() as theirs:
+        # Sockets have short names, and pytest's folders long ones.
+        state = theirs.folder / "s"
+        state.mkdir(mode=0o700)
+        disk = theirs.folder / "disk.qcow2"
+        anyio.run(_write_disk, disk, state)
+        settings = {"libvirt": {"uri": theirs.uri}}
+        with _living(Raised(_name(topology), state, settings), topology, disk) as cluster:
+            yield cluster
+
+
+async def _write_disk(path: Path, state: Path) -> None:
+    # What is measured here is what the daemon goes by.
+    found = await probe(state)
+    boot_disk.write(path, await built_image(), found.tsc_khz or 0)
+
+
+@contextmanager
+def _living(cluster: Raised, topology: str, disk: Path | None = None) -> Generator[Raised]:
     try:
         cluster.begin()
+        if disk is not None:
+            cluster.stage.done("image_add", name="disk", disk=str(disk), cloud_init=False)
         cluster.stage.ask("cluster_define", topology=topology)
         cluster.whole()
         yield cluster
@@ -130,8 +165,16 @@ def raised(state: Path, topology: str, **settings: dict[str, Any]) -> Generator[
             cluster.stage.done("cluster_destroy", cluster=each["name"], delete_disks=True)
         for call in ("machine_list", "network_list", "snapshot_list", "fault_list"):
             assert cluster.stage.ask(call)["items"] == [], call
-        assert hosted.left(state) == []
+        assert hosted.left(cluster.state) == []
     finally:
         cluster.end()
-        for pid in hosted.processes(state).values():
+        for pid in hosted.processes(cluster.state).values():
             os.kill(pid, signal.SIGKILL)
+
+
+def _name(topology: str) -> str:
+    return next(
+        line.partition(":")[2].strip()
+        for line in topology.splitlines()
+        if line.startswith("cluster_name:")
+    )

@@ -1,8 +1,8 @@
 """Three nodes that a real libvirtd runs, with nothing of ours in them, as a cluster.
 
 Their disk is built here. They are told who they are by cloud-init's disk and reached by their own
-SSH servers. Above the clusters nothing knows what runs a node, so the tools over MCP are tried out
-on microVMs, in `test_vmcluster_tools.py`.
+SSH servers. Above the clusters nothing knows how a node is reached, so the tools over MCP are tried
+out on nodes with our agent, in `test_vmcluster_tools.py`.
 """
 
 from __future__ import annotations
