@@ -3,7 +3,7 @@
 .PHONY: help setup judges peers demo demo-cluster test lint format docs docs-check bench chaos lock
 
 # Where it is set, as in many containers, each of the thousands of processes of the tests compiles
-# all of our modules anew: a sixth of what the start of a daemon costs, and a tenth of what a command does.
+# all of our modules anew: a sixth of what a daemon costs from its start to its end.
 unexport PYTHONDONTWRITEBYTECODE
 
 PY := .venv/bin/python

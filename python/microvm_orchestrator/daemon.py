@@ -24,6 +24,7 @@ from microvm_orchestrator import errors, log, places
 from microvm_orchestrator.deliveries import deliver
 from microvm_orchestrator.events import Journal
 from microvm_orchestrator.host import open_host
+from microvm_orchestrator.loading import loading
 from microvm_orchestrator.service.service import Service
 from microvm_orchestrator.service.table import BY_NAME
 from microvm_orchestrator.store.base import Keep
@@ -239,7 +240,8 @@ class _Mcp:
 
 
 def _load_mcp() -> type[McpFrontEnd]:
-    from microvm_orchestrator.mcp_server.server import McpFrontEnd  # noqa: PLC0415 - it is slow
+    with loading():
+        from microvm_orchestrator.mcp_server.server import McpFrontEnd  # noqa: PLC0415 - it is slow
 
     return McpFrontEnd
 

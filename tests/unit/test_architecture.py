@@ -39,13 +39,13 @@ FLOORS = [
     {"store"},
     {"config", "proc", "systemd"},
     {"model", "log", "runner", "setting_values", "together", "splice", "cpio"},
-    {"errors", "places"},
+    {"errors", "places", "loading"},
     {"__init__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # The command line is a client: it knows the daemon by its socket only.
-SEEN_BY_CLI = {"cli", "errors", "places", "__init__"}
+SEEN_BY_CLI = {"cli", "errors", "places", "loading", "__init__"}
 
 # What may look further all the same, and why.
 EXCEPTIONS = {

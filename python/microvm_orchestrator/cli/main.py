@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from microvm_orchestrator.loading import loading
+
 
 def main() -> int:
     """Be the command that the words of the shell name."""
@@ -21,6 +23,7 @@ def _main() -> int:
         status = connect.main(sys.argv[2:])
         if status is not None:
             return status
-    from microvm_orchestrator.cli import program
+    with loading():
+        from microvm_orchestrator.cli import program
 
     return program.run(sys.argv[1:])

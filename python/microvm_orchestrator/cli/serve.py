@@ -6,6 +6,7 @@ import typer
 
 from microvm_orchestrator.cli import config as settings
 from microvm_orchestrator.cli.command import plain_command
+from microvm_orchestrator.loading import loading
 
 app = typer.Typer()
 
@@ -30,7 +31,8 @@ def serve(
     """
     loaded = settings.load(config, state_dir, socket, tcp, log_level)
     # The daemon is the other program in this package; no client waits for it to load.
-    from microvm_orchestrator.daemon import run
+    with loading():
+        from microvm_orchestrator.daemon import run
 
     return run(
         loaded.settings,

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
+import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -55,13 +56,9 @@ def application(
     service: Service, identity: Identity, terms: Terms, meter: Meter, mcp: McpRoutes
 ) -> ASGIApp:
     """Put the parts together; a request passes them from the last line here to the first."""
-    described = openapi.document(
-        service.calls.values(), {stream.PATH: stream.description(service), **_PLAIN}
-    )
-    document = json.dumps(described, ensure_ascii=False).encode()
     rest = Router(
         [
-            Route("/openapi.json", Served({"GET": partial(_document, document)})),
+            Route("/openapi.json", Served({"GET": _Document(service).serve})),
             Route("/healthz", Served({"GET": partial(_health, service)})),
             Route("/metrics", Served({"GET": partial(_metrics, service, meter)})),
             Route(stream.PATH, Served({"GET": partial(stream.serve, service)})),
@@ -116,8 +113,24 @@ class _WithMcp:
         await self._mcp(scope, receive, send)
 
 
-async def _document(document: bytes, _request: Request) -> Response:
-    return Response(document, media_type="application/json")
+class _Document:
+    """Describes all that is served. Made when it is first asked for: few ask, and it takes long."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._making = anyio.Lock()
+        self._made: bytes | None = None
+
+    async def serve(self, _request: Request) -> Response:
+        async with self._making:
+            if self._made is None:
+                self._made = await anyio.to_thread.run_sync(self._make)
+        return Response(self._made, media_type="application/json")
+
+    def _make(self) -> bytes:
+        plain = {stream.PATH: stream.description(self._service), **_PLAIN}
+        described = openapi.document(self._service.calls.values(), plain)
+        return json.dumps(described, ensure_ascii=False).encode()
 
 
 async def _health(service: Service, _request: Request) -> Response:

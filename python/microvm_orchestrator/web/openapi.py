@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document of the REST front end, read off the same table as its routes.
 
-Above sits app.py, which serves it; below, the layout of arguments. Made once, at start.
+Above sits app.py, which serves it; below, the layout of arguments. Made once.
 """
 
 from __future__ import annotations
