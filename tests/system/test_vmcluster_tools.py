@@ -295,6 +295,7 @@ NETWORK: tuple[tuple[str, dict[str, Any]], ...] = (
         pytest.param("libvirt", "paused", marks=pytest.mark.long),
     ],
     indirect=["trio"],
+    scope="module",
 )
 def test_no_tool_tells_of_a_dead_node_that_all_is_well(
     trio: Raised, client: Client, way: str
