@@ -1,8 +1,8 @@
 """Saved machines of this host, and machines that start where one was saved.
 
-That there will be a snapshot is stored before it is made, so a daemon that ends in between leaves
-none that nobody knows of. Above are the services; below, the machines and the hypervisor that saves
-and clones them.
+That there will be a snapshot is stored before it is made, and that it goes before it does, so a
+daemon that ends in between leaves none that nobody knows of, and none that looks whole and is not.
+Above are the services; below, the machines and the hypervisor that saves and clones them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 import anyio
 from pydantic import JsonValue
 
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, log
 from microvm_orchestrator.machine import base
 from microvm_orchestrator.machines import LAST_WORD_S, Machines, Wish
 from microvm_orchestrator.model.machine import SNAPSHOT, Machine, MachineSnapshot, SnapshotState
@@ -27,6 +27,8 @@ from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.seen import find_seen
 from microvm_orchestrator.together import together
 
+_log = log.get(__name__)
+
 
 class Snapshots:
     """The snapshots of one daemon."""
@@ -37,10 +39,10 @@ class Snapshots:
         self._machines = machines
 
     async def reconcile(self) -> None:
-        """Drop what a daemon was saving when it ended; the hypervisor knows no half of one."""
+        """Drop what a daemon was saving or deleting when it ended."""
         for snapshot in await self.visible(SYSTEM):
-            if snapshot.state is SnapshotState.SAVING:
-                await self._drop(snapshot.snapshot_id, SYSTEM)
+            if snapshot.state is not SnapshotState.READY:
+                await self._drop_or_leave(snapshot)
 
     async def save(self, reference: str, by: Actor) -> MachineSnapshot:
         """Save a running machine, which goes on. Raises: NotFound, StateForbids, MachineFailed."""
@@ -88,13 +90,25 @@ class Snapshots:
             await self._store.save(_record_of(snapshot), by, tell=tell)
         except BaseException:
             with anyio.move_on_after(LAST_WORD_S, shield=True):
-                await self._drop(snapshot.snapshot_id, SYSTEM)
+                await self._drop_or_leave(snapshot)
             raise
         return snapshot
 
-    async def _drop(self, snapshot_id: str, by: Actor) -> None:
-        await self._hypervisor.forget(snapshot_id)
-        await self._store.erase(SNAPSHOT, snapshot_id, by)
+    async def _drop(self, snapshot: MachineSnapshot, by: Actor) -> None:
+        """Raises: Unavailable while its files cannot be removed."""
+        going = snapshot.model_copy(update={"state": SnapshotState.DELETING})
+        told: dict[str, JsonValue] = {"machine_id": snapshot.machine_id}
+        tell = Tell("deleting", told, audited=False)
+        await self._store.save(_record_of(going), SYSTEM, tell=tell)
+        await self._hypervisor.forget(snapshot.snapshot_id)
+        await self._store.erase(SNAPSHOT, snapshot.snapshot_id, by)
+
+    async def _drop_or_leave(self, snapshot: MachineSnapshot) -> None:
+        """Drop one that is none; what cannot be removed is told by its record, and stays known."""
+        try:
+            await self._drop(snapshot, SYSTEM)
+        except errors.Unavailable as error:
+            _log.error("snapshot_left", snapshot=snapshot.snapshot_id, why=error.message)
 
     async def get(self, snapshot_id: str, by: Actor) -> MachineSnapshot:
         """Raises: NotFound."""
@@ -175,9 +189,14 @@ class Snapshots:
         await self._hypervisor.verify(snapshot_id)
 
     async def forget(self, snapshot_id: str, by: Actor) -> None:
-        """Remove a snapshot; machines that were started from it go on. Raises: NotFound."""
-        await self._ready(snapshot_id, by)
-        await self._drop(snapshot_id, by)
+        """Remove a snapshot, or what is left of it; machines that were started from it go on.
+
+        Raises: NotFound, StateForbids; Unavailable while its files cannot be removed.
+        """
+        snapshot = await self.get(snapshot_id, by)
+        if snapshot.state is not SnapshotState.DELETING:
+            snapshot = await self._ready(snapshot_id, by)
+        await self._drop(snapshot, by)
 
 
 def _record_of(snapshot: MachineSnapshot) -> Record:

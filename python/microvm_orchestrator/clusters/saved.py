@@ -1,8 +1,8 @@
 """The snapshots of clusters that are written down, and how one is taken away again.
 
-Each is a snapshot of every node's machine, known by its names from before the first is made: a
-daemon that ends meanwhile lets the nodes go on, and drops what was saved of them. Above are the
-verbs of clusters; below, the machines' snapshots and the store.
+Each is a snapshot of every node's machine, known by its names from before the first is made until
+the last has gone: a daemon that ends meanwhile lets the nodes go on, and drops what was saved of
+them. Above are the verbs of clusters; below, the machines' snapshots and the store.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import anyio
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.clusters.each import each
 from microvm_orchestrator.machines import Machines
 from microvm_orchestrator.model.cluster import (
     CLUSTER_SNAPSHOT,
@@ -49,19 +50,35 @@ class SavedClusters:
         return sorted(found, key=lambda each: each.created_at)
 
     async def get(self, cluster: Cluster, name: str) -> ClusterSnapshot:
-        """Find one that is complete, by its name or as the baseline. Raises: NotFound."""
+        """Find one that is complete, by its name or as the baseline.
+
+        Raises: NotFound, StateForbids.
+        """
+        snapshot = await self.find(cluster, name)
+        match snapshot.state:
+            case ClusterSnapshotState.READY:
+                return snapshot
+            case ClusterSnapshotState.SAVING:
+                raise errors.StateForbids(
+                    f"snapshot {snapshot.name} of {cluster.name} is being saved"
+                )
+            case ClusterSnapshotState.DELETING:
+                raise errors.StateForbids(
+                    f"snapshot {snapshot.name} of {cluster.name} is being deleted",
+                    hint="cluster_snapshot_delete goes on with what is left of it",
+                )
+
+    async def find(self, cluster: Cluster, name: str) -> ClusterSnapshot:
+        """Find one, however it stands, by its name or as the baseline. Raises: NotFound."""
         name = meant(cluster, name)
         record_id = f"{cluster.cluster_id}.{name}"
         record = await self.store.query(RecordById(CLUSTER_SNAPSHOT, record_id), SYSTEM)
-        if record is not None:
-            snapshot = ClusterSnapshot.model_validate(record.body)
-            if snapshot.state is ClusterSnapshotState.READY:
-                return snapshot
-            raise errors.StateForbids(f"snapshot {name} of {cluster.name} is being saved")
-        raise errors.NotFound(
-            f"cluster {cluster.name} has no snapshot {name}",
-            hint="cluster_snapshot_list shows them",
-        )
+        if record is None:
+            raise errors.NotFound(
+                f"cluster {cluster.name} has no snapshot {name}",
+                hint="cluster_snapshot_list shows them",
+            )
+        return ClusterSnapshot.model_validate(record.body)
 
     async def save(
         self,
@@ -81,11 +98,27 @@ class SavedClusters:
         await self.store.save(record, by, expect=expect, tell=tell)
 
     async def forget(self, snapshot: ClusterSnapshot, by: Actor) -> None:
-        """Take one away, whole or what there is of it."""
+        """Take one away, whole or what there is of it.
+
+        Nobody goes back to it from before the first of its parts goes; its record stays until the
+        last has gone. Raises: NodesFailed, with what is left.
+        """
+
+        async def drop(node: str) -> None:
+            with contextlib.suppress(errors.NotFound):
+                await self.snapshots.forget(snapshot.nodes[node].snapshot_id, SYSTEM)
+
+        # Whoever stood still for it has been let go, and may stand still for another reason.
+        going = snapshot.model_copy(update={"state": ClusterSnapshotState.DELETING, "held": []})
         with anyio.CancelScope(shield=True):
-            for saved in snapshot.nodes.values():
-                with contextlib.suppress(errors.NotFound):
-                    await self.snapshots.forget(saved.snapshot_id, SYSTEM)
+            await self.save(going, by, "deleting")
+            dropped = await each(snapshot.nodes, drop)
+            if dropped.failed:
+                raise errors.NodesFailed(
+                    f"of snapshot {snapshot.name} of cluster {snapshot.cluster} is left: "
+                    f"{dropped.told()}",
+                    hint="cluster_snapshot_delete goes on with it",
+                )
             await self.store.erase(CLUSTER_SNAPSHOT, snapshot.record_id, by)
 
     async def forget_all(self, cluster: Cluster) -> None:
@@ -93,7 +126,10 @@ class SavedClusters:
             await self.forget(snapshot, SYSTEM)
 
     async def reconcile(self) -> None:
-        """Let go on what stood still for a snapshot that nobody completes, and drop that one."""
+        """Let go on what stood still for a snapshot that nobody completes, and drop that one.
+
+        So does one go that was being deleted.
+        """
         for record in await every_record(self.store, CLUSTER_SNAPSHOT, SYSTEM):
             snapshot = ClusterSnapshot.model_validate(record.body)
             if snapshot.state is ClusterSnapshotState.READY:
@@ -104,7 +140,10 @@ class SavedClusters:
                     machine = await self.machines.get(machine_id, SYSTEM)
                     if machine.state is MachineState.PAUSED:
                         await self.machines.resume(machine_id, SYSTEM)
-            await self.forget(snapshot, SYSTEM)
+            try:
+                await self.forget(snapshot, SYSTEM)
+            except errors.NodesFailed as error:
+                _log.error("cluster_snapshot_left", cluster=snapshot.cluster, why=error.message)
 
 
 def meant(cluster: Cluster, name: str) -> str:

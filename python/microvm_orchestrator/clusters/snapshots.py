@@ -69,8 +69,15 @@ class ClusterSnapshots:
             cluster = await self._records.standing(cluster.cluster_id, by)
             refuse_incomplete(cluster)
             name = meant(cluster, name)
-            if any(each.name == name for each in await self._saved.of(cluster)):
-                raise errors.AlreadyExists(f"cluster {cluster.name} has a snapshot {name} already")
+            known = {each.name: each.state for each in await self._saved.of(cluster)}
+            if name in known:
+                left = known[name] is ClusterSnapshotState.DELETING
+                raise errors.AlreadyExists(
+                    f"cluster {cluster.name} has a snapshot {name} already",
+                    hint="cluster_snapshot_delete goes on with what is left of it"
+                    if left
+                    else None,
+                )
             # Always in the same order: two that wait for each other would wait for ever.
             for node in sorted(cluster.nodes, key=lambda node: node.machine_id):
                 await turns.enter_async_context(self._machines.turn(node.machine_id))
@@ -93,9 +100,17 @@ class ClusterSnapshots:
                 snapshot = await self._save(cluster, planned, machines, report)
                 await self._saved.save(snapshot, own, "saved")
             except BaseException:
-                await self._saved.forget(planned, SYSTEM)
+                await self._drop(planned)
                 raise
         return snapshot
+
+    async def _drop(self, planned: ClusterSnapshot) -> None:
+        """Take away what there is of one that did not come about; why it did not is told."""
+        try:
+            await self._saved.forget(planned, SYSTEM)
+        except errors.NodesFailed as error:
+            # The record says that it is no snapshot.
+            _log.error("cluster_snapshot_left", cluster=planned.cluster, why=error.message)
 
     async def _standing(self, cluster: Cluster, *, memory: bool) -> dict[str, Machine]:
         """Give the machines of all nodes. Raises: MachineUnreachable unless all of them run."""
@@ -271,10 +286,15 @@ class ClusterSnapshots:
     # Others
 
     async def delete(self, reference: str, name: str, by: Actor) -> ClusterSnapshot:
-        """Take a snapshot away, be it the newest; nobody needs it who runs. Raises: NotFound."""
+        """Take a snapshot away, or what is left of it; be it the newest, nobody needs it who runs.
+
+        Raises: NotFound, StateForbids; NodesFailed, with what is left.
+        """
         cluster = await self._records.get(reference, by)
         async with self._records.turn(cluster.cluster_id):
-            snapshot = await self._saved.get(cluster, name)
+            snapshot = await self._saved.find(cluster, name)
+            if snapshot.state is not ClusterSnapshotState.DELETING:
+                snapshot = await self._saved.get(cluster, name)
             await self._saved.forget(snapshot, by)
         return snapshot
 

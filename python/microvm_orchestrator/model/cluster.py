@@ -148,6 +148,8 @@ class ClusterSnapshotState(StrEnum):
 
     SAVING = "saving"
     READY = "ready"
+    # What is left of one that could not be taken away whole; to delete it again goes on.
+    DELETING = "deleting"
 
 
 class Quiesced(StrEnum):

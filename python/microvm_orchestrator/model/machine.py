@@ -102,6 +102,8 @@ class SnapshotState(StrEnum):
 
     SAVING = "saving"
     READY = "ready"
+    # What is left of one that could not be taken away whole; to delete it again goes on.
+    DELETING = "deleting"
 
 
 class MachineSnapshot(_Told):

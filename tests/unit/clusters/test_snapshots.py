@@ -11,9 +11,9 @@ import pytest
 from clustering import ALICE, BOB, House, daemon, trio, unreported
 from machines import Rig, fake_rig, removed_in_the_end, sh
 from microvm_orchestrator import errors
-from microvm_orchestrator.machine.base import Machine
+from microvm_orchestrator.machine.base import Machine, Snapshot
 from microvm_orchestrator.model.cluster import ClusterSnapshotState, Quiesced
-from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.model.machine import MachineState, SnapshotState
 from microvm_orchestrator.model.records import SYSTEM
 
 CAP_SYS_ADMIN = 21
@@ -297,6 +297,74 @@ async def test_nodes_that_stood_still_for_a_snapshot_when_the_daemon_died_go_on(
         assert await house.states("trio") == {"n1": "running", "n2": "running", "n3": "paused"}
         assert (await house.saved.of(cluster), await house.qemu.saved()) == ([], [])
         await end(house, "trio")
+
+
+async def test_a_snapshot_of_which_a_part_cannot_be_removed_is_none_and_goes_by_the_next_delete(
+    rig: Rig,
+) -> None:
+    async with daemon(rig) as house:
+        cluster = await house.raised(trio())
+        saved = await house.whole.create("trio", "s", ALICE, unreported)
+        obstacle = put_in_the_way(await house.qemu.find_snapshot(saved.nodes["n2"].snapshot_id))
+        with pytest.raises(errors.NodesFailed, match=r"snapshot s of cluster trio is left: n2: "):
+            await house.whole.delete("trio", "s", ALICE)
+        for _ in range(2):
+            # What could be taken away is gone, and what is left looks like no snapshot.
+            [left] = await house.saved.of(cluster)
+            assert left.state is ClusterSnapshotState.DELETING
+            [part] = await house.snapshots.visible(SYSTEM)
+            assert (part.snapshot_id, part.state) == (
+                saved.nodes["n2"].snapshot_id,
+                SnapshotState.DELETING,
+            )
+            with pytest.raises(errors.StateForbids, match="is being deleted"):
+                await house.whole.revert("trio", "s", ALICE, unreported)
+            with pytest.raises(errors.StateForbids, match="is being deleted"):
+                await house.whole.branch("trio", "s", "copy", ALICE, unreported)
+            with pytest.raises(errors.StateForbids):
+                await house.snapshots.branch(part.snapshot_id, ALICE)
+            with pytest.raises(errors.AlreadyExists):
+                await house.whole.create("trio", "s", ALICE, unreported)
+            with pytest.raises(errors.NodesFailed, match="is left: n2: "):
+                await house.clusters.destroy("trio", ALICE, delete_disks=True)
+            await house.life.start("trio", ALICE, unreported)
+        assert await house.states("trio") == dict.fromkeys(NODES, "running")
+        obstacle.rmdir()
+        await house.whole.delete("trio", "s", ALICE)
+        assert (await house.saved.of(cluster), await house.snapshots.visible(SYSTEM)) == ([], [])
+        await house.whole.create("trio", "s", ALICE, unreported)
+        await end(house, "trio")
+
+
+async def test_what_is_left_of_a_snapshot_that_was_deleted_goes_with_the_next_daemon_that_can(
+    rig: Rig,
+) -> None:
+    async with daemon(rig) as house:
+        cluster = await house.raised(trio())
+        saved = await house.whole.create("trio", "s", ALICE, unreported)
+        obstacle = put_in_the_way(await house.qemu.find_snapshot(saved.nodes["n1"].snapshot_id))
+        with pytest.raises(errors.NodesFailed):
+            await house.whole.delete("trio", "s", ALICE)
+        await house.machines.pause("trio.n3", ALICE)
+    async with daemon(rig) as house:
+        [left] = await house.saved.of(cluster)
+        assert left.state is ClusterSnapshotState.DELETING
+        # It stands still for nobody's snapshot.
+        assert (await house.states("trio"))["n3"] == "paused"
+    obstacle.rmdir()
+    async with daemon(rig) as house:
+        assert (await house.saved.of(cluster), await house.snapshots.visible(SYSTEM)) == ([], [])
+        assert await house.qemu.saved() == []
+        await end(house, "trio")
+
+
+def put_in_the_way(saved: Snapshot | None) -> Path:
+    """Let a snapshot have something in place of its first file that is not removed as a file is."""
+    assert saved is not None
+    manifest = saved.path / "manifest.json"
+    manifest.unlink()
+    manifest.mkdir()
+    return manifest
 
 
 async def test_a_copy_that_was_being_made_when_the_daemon_died_is_taken_away(rig: Rig) -> None:

@@ -84,7 +84,7 @@ async def save(
         origin = Origin(spec, machine.accel, machine.host.engine, still_s, memory)
         return await anyio.to_thread.run_sync(saved.seal, None, origin, None)
     except BaseException:
-        saved.remove()
+        saved.discard()
         raise
 
 

@@ -175,7 +175,7 @@ class Qemu(Cloner[QemuMachine]):
             record = Record(saved.scribe)
             await self._end(self._find(record, saved.snapshot_id), record)
             leave_group(self._host, saved.snapshot_id)
-            saved.remove()
+            saved.discard()
             log.get(__name__).info("snapshot_incomplete", snapshot=path.name)
 
     def _launch(

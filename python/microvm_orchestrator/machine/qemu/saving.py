@@ -62,7 +62,7 @@ async def save(
                     await _write_down(scribe, saved)
             return await _seal(machine, saved, file, pause_s)
     except BaseException:
-        saved.remove()
+        saved.discard()
         raise
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -149,9 +150,25 @@ class SavedMachine:
         self._write(replace(manifest, stamps=self._stamps()))
 
     def remove(self) -> None:
-        """Take it away; who has mapped its memory keeps it until the end."""
-        (self.folder / _MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Take it away; who has mapped its memory keeps it until the end.
+
+        It is none any more from before the first of its files goes. Raises: Unavailable.
+        """
+        try:
+            (self.folder / _MANIFEST).unlink(missing_ok=True)
+            # A file may go by itself meanwhile, as sockets do; what stays says why.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+        except OSError as error:
+            raise errors.Unavailable(
+                f"the files of snapshot {self.snapshot_id} cannot be removed: {error.strerror}"
+            ) from error
+
+    def discard(self) -> None:
+        """Take away what did not come about. What stays is none, and the next daemon's to sweep."""
+        with suppress(errors.Unavailable):
+            self.remove()
 
     def _files(self) -> list[Path]:
         named = (RAM, STATE)
