@@ -8,15 +8,18 @@ from typing import cast
 import anyio
 import pytest
 
+import hosted
 import libvirtd
 from clustering import ALICE, House, daemon, unreported
 from machines import LONG_S, Rig, built_image, running_libvirt_rig, sh
+from microvm_orchestrator import errors
+from microvm_orchestrator.clusters.life import StopMode
 from microvm_orchestrator.clusters.quiet import held_quiet
 from microvm_orchestrator.machine.libvirt.machine import LibvirtMachine
 from microvm_orchestrator.machine.living import LivingMachine
 from microvm_orchestrator.machine.qemu.machine import QemuMachine
 from microvm_orchestrator.machine.shell import Shell
-from microvm_orchestrator.model.cluster import Quiesced
+from microvm_orchestrator.model.cluster import ClusterState, Quiesced
 from microvm_orchestrator.model.records import SYSTEM
 
 TOPOLOGY = """
@@ -84,6 +87,7 @@ async def test_nodes_of_both_kinds_are_raised_saved_put_back_and_ended_as_one(ri
             await disks_alone(house)
             again = await house.life.crash("mixed", "theirs", ALICE, unreported, restart=True)
             assert again.reachable
+            await without_libvirt(rig, house)
             await house.clusters.destroy("mixed", ALICE, delete_disks=True)
             assert (house.qemu.found(), await house.networks.visible(SYSTEM)) == ([], [])
 
@@ -121,6 +125,49 @@ async def disks_alone(house: House) -> None:
     for node in NODES:
         with anyio.fail_after(THAW_S):
             await sh(await running(house, node), "echo thawed >/data/state; sync")
+
+
+async def without_libvirt(rig: Rig, house: House) -> None:
+    """See what each verb does and says of a cluster, saved as `s`, while nobody runs one node."""
+    assert rig.libvirtd is not None
+    away = pytest.raises(errors.NodesFailed, match=r": theirs: libvirt at \S+ does not answer")
+    rig.libvirtd.kill()
+    assert await house.states("mixed") == dict.fromkeys(NODES, "running")
+    # Nothing is saved of the one either, and it goes on.
+    with away:
+        await house.whole.create("mixed", "late", ALICE, unreported)
+    cluster = await house.records.get("mixed", ALICE)
+    assert [each.name for each in await house.saved.of(cluster)] == ["s"]
+    assert len(await house.qemu.saved()) == len(NODES)
+    await sh(await running(house, "ours"), "touch /tmp/goes-on")
+    # What cannot be put back whole is not begun, and no copy is.
+    with away:
+        await house.whole.revert("mixed", "s", ALICE, unreported)
+    assert await house.states("mixed") == dict.fromkeys(NODES, "running")
+    await sh(await running(house, "ours"), "test -e /tmp/goes-on")
+    with away:
+        await house.whole.branch("mixed", "s", "copy", ALICE, unreported)
+    assert [each.name for each in await house.records.visible(SYSTEM)] == ["mixed"]
+    # A process is ended as any is, and its end is seen.
+    stopped = await house.life.stop(
+        "mixed", ALICE, unreported, mode=StopMode.DESTROY, deadline_s=LONG_S
+    )
+    assert {str(node.state) for node in stopped.nodes} == {"stopped"}
+    assert hosted.processes(rig.state_dir) == {}
+    with away:
+        await house.life.start("mixed", ALICE, unreported)
+    states = await house.states("mixed")
+    assert states["ours"] == "running" != states["theirs"]
+    # Its files are no libvirt's, and there is no half of them.
+    await house.whole.delete("mixed", "s", ALICE)
+    assert (await house.saved.of(cluster), await house.qemu.saved()) == ([], [])
+    with away:
+        await house.clusters.destroy("mixed", ALICE, delete_disks=True)
+    [left] = await house.machines.visible(SYSTEM)
+    assert left.name == "mixed.theirs"
+    cluster = await house.records.get("mixed", ALICE)
+    assert cluster.state is ClusterState.INCOMPLETE
+    rig.libvirtd.start()
 
 
 async def running(house: House, node: str) -> LivingMachine:

@@ -229,8 +229,9 @@ class ClusterSnapshots:
     async def revert(self, reference: str, name: str, by: Actor, report: Report) -> ClusterStatus:
         """Put all nodes back to where they were saved; each answers when this returns.
 
-        Every file of the snapshot is looked at before a node is ended. Raises: NotFound,
-        SnapshotDamaged, StateForbids; NodesFailed with the nodes that did not come up again.
+        Every file of the snapshot is looked at before a node is ended, and whether who runs it is
+        there. Raises: NotFound, SnapshotDamaged, StateForbids; NodesFailed with the nodes that
+        could not come up, or did not.
         """
         cluster = await self._records.standing(reference, by)
         async with self._records.turn(cluster.cluster_id):
@@ -257,7 +258,10 @@ class ClusterSnapshots:
             lambda name: self._parts.snapshots.check(snapshot.nodes[name].snapshot_id, SYSTEM),
         )
         if found.failed:
-            raise errors.SnapshotDamaged(
+            of_files = (errors.NotFound, errors.SnapshotDamaged)
+            damaged = any(isinstance(error, of_files) for error in found.failed.values())
+            kind = errors.SnapshotDamaged if damaged else errors.NodesFailed
+            raise kind(
                 f"snapshot {snapshot.name} of cluster {snapshot.cluster} cannot be used: "
                 + found.told(),
                 hint="nothing was changed",

@@ -423,7 +423,10 @@ class Hypervisor(Protocol):
         ...
 
     async def check(self, snapshot_id: str) -> None:
-        """Look whether a snapshot can be used. Raises: NotFound, SnapshotDamaged."""
+        """Look whether a snapshot can be used now.
+
+        Raises: NotFound, SnapshotDamaged; Unavailable while who would run it is not there.
+        """
         ...
 
     async def verify(self, snapshot_id: str) -> None:
@@ -431,7 +434,10 @@ class Hypervisor(Protocol):
         ...
 
     async def forget(self, snapshot_id: str) -> None:
-        """Remove a snapshot; clones that run are not touched."""
+        """Remove a snapshot; clones that run are not touched.
+
+        Raises: Unavailable while its files cannot be removed; it is no snapshot any more.
+        """
         ...
 
     async def adopt(self, machine_id: str) -> Machine:

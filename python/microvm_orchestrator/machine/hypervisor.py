@@ -72,6 +72,9 @@ class AnyKind:
 
     async def check(self, snapshot_id: str) -> None:
         await self._qemu.check(snapshot_id)
+        saved = await self._qemu.find_snapshot(snapshot_id)
+        if saved is not None and isinstance(saved.spec.boot, Qcow2):
+            await self._domains.check_there()
 
     async def verify(self, snapshot_id: str) -> None:
         await self._qemu.verify(snapshot_id)

@@ -165,6 +165,10 @@ class Domains(Cloner[LibvirtMachine]):
 
         return await self._make(spec, accel, begin, prepare, unclaimed=unclaimed)
 
+    async def check_there(self) -> None:
+        """See that libvirt could be told to start something. Raises: Unavailable."""
+        await self._connection.ask(lambda virt: virt.getLibVersion())
+
     async def sweep(self) -> None:
         """Take away machines that an earlier daemon left, and nobody has claimed."""
         for machine_id, made in self._unclaimed():
