@@ -64,6 +64,8 @@ _BY_ERRNO: dict[int, type[errors.OrchestratorError]] = {
     errno.EPERM: errors.StoreReadOnly,
     errno.ENOSPC: errors.StoreFull,
 }
+# A host that boots, and a daemon that takes over its machines, have other things to do at first.
+_MCP_AFTER_S = 10.0
 # Log, store, standard streams, libraries: descriptors that no client holds.
 _SPARE_DESCRIPTORS = 128
 
@@ -206,17 +208,21 @@ async def _be_watched(systemd: Systemd, store: Store) -> None:
 
 
 class _Mcp:
-    """The MCP front end. Its libraries take a second to load; until then its clients wait."""
+    """The MCP front end. Its libraries take a second to load, for which its first client waits."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._wanted = anyio.Event()
         self._loaded = anyio.Event()
         self._front_end: McpFrontEnd | None = None
 
     async def run(self) -> None:
+        since = await self._service.store.cursor()
+        with anyio.move_on_after(_MCP_AFTER_S):
+            await self._wanted.wait()
         make = await anyio.to_thread.run_sync(_load_mcp)
         front_end = make(self._service)
-        async with front_end.running():
+        async with front_end.running(since):
             self._front_end = front_end
             self._loaded.set()
             await anyio.sleep_forever()
@@ -234,6 +240,7 @@ class _Mcp:
         return (await self._get()).http_routes()
 
     async def _get(self) -> McpFrontEnd:
+        self._wanted.set()
         while self._front_end is None:
             await self._loaded.wait()
         return self._front_end

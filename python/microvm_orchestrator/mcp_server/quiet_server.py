@@ -83,8 +83,11 @@ class QuietServer(Server[Any]):
         self._whole = super().server_info_stamp
         self.add_request_handler("server/discover", RequestParams, self._discover)
 
-    async def keep(self) -> None:
-        """Do what there is to do beside answering, until cancelled."""
+    async def keep(self, since: str) -> None:
+        """Do what there is to do beside answering, until cancelled.
+
+        `since` is the cursor of when the daemon began.
+        """
 
     @property
     def server_info_stamp(self) -> dict[str, Any]:

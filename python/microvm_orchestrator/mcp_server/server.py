@@ -67,6 +67,7 @@ class McpFrontEnd:
         self, service: Service, *, security: TransportSecuritySettings | None = None
     ) -> None:
         """`security` adds the SDK's own check of Host and Origin; a unix socket needs none."""
+        self._store = service.store
         self.tasks = TasksExtension(service.store)
         self._servers: dict[str, QuietServer] = {NATIVE: native_server(service, self.tasks)}
         for name, make in PROFILES.items():
@@ -108,14 +109,18 @@ class McpFrontEnd:
         return [Route("/mcp", endpoint=door), Route("/mcp/profiles/{profile}", endpoint=door)]
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None]:
-        """Hold what outlives a request: waiting calls that became tasks, and HTTP sessions."""
+    async def running(self, since: str | None = None) -> AsyncGenerator[None]:
+        """Hold what outlives a request: waiting calls that became tasks, and HTTP sessions.
+
+        `since` is the cursor of when the daemon began, if that was not just now.
+        """
+        since = since or await self._store.cursor()
         async with self.tasks.running(), AsyncExitStack() as stack:
             for sessions in self._sessions.values():
                 await stack.enter_async_context(sessions.run())
             async with anyio.create_task_group() as group:
                 for server in self._servers.values():
-                    group.start_soon(server.keep)
+                    group.start_soon(server.keep, since)
                 yield
                 group.cancel_scope.cancel()
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_origin
 
+import anyio
+import anyio.to_thread
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, ListToolsResult, Tool, ToolAnnotations
 
@@ -41,7 +43,8 @@ class ServiceTools:
     def __init__(self, service: Service, tasks: TasksExtension) -> None:
         self._service = service
         self._tasks = tasks
-        self._listed = ListToolsResult(tools=list(tools_of(service.calls.values())))
+        self._listing = anyio.Lock()
+        self._listed: ListToolsResult | None = None
         for call in service.calls.values():
             if call.waits:
                 tasks.offer(call.name, self._detachable(call))
@@ -49,7 +52,15 @@ class ServiceTools:
     async def listed(
         self, _ctx: Context, _params: PaginatedRequestParams | None
     ) -> ListToolsResult:
+        # Made when it is first asked for: it takes half a second, in which the daemon does other
+        # things.
+        async with self._listing:
+            if self._listed is None:
+                self._listed = await anyio.to_thread.run_sync(self._list)
         return self._listed
+
+    def _list(self) -> ListToolsResult:
+        return ListToolsResult(tools=list(tools_of(self._service.calls.values())))
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> HandlerResult:
         call = self._service.calls.get(params.name)

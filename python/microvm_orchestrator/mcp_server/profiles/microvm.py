@@ -120,7 +120,7 @@ class MicrovmServer(QuietServer):
             on_call_tool=tools.call,
         )
 
-    async def keep(self) -> None:
+    async def keep(self, since: str) -> None:
         """Do what is to be done beside answering, until cancelled."""
-        await self._tasks.begin()
+        self._tasks.begin(since)
         await self._copies.keep()

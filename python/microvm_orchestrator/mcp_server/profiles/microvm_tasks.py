@@ -126,9 +126,9 @@ class MicrovmTasks:
         # From looking which numbers are free until one is written down.
         self._numbering = anyio.Lock()
 
-    async def begin(self) -> None:
-        """Let those who come wait for what ends from now on."""
-        self._places.beginning = await self._service.store.cursor()
+    def begin(self, since: str) -> None:
+        """Let those who come wait for what ended since then."""
+        self._places.beginning = since
 
     def greet(self, ctx: Context) -> None:
         """Give whoever comes a place in the journal: what ends from now on, they can wait for."""
