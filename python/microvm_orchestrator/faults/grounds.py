@@ -7,7 +7,7 @@ broken alike. Above stands the ledger; below, one kind of networks and the machi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Protocol
 
 from microvm_orchestrator import errors, log
@@ -20,7 +20,7 @@ from microvm_orchestrator.faults.plans import (
     together,
     told,
 )
-from microvm_orchestrator.model.fault import Fault, Harm
+from microvm_orchestrator.model.fault import Fault, FaultWay, Harm
 from microvm_orchestrator.network.base import Ends, Networks
 from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Impairment
 
@@ -84,30 +84,40 @@ class NetworkGround:
         return await self._switch.found()
 
     def places_of(self, fault: Fault) -> Collection[str]:
-        return [fault.network_id] if fault.network_id is not None else []
+        return fault.network_ids
 
     async def check(self, fault: Fault, holding: Collection[Fault]) -> None:
-        if fault.network_id not in await self._switch.found():
-            raise errors.NotFound(f"there is no network {fault.network_id}")
-        ways = read(fault.ways)
-        await self._switch.check(list(ways.values()))
-        _meeting([*holding, fault], fault.network_id, ways)
+        found = await self._switch.found()
+        for network_id in fault.network_ids:
+            if network_id not in found:
+                raise errors.NotFound(f"there is no network {network_id}")
+            ways = read(fault.ways, network_id)
+            await self._switch.check(list(ways.values()))
+            _meeting([*holding, fault], network_id, ways)
 
     async def before(self, fault: Fault) -> Fault:
-        standing = await self._switch.impaired(fault.network_id or "")
-        found = {ends: standing[ends] for ends in read(fault.ways) if ends in standing}
-        return fault.model_copy(update={"before": told(found)})
+        before: list[FaultWay] = []
+        for network_id in fault.network_ids:
+            standing = await self._switch.impaired(network_id)
+            mine = read(fault.ways, network_id)
+            found = {ends: standing[ends] for ends in mine if ends in standing}
+            before += told(found, network_id if fault.also_in else None)
+        return fault.model_copy(update={"before": before})
 
     async def make_so(self, fault: Fault, holding: Collection[Fault]) -> None:
-        network_id = fault.network_id
-        if network_id is not None and network_id in await self._switch.found():
-            await self._make_so(network_id, _meeting(holding, network_id, read(fault.ways)))
+        found = await self._switch.found()
+
+        async def make_so(network_id: str) -> None:
+            ways = read(fault.ways, network_id)
+            await self._make_so(network_id, _meeting(holding, network_id, ways))
+
+        await _each(make_so, [each for each in fault.network_ids if each in found])
 
     async def make_all_so(
         self, place: str, holding: Collection[Fault], ending: Collection[Fault]
     ) -> None:
-        here = [fault for fault in (*holding, *ending) if fault.network_id == place]
-        ways = {ends for fault in here for ends in read(fault.ways)}
+        here = [fault for fault in (*holding, *ending) if place in fault.network_ids]
+        ways = {ends for fault in here for ends in read(fault.ways, place)}
         await self._make_so(place, _meeting(holding, place, ways))
         # Only now: a network may know those by name again that were spoken of.
         if strays := sorted(set(await self._switch.impaired(place)) - ways):
@@ -129,8 +139,22 @@ def _meeting(
     holding: Iterable[Fault], network_id: str, ways: Iterable[Ends]
 ) -> dict[Ends, Impairment]:
     """Tell what ways are to meet by the faults that hold. Raises: Conflict."""
-    mine: list[Ways] = [read(fault.ways) for fault in holding if fault.network_id == network_id]
+    mine: list[Ways] = [
+        read(fault.ways, network_id) for fault in holding if network_id in fault.network_ids
+    ]
     return together(mine, list(ways))
+
+
+async def _each(make_so: Callable[[str], Awaitable[None]], places: Iterable[str]) -> None:
+    """Make each place so; the first error comes at the end: others are not left as they are."""
+    failed: errors.OrchestratorError | None = None
+    for place in places:
+        try:
+            await make_so(place)
+        except errors.OrchestratorError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 class Sufferers(Protocol):
@@ -188,16 +212,13 @@ class MachineGround:
 
     async def make_so(self, fault: Fault, holding: Collection[Fault]) -> None:
         found = await self._machines.found()
-        failed: errors.OrchestratorError | None = None
-        for machine_id, harm in harms_read(fault.harms).items():
-            if machine_id not in found:
-                continue
-            try:
-                await self._make_so(machine_id, suffers(holding, machine_id), harm.touched)
-            except errors.OrchestratorError as error:  # others are not left as they are for it
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        harms = harms_read(fault.harms)
+
+        async def make_so(machine_id: str) -> None:
+            touched = harms[machine_id].touched
+            await self._make_so(machine_id, suffers(holding, machine_id), touched)
+
+        await _each(make_so, [each for each in harms if each in found])
 
     async def make_all_so(
         self, place: str, holding: Collection[Fault], ending: Collection[Fault]

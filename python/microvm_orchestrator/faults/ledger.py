@@ -86,7 +86,7 @@ class Ledger:
 
     async def check(self, plan: Plan) -> None:
         """See that networks of this host can be so. Raises: FaultNotOffered, Unavailable."""
-        await self._switch.check(list(plan.ways.values()))
+        await self._switch.check([its for _, its in plan.every_way])
 
     async def inject(self, plan: Plan, by: Actor, *, fault_id: str | None = None) -> Fault:
         """Break something, and return when it was seen to be broken.
@@ -96,6 +96,11 @@ class Ledger:
             Unavailable when it came to nothing; then nothing is left of it, or it is healed as soon
             as that is possible.
         """
+        networks = plan.networks
+
+        def named(each: Plan) -> str | None:
+            return each.network_id if plan.also else None
+
         async with self._turn:
             fault = Fault(
                 fault_id=fault_id or new_id("fault"),
@@ -103,9 +108,10 @@ class Ledger:
                 state=FaultState.APPLYING,
                 owner=by.name,
                 network_id=plan.network_id,
+                also_in=[each.network_id for each in plan.also if each.network_id is not None],
                 machines=plan.machines,
-                ways=told(plan.ways),
-                joining=told(plan.joining),
+                ways=[way for each in networks for way in told(each.ways, named(each))],
+                joining=[way for each in networks for way in told(each.joining, named(each))],
                 only_own=bool(plan.joining) and not by.scope.everything,
                 flap=plan.flap,
                 harms=harms_told(plan.harms),
@@ -167,12 +173,18 @@ class Ledger:
             for fault in list(self._open.values()):
                 if not _is_joined(fault, network_id, machine):
                     continue
-                ways = read(fault.ways) | joined(
-                    read(fault.joining), machine.machine_id, machine.name or machine.machine_id
-                )
+                called = machine.name or machine.machine_id
+                joining = read(fault.joining, network_id)
+                ways = [
+                    *fault.ways,
+                    *told(
+                        joined(joining, machine.machine_id, called),
+                        network_id if fault.also_in else None,
+                    ),
+                ]
                 more = fault.model_copy(
                     update={
-                        "ways": told(ways),
+                        "ways": ways,
                         "machines": sorted({*fault.machines, machine.machine_id}),
                     }
                 )
@@ -201,7 +213,7 @@ class Ledger:
             fault.fault_id
             for fault in self._open.values()
             if by.sees_of(fault.owner)
-            and network_id in {None, fault.network_id}
+            and network_id in {None, *fault.network_ids}
             and (machine_id is None or machine_id in fault.machines)
         ]
         healed = 0
@@ -250,7 +262,7 @@ class Ledger:
                     self._blame(fault, "the daemon ended while it was applied")
             found = await self._networks.places()
             for fault in list(self._open.values()):
-                gone = fault.network_id is not None and fault.network_id not in found
+                gone = fault.network_ids and not set(found) & set(fault.network_ids)
                 if gone and fault.state is not FaultState.APPLYING:
                     healing = fault.model_copy(update={"state": FaultState.HEALING})
                     self._blame(healing, self._networks.gone)
@@ -424,6 +436,7 @@ class Ledger:
         body: dict[str, JsonValue] = {
             "kind": fault.kind,
             "network_id": fault.network_id,
+            "also_in": list(fault.also_in),
             "machines": list(fault.machines),
         }
         if fault.reason:
@@ -444,10 +457,11 @@ class Ledger:
 
 def _is_joined(fault: Fault, network_id: str, machine: Machine) -> bool:
     """Whether a fault is still to hold for a machine that has joined a network."""
+    known = {each for ends in read(fault.ways, network_id) for each in ends}
     return (
-        fault.network_id == network_id
-        and bool(fault.joining)
-        and machine.machine_id not in fault.machines
+        network_id in fault.network_ids
+        and bool(read(fault.joining, network_id))
+        and machine.machine_id not in known
         and (not fault.only_own or machine.owner == fault.owner)
         and fault.state is FaultState.ACTIVE
     )

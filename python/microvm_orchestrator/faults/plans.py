@@ -64,6 +64,8 @@ class Plan:
     # What a machine meets that joins the network later; `ANYBODY` stands for it.
     joining: Ways = field(default_factory=dict[Ends, Impairment])
     flap: Flap | None = None
+    # The same in other networks, each by its own ways: all of it is one fault.
+    also: tuple[Plan, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.network_id is None) is not self.kind.of_machines:
@@ -74,14 +76,23 @@ class Plan:
             raise errors.InvalidInput("a fault has to change something on each of its ways")
         if UNHARMED in self.harms.values():
             raise errors.InvalidInput("a fault has to change something for each of its machines")
-        if len(self.ways) > MOST_WAYS or len(self.harms) > _MOST_MACHINES:
+        if len(self.every_way) > MOST_WAYS or len(self.harms) > _MOST_MACHINES:
             raise errors.TooLarge(f"a fault changes at most {MOST_WAYS} ways")
         if self.ttl_s is not None and not self.ttl_s > 0:
             raise errors.InvalidInput("a fault lasts longer than no time")
 
     @property
+    def networks(self) -> tuple[Plan, ...]:
+        """What it is in each network."""
+        return () if self.network_id is None else (replace(self, also=()), *self.also)
+
+    @property
+    def every_way(self) -> list[tuple[Ends, Impairment]]:
+        return [*self.ways.items(), *(way for each in self.also for way in each.ways.items())]
+
+    @property
     def machines(self) -> list[str]:
-        return sorted({machine for ends in self.ways for machine in ends} | set(self.harms))
+        return sorted({machine for ends, _ in self.every_way for machine in ends} | set(self.harms))
 
 
 def partition(network_id: str, grudge: Grudge) -> Plan:
@@ -149,6 +160,26 @@ def nameless(
     return replace(asking, kind=FaultKind.DNS)
 
 
+def everywhere(plan: Plan, networks: Mapping[str, Collection[str]]) -> Plan:
+    """Let a fault be in each of these networks, between those of its machines that are there.
+
+    Raises: InvalidInput when no way that it is about goes through any of them.
+    """
+    in_each = [
+        replace(
+            plan,
+            network_id=network_id,
+            ways={ends: its for ends, its in plan.ways.items() if set(ends) <= set(members)},
+            joining={e: its for e, its in plan.joining.items() if set(e) <= {*members, ANYBODY}},
+        )
+        for network_id, members in networks.items()
+        if any(set(ends) <= set(members) for ends in plan.ways)
+    ]
+    if not in_each:
+        raise errors.InvalidInput("these nodes share no network")
+    return replace(in_each[0], also=tuple(in_each[1:]))
+
+
 def joined(joining: Ways, machine: str, called: str) -> dict[Ends, Impairment]:
     """Tell what a machine meets that has joined its network, by its id and what it is called."""
     return {
@@ -172,17 +203,26 @@ def together(each: Collection[Ways], ends: Collection[Ends]) -> dict[Ends, Impai
     return {way: combined([ways[way] for ways in each if way in ways]) for way in sorted(ends)}
 
 
-def told(ways: Ways) -> list[FaultWay]:
-    """Write ways down."""
+def told(ways: Ways, network_id: str | None = None) -> list[FaultWay]:
+    """Write ways down, and of which network they are, of a fault that is in several."""
     return [
-        FaultWay(source=ends.source, target=ends.target, meets=_meets(impairment))
+        FaultWay(
+            source=ends.source,
+            target=ends.target,
+            meets=_meets(impairment),
+            network_id=network_id,
+        )
         for ends, impairment in sorted(ways.items())
     ]
 
 
-def read(ways: Collection[FaultWay]) -> dict[Ends, Impairment]:
-    """Read ways that were written down."""
-    return {Ends(way.source, way.target): impairment_of(way.meets) for way in ways}
+def read(ways: Collection[FaultWay], network_id: str | None = None) -> dict[Ends, Impairment]:
+    """Read ways that were written down: those of a network, if a fault is in several."""
+    return {
+        Ends(way.source, way.target): impairment_of(way.meets)
+        for way in ways
+        if way.network_id in {None, network_id}
+    }
 
 
 def impairment_of(meets: Meets) -> Impairment:

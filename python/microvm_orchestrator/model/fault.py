@@ -125,6 +125,9 @@ class FaultWay(_Told):
     source: str = Field(description="id of the machine that sends")
     target: str = Field(description="id of the machine that it is for")
     meets: Meets
+    network_id: str | None = Field(
+        default=None, description="in which it goes, of a fault that is in several networks"
+    )
 
 
 class Harm(_Told):
@@ -199,6 +202,9 @@ class Fault(_Told):
     network_id: str | None = Field(
         default=None, description="whose ways it changes; none where it is about machines alone"
     )
+    also_in: list[str] = Field(
+        default=[], description="ids of the other networks that it is in: nodes may share several"
+    )
     machines: list[str] = Field(description="ids of the machines it affects")
     ways: list[FaultWay] = Field(
         default=[], description="what it does to ways, whatever other faults do"
@@ -229,3 +235,8 @@ class Fault(_Told):
     active_at: Moment | None = None
     heals_at: Moment | None = None
     ended_at: Moment | None = None
+
+    @property
+    def network_ids(self) -> list[str]:
+        """All networks that it is in."""
+        return [] if self.network_id is None else [self.network_id, *self.also_in]

@@ -7,7 +7,7 @@ the front ends; below, the ledger, the networks and the machines of this host.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, TypeVar
@@ -19,6 +19,7 @@ from microvm_orchestrator.clusters.records import node_of
 from microvm_orchestrator.faults import grudges
 from microvm_orchestrator.faults.plans import (
     Plan,
+    everywhere,
     flapping,
     harming,
     impairing,
@@ -84,7 +85,7 @@ class InjectFault(Request):
     cluster: Named | None = Field(
         default=None,
         description="its name or id; then machines are named as its nodes, and the network as in "
-        "its topology, or left out where the nodes that are named share one only",
+        "its topology, or left out: then the fault is in all networks that nodes share",
     )
     network: Named | None = Field(
         default=None,
@@ -305,7 +306,7 @@ async def fault_list(service: Service, caller: Caller, request: FaultFilter) -> 
             for fault in await service.host.faults.visible(by)
             if (request.ended or not fault.state.ended)
             and any(
-                network_id in {None, fault.network_id}
+                network_id in {None, *fault.network_ids}
                 and (machine_id is None or machine_id in fault.machines)
                 for network_id, machine_id in wanted
             )
@@ -392,31 +393,24 @@ def plan_in(cluster: Cluster, request: InjectFault) -> Plan:
         return _harm(request, node_of(cluster, _sufferer(request)).machine_id)
     topology = cluster.topology
     there = {node.name: {nic.name for nic in topology.nics_of(node)} for node in topology.nodes}
-    name = request.network or _shared(cluster, request, there)
-    network_id = _network_of(cluster, name)
-    members = {node.machine_id: node.name for node in cluster.nodes if name in there[node.name]}
-    asking = request.model_copy(update={"network": name})
-    return plan_of(asking, network_id, members)
-
-
-def _shared(cluster: Cluster, request: InjectFault, there: Mapping[str, Collection[str]]) -> str:
-    """Name the only network that all nodes share that are spoken of."""
-    named = {
-        *([request.machine] if request.machine is not None else []),
-        *request.targets,
-        *(each for group in request.groups for each in group),
-        *request.grudges,
-        *(each for unheard in request.grudges.values() for each in unheard),
+    members = {
+        _network_of(cluster, each.name): {
+            node.machine_id: node.name for node in cluster.nodes if each.name in there[node.name]
+        }
+        for each in cluster.networks
+        if request.network in {None, each.name}
     }
-    nodes = [node_of(cluster, each).name for each in sorted(named)]
-    shared = [
-        each.name for each in cluster.networks if all(each.name in there[node] for node in nodes)
-    ]
-    if not shared:
-        raise errors.InvalidInput("these nodes share no network")
-    if len(shared) > 1:
-        raise errors.InvalidInput(f"these nodes share networks {', '.join(shared)}: name one")
-    return shared[0]
+    if request.network is not None:
+        network_id = _network_of(cluster, request.network)
+        return plan_of(request, network_id, members[network_id])
+    nodes = {node.machine_id: node.name for node in cluster.nodes}
+    everybody = plan_of(request, next(iter(members), ""), nodes, cluster.name)
+    plan = everywhere(everybody, members)
+    # A partition parts whom it can; whoever is spoken of alone is told where nothing can be done.
+    for name in (*([] if request.machine is None else [request.machine]), *request.targets):
+        if node_of(cluster, name).machine_id not in plan.machines:
+            raise errors.InvalidInput(f"node {name} shares no network with the others")
+    return plan
 
 
 def _network_of(cluster: Cluster, name: str) -> str:
@@ -466,12 +460,17 @@ def asked(request: InjectFault) -> dict[str, JsonValue]:
     return request.model_dump(mode="json", exclude_defaults=True, exclude={"idempotency_key"})
 
 
-def plan_of(request: InjectFault, network_id: str, members: Mapping[str, str]) -> Plan:
-    """Work out what is asked for, among machines by id and name.
+def plan_of(
+    request: InjectFault, network_id: str, members: Mapping[str, str], cluster: str | None = None
+) -> Plan:
+    """Work out what is asked for, among machines by id and name: of a network, or a cluster.
 
     Raises: NotFound for a machine that is not among them, InvalidInput.
     """
     order = sorted(members, key=lambda machine_id: members[machine_id])
+    where, what = f"network {request.network}", "machine"
+    if cluster is not None:
+        where, what = f"cluster {cluster}", "node"
 
     def find(reference: str) -> str:
         if reference in members:
@@ -479,7 +478,7 @@ def plan_of(request: InjectFault, network_id: str, members: Mapping[str, str]) -
         for machine_id, name in members.items():
             if name == reference:
                 return machine_id
-        raise errors.NotFound(f"no machine {reference} in network {request.network}")
+        raise errors.NotFound(f"{where} has no {what} {reference}")
 
     def the_machine() -> str:
         if request.machine is None:

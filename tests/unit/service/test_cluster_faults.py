@@ -120,7 +120,12 @@ async def test_faults_of_a_cluster_go_by_the_names_of_its_topology(tmp_path: Pat
             names = {machine_id: name for name, machine_id in ids.items()}
             where = {network_id: name for name, network_id in networks.items()}
             found = [f"{names[way['source']]} {names[way['target']]}" for way in fault["ways"]]
-            return [(where[fault["network_id"]], each) for each in sorted(found)]
+            if not fault["also_in"]:
+                return [(where[fault["network_id"]], each) for each in sorted(found)]
+            return sorted(
+                (where[way["network_id"]], each)
+                for way, each in zip(fault["ways"], found, strict=True)
+            )
 
         # What is spoken of is in one network only.
         assert await broken(kind="partition", groups=[["n1"], ["n3"]]) == [
@@ -131,8 +136,21 @@ async def test_faults_of_a_cluster_go_by_the_names_of_its_topology(tmp_path: Pat
             ("san", "n1 n2"),
             ("san", "n2 n1"),
         ]
-        with pytest.raises(errors.InvalidInput, match="share networks lan, san: name one"):
-            await broken(kind="impair", machine="n1", targets=["n2"], loss=0.1)
+        # Without a network it is in all that they share, which is one fault.
+        assert await broken(kind="impair", machine="n1", targets=["n2"], loss=0.1) == [
+            ("lan", "n1 n2"),
+            ("san", "n1 n2"),
+        ]
+        assert await kept.ask("fault_heal_all", cluster="wide", network="san") == {"healed": 2}
+        key = {"idempotency_key": "rest", "groups": [["n1"], ["n2", "n3"]]}
+        apart = await broken(kind="partition", **key)
+        assert apart == [
+            *(("lan", f"n1 {each}") for each in ("n2", "n3")),
+            *(("lan", f"{each} n1") for each in ("n2", "n3")),
+            ("san", "n1 n2"),
+            ("san", "n2 n1"),
+        ]
+        assert await broken(kind="partition", **key) == apart
         for wrong in ({"machine": "n9"}, {"machine": "n1", "network": "wan"}):
             with pytest.raises(errors.NotFound, match=r"n9|wan"):
                 await broken(kind="link_down", **wrong)
@@ -151,7 +169,7 @@ async def test_faults_of_a_cluster_go_by_the_names_of_its_topology(tmp_path: Pat
         assert await listed(cluster="wide") == 2
         assert await listed(cluster="wide", network="san") == 1
         assert await listed(cluster="wide", machine="n1") == 2
-        assert await listed(cluster="wide", machine="n3") == 1
+        assert await listed(cluster="wide", machine="n3") == 2
         assert await kept.ask("fault_heal_all", cluster="wide", network="san") == {"healed": 1}
         assert await kept.ask("fault_heal_all", cluster="wide") == {"healed": 1}
         assert await listed() == 1

@@ -101,7 +101,7 @@ def test_what_makes_no_sense_is_refused(asked: dict[str, Any], word: str) -> Non
 
 
 def test_a_machine_that_is_not_in_the_network_is_not_found() -> None:
-    with pytest.raises(errors.NotFound, match="no machine x in network lan"):
+    with pytest.raises(errors.NotFound, match="network lan has no machine x"):
         ways(kind="link_down", machine="x")
 
 
