@@ -17,6 +17,7 @@ import shutil
 import stat
 import struct
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +132,10 @@ def why_not() -> str | None:
     return f"there is no {', '.join(missing)}" if missing else None
 
 
+def _as_it_is(init: bytes) -> bytes:
+    return init
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """What the loader reads, and where to."""
@@ -143,13 +148,18 @@ class _Part:
         return -(-len(self.data) // _PIECE)
 
 
-def write(path: Path, boot: Boot, tsc_khz: int) -> None:
-    """Write the disk as a qcow2; `boot` is the embedded guest."""
+def write(
+    path: Path, boot: Boot, tsc_khz: int, changed: Callable[[bytes], bytes] = _as_it_is
+) -> None:
+    """Write the disk as a qcow2; `boot` is the embedded guest.
+
+    `changed` is done to the guest's first program beside what it is told of the disk.
+    """
     words = (
         f"console=ttyS0 quiet loglevel=3 mitigations=off nokaslr reboot=t panic=-1 {boot.cmdline}"
     )
     words += f" tsc_early_khz={tsc_khz} tsc=reliable"
-    initrd = _first_root(boot)
+    initrd = _first_root(boot, changed)
     setup, rest = _kernel(boot.kernel.read_bytes(), words, len(initrd))
     [root] = boot.disks
     assert root.path is not None
@@ -190,11 +200,11 @@ def _kernel(image: bytes, words: str, initrd: int) -> tuple[bytes, bytes]:
     return bytes(setup), image[length:]
 
 
-def _first_root(boot: Boot) -> bytes:
+def _first_root(boot: Boot, also: Callable[[bytes], bytes]) -> bytes:
     """Let the guest's first program find its root, and what it may write, in partitions."""
     init, mode = guest_files.read_folder(guest_files.INITRD)["init"]
     assert _ROOT in init
-    changed = init.replace(_ROOT, _FOUND)
+    changed = also(init.replace(_ROOT, _FOUND))
     out = io.BytesIO(boot.initrd.read_bytes())
     out.seek(0, os.SEEK_END)
     out.write(bytes(-out.tell() % ALIGN))

@@ -1,8 +1,8 @@
 """A cluster of real machines, raised once, and its daemon, which may be killed and come back.
 
-Its nodes are microVMs, or machines of a libvirtd of its own, whose disk boots itself and has our
-agent. Above are the tests of clusters; below, the stage with its daemon. In the end nothing of the
-cluster is left, neither with the daemon nor on the host.
+Its nodes are microVMs, or machines of a libvirtd of its own, whose disk boots itself: it has our
+agent, or nothing of ours and an SSH server. Above are the tests of clusters; below, the stage with
+its daemon. In the end nothing of the cluster is left, neither with the daemon nor on the host.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from machines import LONG_S, built_image
 from microvm_orchestrator.machine.probe import probe
 from stdio_client import StdioClient, stdio_client
 from system.living import Stage, furnish, staged
+from system.test_libvirt_ssh import foreign_in
+from system.test_ssh_image import handing_over
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -131,8 +133,8 @@ def raised(state: Path, topology: str, **settings: dict[str, Any]) -> Generator[
 
 
 @contextmanager
-def raised_by_libvirt(topology: str) -> Generator[Raised]:
-    """Let one run of nodes of libvirt's, whose image is `disk`."""
+def raised_by_libvirt(topology: str, *, foreign: bool = False) -> Generator[Raised]:
+    """Let one run of nodes of libvirt's, whose image is `disk`; a foreign one is reached by SSH."""
     if why := libvirtd.why_not() or boot_disk.why_not():
         pytest.skip(why)
     with libvirtd.running_libvirtd() as theirs:
@@ -140,24 +142,26 @@ def raised_by_libvirt(topology: str) -> Generator[Raised]:
         state = theirs.folder / "s"
         state.mkdir(mode=0o700)
         disk = theirs.folder / "disk.qcow2"
-        anyio.run(_write_disk, disk, state)
-        settings = {"libvirt": {"uri": theirs.uri}}
-        with _living(Raised(_name(topology), state, settings), topology, disk) as cluster:
+        # What is measured here is what the daemon goes by.
+        tsc_khz = anyio.run(probe, state).tsc_khz or 0
+        login: dict[str, Any] = {"cloud_init": foreign}
+        if foreign:
+            login["ssh_user"] = "root"
+            boot_disk.write(disk, foreign_in(theirs.folder), tsc_khz, handing_over)
+        else:
+            boot_disk.write(disk, anyio.run(built_image), tsc_khz)
+        cluster = Raised(_name(topology), state, {"libvirt": {"uri": theirs.uri}})
+        with _living(cluster, topology, disk=str(disk), **login):
             yield cluster
 
 
-async def _write_disk(path: Path, state: Path) -> None:
-    # What is measured here is what the daemon goes by.
-    found = await probe(state)
-    boot_disk.write(path, await built_image(), found.tsc_khz or 0)
-
-
 @contextmanager
-def _living(cluster: Raised, topology: str, disk: Path | None = None) -> Generator[Raised]:
+def _living(cluster: Raised, topology: str, **image: Any) -> Generator[Raised]:
+    """Let it run, with an image `disk` if one is given."""
     try:
         cluster.begin()
-        if disk is not None:
-            cluster.stage.done("image_add", name="disk", disk=str(disk), cloud_init=False)
+        if image:
+            cluster.stage.done("image_add", name="disk", **image)
         cluster.stage.ask("cluster_define", topology=topology)
         cluster.whole()
         yield cluster

@@ -87,18 +87,23 @@ def first_root(boot: Boot, files: Mapping[str, tuple[bytes, int]]) -> bytes:
     `files` are those of another first program, `init`, with their modes.
     """
     init, _ = guest_files.read_folder(guest_files.INITRD)["init"]
-    assert HANDS_OVER in init
     out = io.BytesIO(boot.initrd.read_bytes())
     out.seek(0, os.SEEK_END)
     out.write(bytes(-out.tell() % ALIGN))
     writer = CpioWriter(out)
     writer.add("foreign", stat.S_IFDIR | 0o755, 0, [])
     given = {f"foreign/{name}": file for name, file in files.items()}
-    changed = {"init": (init.replace(HANDS_OVER, INSTEAD), 0o755), **given}
+    changed = {"init": (handing_over(init), 0o755), **given}
     for path, (content, mode) in changed.items():
         writer.add(path, stat.S_IFREG | mode, len(content), [content])
     writer.end()
     return out.getvalue()
+
+
+def handing_over(init: bytes) -> bytes:
+    """Let the guest's first program hand over to another one."""
+    assert HANDS_OVER in init
+    return init.replace(HANDS_OVER, INSTEAD)
 
 
 def make_runner(folder: Path, boot: Boot, tsc_khz: int, initrd: bytes) -> Path:

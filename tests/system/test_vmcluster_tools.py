@@ -1,8 +1,8 @@
 """Each tool of vmcluster-mcp on three real machines, over MCP, and again with a node that is dead.
 
-They are microVMs, or libvirt runs them. A node is off, its QEMU was killed, or it stands still. Of
-such a node that program told that all is well. What becomes of artifacts and sources in a node is
-shown in `test_cluster_artifacts.py`.
+They are microVMs, or libvirt runs them, with our agent or with nothing of ours. A node is off, its
+QEMU was killed, or it stands still. Of such a node that program told that all is well. What becomes
+of artifacts and sources in a node is shown in `test_cluster_artifacts.py`.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def trio(
 ) -> Iterator[Raised]:
     """Give three nodes of one backend; the next one's come when these have gone."""
     with ExitStack() as life:
-        if request.param == "libvirt":
+        if request.param != "microvm":
             topology = BY_LIBVIRT
-            cluster = life.enter_context(raised_by_libvirt(topology))
+            foreign = request.param == "foreign"
+            cluster = life.enter_context(raised_by_libvirt(topology, foreign=foreign))
         else:
             topology = TOPOLOGY
             state = tmp_path_factory.mktemp("tools") / "s"
@@ -223,7 +224,11 @@ USES = (
 )
 
 
-@pytest.mark.parametrize("trio", ["microvm", "libvirt"], indirect=True)
+@pytest.mark.parametrize(
+    "trio",
+    ["microvm", "libvirt", pytest.param("foreign", marks=pytest.mark.long)],
+    indirect=True,
+)
 def test_each_tool_does_its_work_on_three_machines(client: Client, tmp_path: Path) -> None:
     (tmp_path / "probe.ko").write_bytes(b"no module that a kernel would load")
     said: Said = {"tree": str(tmp_path)}
