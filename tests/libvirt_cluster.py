@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +24,14 @@ from microvm_orchestrator import errors, log
 from microvm_orchestrator.faults.grudges import groups_apart
 from microvm_orchestrator.faults.ledger import Ledger
 from microvm_orchestrator.faults.plans import Plan, impairing, link_down, partition
-from microvm_orchestrator.machine.base import Boot, MachineSpec
+from microvm_orchestrator.machine.base import Accel, Boot, MachineSpec
 from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.libvirt.machine import LibvirtMachine
 from microvm_orchestrator.model.machine import Machine
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.network.impairment import Behaviour, Impairment
 from microvm_orchestrator.network.kernel import KernelNetworks
+from microvm_orchestrator.runner import Ssh
 from microvm_orchestrator.together import together
 from sufferers import PlainSufferers
 
@@ -67,6 +69,9 @@ wait
 async def main() -> None:
     if "refused" in sys.argv:
         await refused(sys.argv[-1])
+        return
+    if "beside" in sys.argv:
+        await beside(sys.argv[-1])
         return
     kernel = KernelNetworks() if "kernel" in sys.argv else None
     image = BOOTS.validate_json(sys.stdin.read())
@@ -120,6 +125,32 @@ async def refused(uri: str) -> None:
                 await hypervisor.start(MachineSpec(new_machine_id(), qcow2_of(image)))
             except errors.NotOffered as error:
                 print(error.message, error.hint)
+
+
+async def beside(uri: str) -> None:
+    """Have a machine of a libvirt of the whole host, whose process is its user's alone to end.
+
+    What is read from stdin, behind the image, lets it go on: libvirt has gone, and so has QEMU.
+    """
+    image = BOOTS.validate_json(sys.stdin.readline())
+    system = replace(qcow2_of(image), ssh=Ssh("root"), cloud_init=True)
+    with tempfile.TemporaryDirectory() as name:
+        async with open_hypervisor(Path(name), libvirt=uri) as hypervisor:
+            spec = MachineSpec(new_machine_id(), system, accel=Accel.TCG, boot_timeout_s=LONG_S)
+            machine = await hypervisor.start(spec)
+            assert await sh(machine, "echo here") == "here\n"
+            print(machine.pid, flush=True)
+            sys.stdin.readline()
+            try:
+                await machine.kill()
+            except errors.Unavailable as error:
+                print(machine.state, error.message, flush=True)
+            sys.stdin.readline()
+            await machine.wait()
+            print(machine.state, machine.reason, flush=True)
+            sys.stdin.readline()
+            await hypervisor.remove(machine.machine_id)
+            print(hypervisor.found(), flush=True)
 
 
 async def cut(house: House, ledger: Ledger, plan: Plan) -> None:

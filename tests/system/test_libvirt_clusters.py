@@ -6,6 +6,7 @@ What is done in the cluster stands in `libvirt_cluster.py`, which is run as who 
 from __future__ import annotations
 
 import os
+import signal
 import site
 import stat
 import subprocess
@@ -19,6 +20,7 @@ from libvirt_cluster import BOOTS, SEEN
 from machines import ROOT, built_image
 from microvm_orchestrator.machine.base import Boot
 from system.test_image import NOBODY, find_python_of_everybody
+from system.test_libvirt_ssh import foreign_in
 
 PROGRAM = ROOT / "tests" / "libvirt_cluster.py"
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
@@ -42,9 +44,13 @@ def everybodys_python() -> str:
     return python
 
 
-def ran(words: tuple[str | Path, ...], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+def everybodys_env() -> dict[str, str]:
     path = ":".join([*site.getsitepackages(), str(ROOT / "python"), str(ROOT / "tests")])
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def ran(words: tuple[str | Path, ...], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    env = everybodys_env()
     return subprocess.run(words, input=stdin, env=env, cwd="/", capture_output=True, check=False)
 
 
@@ -64,15 +70,56 @@ def test_without_root_a_libvirt_of_the_whole_host_is_refused_machines_with_our_a
 ) -> None:
     python = everybodys_python()
     with libvirtd.running_libvirtd() as daemon:
-        for folder in (daemon.folder, daemon.folder.parent):
-            if not folder.stat().st_mode & stat.S_ISVTX:  # of everybody already
-                folder.chmod(0o711)
-        (daemon.folder / "libvirt-sock").chmod(0o777)
+        open_to_everybody(daemon)
         words = (*AS_NOBODY, python, PROGRAM, "refused", daemon.uri)
         done = ran(words, BOOTS.dump_json(image))
     assert done.returncode == 0, done.stderr.decode()
     assert "its port belongs to the user 0, as whom libvirt at" in done.stdout.decode()
     assert "qemu:///session" in done.stdout.decode()
+
+
+def open_to_everybody(daemon: libvirtd.Libvirtd) -> None:
+    for folder in (daemon.folder, daemon.folder.parent):
+        if not folder.stat().st_mode & stat.S_ISVTX:  # of everybody already
+            folder.chmod(0o711)
+    (daemon.folder / "libvirt-sock").chmod(0o777)
+
+
+@pytest.mark.long
+def test_without_root_a_machine_that_could_not_be_ended_does_not_end_as_asked() -> None:
+    python = everybodys_python()
+    with libvirtd.running_libvirtd() as daemon:
+        open_to_everybody(daemon)
+        image = foreign_in(daemon.folder)
+        words = (*AS_NOBODY, python, PROGRAM, "beside", daemon.uri)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            words, stdin=pipe, stdout=pipe, env=everybodys_env(), cwd="/"
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+
+            def go_on(with_: bytes = b"") -> None:
+                assert process.stdin is not None
+                process.stdin.write(with_ + b"\n")
+                process.stdin.flush()
+
+            go_on(BOOTS.dump_json(image))
+            pid = int(process.stdout.readline())
+            daemon.kill()
+            go_on()
+            state, _, said = process.stdout.readline().decode().partition(" ")
+            assert state == "running", said
+            assert f"libvirt at {daemon.uri} does not answer" in said
+            os.kill(pid, signal.SIGKILL)
+            go_on()
+            # It did not end because somebody had asked for that in vain.
+            ended = process.stdout.readline().decode()
+            assert ended.startswith("crashed "), ended
+            daemon.start()
+            (daemon.folder / "libvirt-sock").chmod(0o777)
+            go_on()
+            assert process.stdout.readline() == b"[]\n"
 
 
 def test_nodes_of_libvirts_at_taps_are_broken_and_mended_by_the_kernel(

@@ -531,9 +531,16 @@ class LivingMachine(ABC):
     async def _end(self, reason: str) -> None:
         if self.state.ended:
             return
-        self._asked = reason
-        if not await self._end_process():
-            raise errors.MachineUnreachable(f"machine {self.machine_id} does not end when killed")
+        before, self._asked = self._asked, reason
+        try:
+            if not await self._end_process():
+                raise errors.MachineUnreachable(
+                    f"machine {self.machine_id} does not end when killed"
+                )
+        except errors.OrchestratorError:
+            # It runs on, and will end for a reason of its own.
+            self._asked = before
+            raise
         await self._over.wait()
 
     async def _conclude(self) -> None:
