@@ -227,7 +227,7 @@ class LivingMachine(ABC):
                 self._log.info("machine_not_told", why=error.message)
             await self._over.wait()
             return
-        await self._end(f"it had not powered off within {grace_s:g} s and was ended by force")
+        await self._end(await self._why_forced(grace_s))
 
     async def kill(self) -> None:
         await self._end("it was ended by force, as asked")
@@ -375,6 +375,10 @@ class LivingMachine(ABC):
     async def _press_power(self) -> None:
         """Ask a guest whose agent is not there to power off. Raises: MachineFailed."""
         raise errors.MachineUnreachable(f"machine {self.machine_id} has no power button")
+
+    async def _why_forced(self, grace_s: float) -> str:
+        """Say why one is ended by force that was given time to power off."""
+        return f"it had not powered off within {grace_s:g} s and was ended by force"
 
     @abstractmethod
     async def _hear_last_words(self) -> None:

@@ -205,6 +205,20 @@ class LibvirtMachine(LivingMachine):
     async def _press_power(self) -> None:
         await self.tell(lambda machine: machine.shutdownFlags(SHUTDOWN_ACPI))
 
+    async def _why_forced(self, grace_s: float) -> str:
+        """It is libvirt that ends the process of a guest that has powered off."""
+        forced = await super()._why_forced(grace_s)
+        try:
+            await self.ask(lambda machine: machine.state())
+        except (errors.MachineFailed, errors.NotFound, errors.StateForbids):
+            return forced  # it has answered
+        except errors.Unavailable:
+            return (
+                f"libvirt does not answer, and it had not ended within {grace_s:g} s: it was ended"
+                " by force"
+            )
+        return forced
+
     async def _watch(self, life: anyio.CancelScope) -> None:
         """Wait for the end. One that somebody rewinds by libvirt comes again as another process."""
         await self._resident.wait()
