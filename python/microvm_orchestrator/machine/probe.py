@@ -26,7 +26,8 @@ USABLE_NS = 20.0
 # host boots, which would go without KVM from then on. A guest may hang; the TSC cannot, but a host
 # can be busy, and without a figure nothing runs under emulation.
 _DEADLINE_S = {"kvm": 10.0, "tsc": 30.0}
-_FILE = "acceleration.json"
+# In the state directory.
+FILE = "acceleration.json"
 
 
 class Acceleration(BaseModel, frozen=True):
@@ -51,7 +52,7 @@ def boot_id() -> str:
 
 async def probe(state_dir: Path) -> Acceleration:
     """Return what was measured since the host booted, or measure now."""
-    path = state_dir / _FILE
+    path = state_dir / FILE
     kept = _read(path)
     if kept is None or kept.boot_id != boot_id():
         kept = _Kept(boot_id=boot_id(), acceleration=await measure())

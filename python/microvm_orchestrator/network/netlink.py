@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pyroute2 import IPRoute, NetlinkError
-
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import tap
 from microvm_orchestrator.network import messages
@@ -135,8 +133,13 @@ def delete(name: str) -> None:
 @contextmanager
 def opened() -> Generator[Any]:
     """Talk to the kernel. Raises: Unavailable, with its reason."""
+    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 - it is slow, and few need it
+
     with _told(), cast("Any", IPRoute()) as netlink:
-        yield netlink
+        try:
+            yield netlink
+        except NetlinkError as error:
+            raise _refused(cast("int", error.code)) from error
 
 
 @contextmanager
@@ -144,8 +147,6 @@ def _told() -> Generator[None]:
     """Say why the kernel refuses something. Raises: Unavailable."""
     try:
         yield
-    except NetlinkError as error:
-        raise _refused(cast("int", error.code)) from error
     except OSError as error:
         raise _refused(error.errno or 0) from error
 

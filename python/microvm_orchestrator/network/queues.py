@@ -15,8 +15,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from pyroute2 import NetlinkError
-
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine import tap
 from microvm_orchestrator.network import netem, netlink
@@ -42,6 +40,8 @@ def lacks(kind: str) -> bool:
 
     Raises: Unavailable when it cannot be tried.
     """
+    from pyroute2 import NetlinkError  # noqa: PLC0415 - it is slow, and few need it
+
     name = _PROBE.format(os.getpid())
     with tap.passing_tap(name), netlink.opened() as opened:
         try:
