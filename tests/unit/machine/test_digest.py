@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from microvm_orchestrator.machine.digest import copy_sparse, sparse_sha256
+from microvm_orchestrator.machine.digest import copy, copy_sparse, sparse_sha256
 
 BLOCK = 1 << 16
 
@@ -54,3 +55,22 @@ def test_a_copy_is_the_same_and_has_no_zeros(tmp_path: Path) -> None:
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
     assert digest == sparse_sha256(source) == sparse_sha256(tmp_path / "copy")
     assert (tmp_path / "copy").stat().st_blocks * 512 <= 2 * BLOCK
+
+
+def test_what_lies_in_many_blocks_and_none_is_copied_with_the_digest_of_each(
+    tmp_path: Path,
+) -> None:
+    # Rows of blocks that end before, at and behind what is read at once, and a part of one.
+    parts = {at * BLOCK + 9: b"x" * BLOCK for at in (0, 2, 3, 7, 8, 14, 15, 16, 17, 31)}
+    source = write(tmp_path / "source", 33 * BLOCK + 77, parts)
+    content = source.read_bytes()
+    told = hashlib.sha256(len(content).to_bytes(8, "big"))
+    for at in range(0, len(content), BLOCK):
+        block = content[at : at + BLOCK]
+        if any(block):
+            told.update(at.to_bytes(8, "big") + block)
+    with source.open("rb") as file:
+        assert copy_sparse(file.fileno(), tmp_path / "told") == told.hexdigest()
+        copy(file.fileno(), tmp_path / "untold")
+    assert (tmp_path / "told").read_bytes() == (tmp_path / "untold").read_bytes() == content
+    assert sparse_sha256(tmp_path / "untold") == told.hexdigest()

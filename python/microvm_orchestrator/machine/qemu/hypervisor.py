@@ -33,7 +33,7 @@ from microvm_orchestrator.machine.links import netdev
 from microvm_orchestrator.machine.living import identity
 from microvm_orchestrator.machine.probe import Acceleration, choose, probe
 from microvm_orchestrator.machine.process import Resident
-from microvm_orchestrator.machine.qemu import argv, disks, migration, seeded
+from microvm_orchestrator.machine.qemu import argv, disks, migration, ram, seeded
 from microvm_orchestrator.machine.qemu.host import (
     QEMU,
     Host,
@@ -84,18 +84,23 @@ class Qemu(Cloner[QemuMachine]):
     ) -> QemuMachine:
         found = await self.acceleration()
         accel = choose(spec.accel, found)
+        # With KVM a machine is sent while it runs, and pages of a file are small ones.
+        in_file = accel is Accel.TCG
+        with ram.opened(spec.memory_mib) as file:
 
-        def begin(given: Handover, record: Record) -> Resident:
-            lay(spec, record.folder)
-            how = cold(spec, accel, found.tsc_khz, given)
-            return self._launch(record, spec, accel, how, argv.Memory(), given)
+            def begin(given: Handover, record: Record) -> Resident:
+                lay(spec, record.folder)
+                how = cold(spec, accel, found.tsc_khz, given)
+                memory = argv.Memory(given.again(os.dup(file)) if in_file else None, shared=True)
+                return self._launch(record, spec, accel, how, memory, given)
 
-        async def prepare(machine: QemuMachine) -> None:
-            await machine.enter(MachineState.BOOTING)
-            shell = await machine.reach(spec.boot_timeout_s)
-            await shell.fresh(identity(spec))
+            async def prepare(machine: QemuMachine) -> None:
+                machine.memory = os.dup(file) if in_file else None
+                await machine.enter(MachineState.BOOTING)
+                shell = await machine.reach(spec.boot_timeout_s)
+                await shell.fresh(identity(spec))
 
-        return await self._make(spec, accel, begin, prepare, unclaimed=unclaimed)
+            return await self._make(spec, accel, begin, prepare, unclaimed=unclaimed)
 
     async def run_seeded(
         self, spec: MachineSpec, program: Program, timeout_s: float = RUN_TIMEOUT_S

@@ -6,6 +6,7 @@ what the monitor tells of it, also when nobody here asked. Above stand the hyper
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager
@@ -49,6 +50,9 @@ class QemuMachine(LivingMachine):
         self._pausing: str | None = None
         # While it is saved it stands still for a moment, which is no change of its state.
         self._still = False
+        # The file that its memory is in, while it runs. That of one which an earlier daemon
+        # started is known to its QEMU alone; a clone's own pages are in none.
+        self.memory: int | None = None
 
     @property
     def qmp(self) -> Qmp:
@@ -122,12 +126,17 @@ class QemuMachine(LivingMachine):
     @asynccontextmanager
     async def _controlled(self, group: TaskGroup) -> AsyncGenerator[None]:
         name = f"machine {self.machine_id}"
-        async with open_qmp(name, self.record.monitor, within_s=self._greeting_s) as qmp:
-            self._qmp = qmp
-            await group.start(self._follow, qmp)
-            await migration.prepare(qmp)
-            await disks.slow_down(qmp, self.spec)
-            yield
+        try:
+            async with open_qmp(name, self.record.monitor, within_s=self._greeting_s) as qmp:
+                self._qmp = qmp
+                await group.start(self._follow, qmp)
+                await migration.prepare(qmp)
+                await disks.slow_down(qmp, self.spec)
+                yield
+        finally:
+            if self.memory is not None:
+                os.close(self.memory)
+                self.memory = None
 
     async def _call(self) -> UNIXSocketStream:
         try:

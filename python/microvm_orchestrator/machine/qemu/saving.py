@@ -1,31 +1,35 @@
-"""Saving a machine that goes on: its memory is sent into a second QEMU, the scribe.
+"""Saving a machine that goes on: its memory is copied, or sent into a second QEMU, the scribe.
 
-The scribe keeps it in a file of ours, so that writing down its devices is all that is left to
-do. With KVM the machine stands still for the last moment only, whatever it has of memory; under
-emulation for as long as that is sent. It does not matter whether it was booted or is itself a
-clone: each snapshot is complete in itself, and a chain of them no slower and no larger than one.
-Decision 8 has the measurements.
+That of an emulated machine which was booted is in a file of ours: it is held still while that is
+copied and its devices are written down. Any other is sent to the scribe, which keeps the memory in
+a file of ours, so that writing down its devices is all that is left to do. With KVM the machine
+stands still for the last moment only, whatever it has of memory; under emulation for as long as
+that is sent. Each snapshot is complete in itself, and a chain of them no slower and no larger than
+one. Decision 8 has the measurements.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import anyio
 
 from microvm_orchestrator.machine.base import Accel, Snapshot
+from microvm_orchestrator.machine.digest import copy, copy_sparse
 from microvm_orchestrator.machine.handover import Handover
-from microvm_orchestrator.machine.qemu import argv, disks, host, migration
+from microvm_orchestrator.machine.qemu import argv, disks, host, migration, ram
 from microvm_orchestrator.machine.qemu.qmp import Event, Qmp, open_qmp
-from microvm_orchestrator.machine.qemu.snapshots import Origin, SavedMachine
+from microvm_orchestrator.machine.qemu.snapshots import RAM, Origin, SavedMachine
 from microvm_orchestrator.machine.record import Record
 from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream
@@ -51,8 +55,14 @@ async def save(
             still = partial(disks.freeze, qmp, machine.spec, machine.record.folder, saved.folder)
             pause_s = await _while_still(machine, qmp, still)
             on_taken()
-            return await _seal(machine, saved, None, pause_s)
-        with _memory(machine.spec.memory_mib) as file:
+            return await _seal(machine, saved, pause_s)
+        if machine.memory is not None and not _can_be_sent_running(machine):
+            with _again(machine.memory) as file:
+                still = partial(_copy_still, machine, qmp, saved, file)
+                pause_s = await _while_still(machine, qmp, still)
+            on_taken()
+            return await _seal(machine, saved, pause_s, memory=True)
+        with ram.opened(machine.spec.memory_mib) as file:
             sink, source = socket.socketpair()
             with source:
                 async with _scribe(machine, saved, file, sink.detach()) as (scribe, fd):
@@ -60,29 +70,50 @@ async def save(
                         pause_s = await _hand_over(machine, qmp, saved, source.fileno())
                         on_taken()
                     await _write_down(scribe, saved)
-            return await _seal(machine, saved, file, pause_s)
+            digest = await anyio.to_thread.run_sync(copy_sparse, file, saved.ram)
+        return await _seal(machine, saved, pause_s, {RAM: digest}, memory=True)
     except BaseException:
         saved.discard()
         raise
 
 
 async def _seal(
-    machine: QemuMachine, saved: SavedMachine, memory: int | None, pause_s: float
+    machine: QemuMachine,
+    saved: SavedMachine,
+    pause_s: float,
+    digests: Mapping[str, str] = MappingProxyType({}),
+    *,
+    memory: bool = False,
 ) -> Snapshot:
+    """Have all of it on the disk. What the disk takes and what the digests take go side by side."""
     spec = disks.without_volumes(machine.spec)
-    origin = Origin(spec, machine.accel, machine.host.engine, pause_s, memory=memory is not None)
-    return await anyio.to_thread.run_sync(saved.seal, memory, origin, machine.host.user)
+    origin = Origin(spec, machine.accel, machine.host.engine, pause_s, memory=memory)
+    sha256: dict[str, str] = {}
+
+    async def read() -> None:
+        sha256.update(await anyio.to_thread.run_sync(saved.digests, digests))
+
+    async def settle() -> None:
+        await anyio.to_thread.run_sync(saved.settle, machine.host.user)
+
+    await together([read, settle])
+    return await anyio.to_thread.run_sync(saved.complete, origin, sha256)
 
 
 @contextmanager
-def _memory(mib: int) -> Generator[int]:
-    """Hold a file in this host's memory: the machine stands still until all of its own is there."""
-    fd = os.memfd_create("scribe")
+def _again(memory: int) -> Generator[int]:
+    """Hold a file also when its machine ends, and lets go of it."""
+    fd = os.dup(memory)
     try:
-        os.truncate(fd, mib << 20)
         yield fd
     finally:
         os.close(fd)
+
+
+async def _copy_still(machine: QemuMachine, qmp: Qmp, saved: SavedMachine, memory: int) -> None:
+    await disks.freeze(qmp, machine.spec, machine.record.folder, saved.folder)
+    await _write_down(qmp, saved)
+    await anyio.to_thread.run_sync(copy, memory, saved.ram)
 
 
 async def _hand_over(machine: QemuMachine, qmp: Qmp, saved: SavedMachine, fd: int) -> float:
@@ -128,10 +159,11 @@ def _can_be_sent_running(machine: QemuMachine) -> bool:
     return running and machine.accel is Accel.KVM and steady
 
 
-async def _write_down(scribe: Qmp, saved: SavedMachine) -> None:
+async def _write_down(qmp: Qmp, saved: SavedMachine) -> None:
+    """Write all but the memory, which is in a file."""
     fd = os.open(saved.state, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        await migration.send(scribe, fd, without_shared=True)
+        await migration.send(qmp, fd, without_shared=True)
     finally:
         os.close(fd)
 

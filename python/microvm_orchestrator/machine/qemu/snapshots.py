@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Accel, MachineSpec, Snapshot
-from microvm_orchestrator.machine.digest import copy_sparse, sparse_sha256
+from microvm_orchestrator.machine.digest import sparse_sha256
 
 RAM = "ram"
 STATE = "state"
@@ -86,22 +87,25 @@ class SavedMachine:
             raise errors.AlreadyExists(f"there is a snapshot {self.snapshot_id}") from None
         self.scribe.mkdir(mode=0o700)
 
-    def seal(self, memory: int | None, origin: Origin, owner: tuple[int, int] | None) -> Snapshot:
-        """Complete it with the memory from an open file, if it is neither there yet nor left out.
-
-        Everything is on the disk when this returns. The files belong to who QEMU runs as. Not for
-        the event loop.
-        """
+    def settle(self, owner: tuple[int, int] | None) -> None:
+        """Give the files to who QEMU runs as, and have them on the disk. Not for the event loop."""
         shutil.rmtree(self.scribe)
-        sha256 = {} if memory is None else {RAM: copy_sparse(memory, self.ram)}
         for path in self._files():
-            if path != self.ram:
-                sha256[path.name] = sparse_sha256(path)
             # A QEMU before 8.2 wants to open for writing what it maps as its own copy.
             path.chmod(0o600)
             if owner is not None:
                 os.chown(path, *owner)
             _sync(path)
+
+    def digests(self, known: Mapping[str, str]) -> dict[str, str]:
+        """Read all whose digests are not known yet. Not for the event loop."""
+        return {path.name: known.get(path.name) or sparse_sha256(path) for path in self._files()}
+
+    def complete(self, origin: Origin, sha256: dict[str, str]) -> Snapshot:
+        """Make it one that is there. It is on the disk when this returns. Not for the event loop.
+
+        Its files have been settled.
+        """
         manifest = Manifest(origin, sha256, self._stamps())
         self._write(manifest)
         return self._snapshot(manifest)
