@@ -32,6 +32,9 @@ class PlainSufferers:
     async def harm(self, machine_id: str, harm: Harm, touched: frozenset[str]) -> None:
         if machine_id in self.standing:
             update = {name: getattr(harm, name) for name in touched}
+            if update.get("cpu_share"):
+                # In whole microseconds of a tenth of a second, as a control group has it.
+                update["cpu_share"] = round(update["cpu_share"], 5)
             self.standing[machine_id] = self.standing[machine_id].model_copy(update=update)
 
     async def harmed(self, machine_id: str, touched: frozenset[str]) -> Harm | None:

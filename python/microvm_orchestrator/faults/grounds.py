@@ -26,6 +26,9 @@ from microvm_orchestrator.network.impairment import AS_IT_SHOULD_BE, Impairment
 
 # Clocks are set and read by commands, which take their time.
 SKEW_TOLERANCE_S = 0.5
+# A control group counts whole microseconds of a tenth of a second.
+SHARE_TOLERANCE = 1e-5
+_TOLERATED = {"skew_s": SKEW_TOLERANCE_S, "cpu_share": SHARE_TOLERANCE}
 _log = log.get(__name__)
 
 
@@ -245,6 +248,7 @@ def suffers(holding: Iterable[Fault], machine_id: str) -> Harm:
 
 
 def _same(wanted: Harm, seen: Harm, name: str) -> bool:
-    if name == "skew_s":
-        return abs(wanted.skew_s - seen.skew_s) <= SKEW_TOLERANCE_S
-    return getattr(wanted, name) == getattr(seen, name)
+    is_said, is_seen = getattr(wanted, name), getattr(seen, name)
+    if name in _TOLERATED and None not in {is_said, is_seen}:
+        return abs(is_said - is_seen) <= _TOLERATED[name]
+    return is_said == is_seen

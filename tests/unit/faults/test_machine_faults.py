@@ -66,6 +66,15 @@ async def test_a_machine_suffers_what_its_open_faults_say_together(world: Ground
     assert await states(world) == [FaultState.HEALED] * 5
 
 
+async def test_a_share_of_a_processor_is_as_fine_as_a_control_group_is(world: Ground) -> None:
+    third = harming(FaultKind.SLOW_CPU, ["a"], Harm(cpu_share=1 / 3))
+    fault = await world.ledger.inject(third, ALICE)
+    assert world.suffered() == {"a": Harm(cpu_share=0.33333)}
+    await world.restart()
+    assert (await world.ledger.heal(fault.fault_id, ALICE)).state is FaultState.HEALED
+    assert world.suffered() == {}
+
+
 async def test_a_machine_that_is_stopped_and_started_finds_its_fault_again(world: Ground) -> None:
     fault = await world.ledger.inject(STILL, ALICE)
     await world.stop("a")
