@@ -38,12 +38,13 @@ MODULES = (
     "tun",
 )
 LIBRARIES = (
-    *("_pytest", "annotated_types", "anyio", "idna", "iniconfig", "packaging", "pluggy", "py"),
-    *("pydantic", "pydantic_core", "pygments", "pyroute2", "pytest", "structlog"),
-    *("typing_extensions", "typing_inspection"),
+    *("_hypothesis_ftz_detector", "_hypothesis_globals", "_pytest", "annotated_types", "anyio"),
+    *("hypothesis", "idna", "iniconfig", "packaging", "pluggy", "py", "pydantic", "pydantic_core"),
+    *("pygments", "pyroute2", "pytest", "sortedcontainers", "structlog", "typing_extensions"),
+    "typing_inspection",
 )
 TESTS = (
-    *("conftest.py", "leaks.py", "frames.py", "lanes.py", "networking.py"),
+    *("conftest.py", "leaks.py", "frames.py", "lanes.py", "networking.py", "stamps.py"),
     *("contract/test_impaired.py", "unit/network/test_netem_accuracy.py"),
 )
 
