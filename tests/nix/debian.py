@@ -35,6 +35,7 @@ from microvm_orchestrator.images.unpack import merged, unpack
 from microvm_orchestrator.machine.base import Boot
 from microvm_orchestrator.machine.probe import measure
 from nix import units
+from nix.backports import with_backports
 from nix.evaluation import ROOT
 from standin_runner import Wanted, make, qemu_command
 
@@ -59,6 +60,7 @@ _NOT_OURS = re.compile(
     r"|hatchling|werkzeug|_pytest|pytest|tree_sitter|tree_sitter_nix|ruff|pyright)(-.*|_.*)?"
 )
 _PACK_S = 600.0
+_SUBGROUPS_SINCE = 254
 # Of the disk that a machine writes to; it takes what is written.
 _WRITTEN_MIB = 4096
 
@@ -171,17 +173,28 @@ class Disk:
     initrd: Path
     root: Path
     tsc_khz: int
+    # The version of its package.
+    systemd: str
 
-    def program(self, written: Path) -> list[str]:
-        """Write the command that starts a machine by emulation; what it writes is in a file."""
+    @property
+    def has_subgroups(self) -> bool:
+        """Whether a service is started in a group beside those of its machines."""
+        return int(self.systemd.partition(".")[0]) >= _SUBGROUPS_SINCE
+
+    def program(self, written: Path, *, watchdogs: bool = False) -> list[str]:
+        """Write the command that starts a machine by emulation; what it writes is in a file.
+
+        Without watchdogs nothing is ended there for being slow.
+        """
         with written.open("xb") as file:
             file.truncate(_WRITTEN_MIB << 20)
         clock = f"nokaslr tsc_early_khz={self.tsc_khz} tsc=reliable"
+        watched = f"systemd.service_watchdogs={int(watchdogs)}"
         return [
             *("qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "3072"),
             *("-accel", "tcg,thread=multi,tb-size=512", "-nodefaults", "-no-reboot"),
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
-            *("-append", f"console=ttyS0 panic=-1 loglevel=4 mitigations=off {clock}"),
+            *("-append", f"console=ttyS0 panic=-1 loglevel=4 mitigations=off {clock} {watched}"),
             *("-drive", f"file={self.root},format=raw,if=none,id=root,readonly=on"),
             *("-device", "virtio-blk-pci,drive=root,serial=root"),
             *("-drive", f"file={written},format=raw,if=none,id=scratch"),
@@ -192,12 +205,13 @@ class Disk:
 async def build(folder: Path) -> Disk:
     """Make the disk in an empty folder; packages are fetched once and kept."""
     cache = CACHE / "build"
-    index = await open_index(cache / "apt", silent)
+    plain = await open_index(cache / "apt", silent)
+    index = await with_backports((cache / "apt/current").resolve(), folder / "index")
     wanted = await index.resolve([*_PACKAGES, *_TOOLS])
-    kernels = await index.resolve([_KERNEL])
+    kernels = await plain.resolve([_KERNEL])
     kernels = {n: v for n, v in kernels.items() if re.fullmatch(r"linux-image-[0-9].*", n)}
     ours = await index.describe(wanted)
-    theirs = await index.describe(kernels)
+    theirs = await plain.describe(kernels)
     await index.fetch([*ours, *theirs], cache / "packages", silent)
     tree, disk_kernel, toolbox = await _taken_apart(ours, theirs, folder)
     await anyio.to_thread.run_sync(_furnish, tree)
@@ -207,7 +221,13 @@ async def build(folder: Path) -> Disk:
     await bytecode.compile_python(tree, toolbox, ("usr/lib/python3", SITE), silent)
     tsc_khz = (await measure()).tsc_khz
     assert tsc_khz
-    disk = Disk(folder / "kernel", folder / "initrd", folder / "root.squashfs", tsc_khz)
+    disk = Disk(
+        kernel=folder / "kernel",
+        initrd=folder / "initrd",
+        root=folder / "root.squashfs",
+        tsc_khz=tsc_khz,
+        systemd=wanted["systemd"],
+    )
     disk.kernel.write_bytes(disk_kernel.image.read())
     busybox = tree.file("usr/bin/busybox")
     disk.initrd.write_bytes(await anyio.to_thread.run_sync(make_initrd, disk_kernel, busybox))

@@ -88,7 +88,7 @@
 
 
     start_all()
-    machine.wait_for_unit("microvm-orchestrator-repos.service")
+    machine.wait_for_unit(UNIT)
     machine.succeed("take-in-guest")
     empty = kernel()
 
