@@ -209,7 +209,7 @@ def test_a_snapshot_is_made_listed_shown_verified_and_deleted_and_each_is_told(
     assert stage.refusal("snapshot_get", snapshot_id=snapshot) == "not-found"
     assert stage.refusal("machine_branch", source=snapshot) == "not-found"
     assert stage.said("later", "hostname") == "later\n"
-    steps = ("saving", "saved", "deleted")
+    steps = ("saving", "saved", "deleting", "deleted")
     assert stage.told(snapshot) == [f"snapshot.{step}" for step in steps]
     stage.drop("later")
 
