@@ -15,6 +15,7 @@ from faulting import ALICE, MACHINES, Doom, Ground, Killed, ground
 from microvm_orchestrator.faults import grudges
 from microvm_orchestrator.faults.plans import (
     Plan,
+    flapping,
     harming,
     harms_read,
     impairing,
@@ -23,7 +24,7 @@ from microvm_orchestrator.faults.plans import (
     read,
     suffering,
 )
-from microvm_orchestrator.model.fault import UNHARMED, FaultKind, FaultState, Harm
+from microvm_orchestrator.model.fault import UNHARMED, Fault, FaultKind, FaultState, Flap, Harm
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.network.impairment import Impairment, combined
 from networking import STAGES, why_no_kernel
@@ -68,6 +69,9 @@ Act = Inject | Heal | Cycle | Pass | Restart
 ORDERS = st.permutations(MACHINES)
 MACHINE = st.sampled_from(MACHINES)
 SHARES = st.sampled_from([0.05, 0.3])
+# Some rest when a second has passed, some when they end by themselves.
+PHASES = st.sampled_from([1.0, 25.0])
+FLAPS = st.builds(Flap, down_s=PHASES, up_s=PHASES, count=st.sampled_from([None, 1, 2]))
 # What every kernel can.
 IMPAIRMENTS = st.builds(
     Impairment,
@@ -115,6 +119,7 @@ def plans(impairments: st.SearchStrategy[Impairment]) -> st.SearchStrategy[Plan]
         st.builds(suffered, ORDERS, st.integers(1, 3), harms),
         grudge.map(lambda cut: partition("net", cut)),
         MACHINE.map(lambda machine: link_down("net", machine, MACHINES)),
+        st.builds(flaps, MACHINE, FLAPS),
         impaired(impairments),
     )
     return st.builds(lasting, plan, st.sampled_from([None, None, 30.0]))
@@ -122,6 +127,10 @@ def plans(impairments: st.SearchStrategy[Impairment]) -> st.SearchStrategy[Plan]
 
 def suffered(order: list[str], count: int, harm: tuple[FaultKind, Harm]) -> Plan:
     return harming(harm[0], order[:count], harm[1])
+
+
+def flaps(machine: str, flap: Flap) -> Plan:
+    return flapping("net", machine, MACHINES, flap)
 
 
 def lasting(plan: Plan, ttl_s: float | None) -> Plan:
@@ -155,6 +164,8 @@ async def do(world: Ground, clock: HandClock, act: Act) -> None:
             await (world.stop if machine in world.running else world.start)(machine)
         case Pass(seconds):
             clock.at += seconds
+            # What comes and goes is followed, and what is over heals, as by a daemon that runs.
+            await world.ledger.settle()
         case Restart():
             await world.restart()
 
@@ -180,10 +191,10 @@ async def composed(kind: str, composition: list[Act]) -> None:
                     await world.restart()
                     kept = world.ledger
                 if world.ledger is kept or isinstance(act, Restart):
-                    await agrees(world)
+                    await agrees(world, clock)
                     kept = world.ledger
             await world.restart()
-            await agrees(world)
+            await agrees(world, clock)
             for name in MACHINES:
                 if name not in world.running:
                     await world.start(name)
@@ -192,10 +203,18 @@ async def composed(kind: str, composition: list[Act]) -> None:
             assert await world.networks.impaired("net") == {}
 
 
-async def agrees(world: Ground) -> None:
+def holds(fault: Fault, clock: HandClock) -> bool:
+    """Tell whether a fault is active, and does not rest now."""
+    if fault.flap is None or fault.active_at is None or fault.state is not FaultState.ACTIVE:
+        return fault.state is FaultState.ACTIVE
+    down, _ = fault.flap.at(clock.at - fault.active_at.timestamp())
+    return down
+
+
+async def agrees(world: Ground, clock: HandClock) -> None:
     """See that frames meet what the faults say that are told to be active, and nothing else."""
     faults = await world.ledger.visible(SYSTEM)
-    active = [read(each.ways) for each in faults if each.state is FaultState.ACTIVE]
+    active = [read(each.ways) for each in faults if holds(each, clock)]
     assert all(each.state.ended or each.state is FaultState.ACTIVE for each in faults)
     ends = {way for ways in active for way in ways}
     wanted = {way: combined([ways[way] for ways in active if way in ways]) for way in ends}
