@@ -140,6 +140,7 @@ KINDS: Mapping[str, Kind] = {
         lambda luck: {"fails": luck.one(["reads", "writes", "both"])}, usual=False
     ),
     "memory": _alone(lambda luck: {"memory_mib": int(luck.between(16, 64))}, usual=False),
+    "disk_full": _alone(lambda _: {}, usual=False),
 }
 
 

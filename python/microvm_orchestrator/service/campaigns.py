@@ -67,7 +67,7 @@ class RunCampaign(NamedCluster):
         default=[],
         description="of the faults that are drawn: by default partition, impair, link_down, flap, "
         "pause and crash, as far as they can be in this cluster; dns, slow_cpu, clock_skew, "
-        "disk_slow, disk_error and memory too where they are named",
+        "disk_slow, disk_error, disk_full and memory too where they are named",
     )
     duration_s: ForS = Field(
         default=_USUAL_DURATION_S, description="within which all that is drawn is over"
