@@ -125,15 +125,19 @@ class Client:
 
 
 @contextmanager
-def raised(state: Path, topology: str, **settings: dict[str, Any]) -> Generator[Raised]:
+def raised(
+    state: Path, topology: str, *, starts: bool = True, **settings: dict[str, Any]
+) -> Generator[Raised]:
     """Let a cluster run until the block ends, and see that nothing is left of it."""
     furnish(state)
-    with _living(Raised(_name(topology), state, settings), topology) as cluster:
+    with _living(Raised(_name(topology), state, settings), topology, starts=starts) as cluster:
         yield cluster
 
 
 @contextmanager
-def raised_by_libvirt(topology: str, *, foreign: bool = False) -> Generator[Raised]:
+def raised_by_libvirt(
+    topology: str, *, foreign: bool = False, starts: bool = True
+) -> Generator[Raised]:
     """Let one run of nodes of libvirt's, whose image is `disk`; a foreign one is reached by SSH."""
     if why := libvirtd.why_not() or boot_disk.why_not():
         pytest.skip(why)
@@ -151,19 +155,20 @@ def raised_by_libvirt(topology: str, *, foreign: bool = False) -> Generator[Rais
         else:
             boot_disk.write(disk, anyio.run(built_image), tsc_khz)
         cluster = Raised(_name(topology), state, {"libvirt": {"uri": theirs.uri}})
-        with _living(cluster, topology, disk=str(disk), **login):
+        with _living(cluster, topology, starts=starts, disk=str(disk), **login):
             yield cluster
 
 
 @contextmanager
-def _living(cluster: Raised, topology: str, **image: Any) -> Generator[Raised]:
-    """Let it run, with an image `disk` if one is given."""
+def _living(cluster: Raised, topology: str, *, starts: bool, **image: Any) -> Generator[Raised]:
+    """Let it run, or start it whoever wants it, with an image `disk` if one is given."""
     try:
         cluster.begin()
         if image:
             cluster.stage.done("image_add", name="disk", **image)
         cluster.stage.ask("cluster_define", topology=topology)
-        cluster.whole()
+        if starts:
+            cluster.whole()
         yield cluster
         for each in cluster.stage.ask("cluster_list")["items"]:
             cluster.stage.done("cluster_destroy", cluster=each["name"], delete_disks=True)

@@ -39,6 +39,7 @@ BY_LIBVIRT = TOPOLOGY.replace("disk_gb: 1, ", "").replace(
     "nodes:", "backend: libvirt\nimage: disk\nnodes:"
 )
 UP = [("running", True)] * 3
+OFF = [("shut off", False)] * 3
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,11 @@ def trio(
         if request.param != "microvm":
             topology = BY_LIBVIRT
             foreign = request.param == "foreign"
-            cluster = life.enter_context(raised_by_libvirt(topology, foreign=foreign))
+            cluster = life.enter_context(raised_by_libvirt(topology, foreign=foreign, starts=False))
         else:
             topology = TOPOLOGY
             state = tmp_path_factory.mktemp("tools") / "s"
-            cluster = life.enter_context(raised(state, topology))
+            cluster = life.enter_context(raised(state, topology, starts=False))
         folder = cluster.state / places.TOPOLOGIES
         folder.mkdir()
         (folder / "trio.yaml").write_text(topology)
@@ -103,6 +104,8 @@ def use(tool: str, is_right: Callable[[Any], bool], **given: Any) -> Use:
 
 # In an order in which each finds what it needs.
 USES = (
+    use("cluster_define", lambda told: nodes(told) == OFF, topology_name="trio"),
+    use("cluster_start", lambda told: nodes(told) == UP),
     use("cluster_define", lambda told: nodes(told) == UP, topology_name="trio"),
     use("cluster_status", lambda told: nodes(told) == UP and told["network_active"]),
     use(
@@ -213,14 +216,9 @@ USES = (
         binary_path="made.ko",
         version="1",
     ),
-    use("cluster_stop", lambda told: nodes(told) == [("shut off", False)] * 3),
+    use("cluster_stop", lambda told: nodes(told) == OFF),
     use("cluster_destroy", lambda told: {state for state, _ in nodes(told)} == {"unknown"}),
-    use(
-        "cluster_define",
-        lambda told: nodes(told) == [("shut off", False)] * 3,
-        topology_name="trio",
-    ),
-    use("cluster_start", lambda told: nodes(told) == UP),
+    use("cluster_define", lambda told: nodes(told) == OFF, topology_name="trio"),
 )
 
 
@@ -289,18 +287,9 @@ NETWORK: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+@pytest.mark.parametrize("way", ["killed", "paused", pytest.param("off", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("trio", "way"),
-    [
-        pytest.param("microvm", "off", marks=pytest.mark.long),
-        ("microvm", "killed"),
-        ("microvm", "paused"),
-        pytest.param("libvirt", "off", marks=pytest.mark.long),
-        pytest.param("libvirt", "killed", marks=pytest.mark.long),
-        pytest.param("libvirt", "paused", marks=pytest.mark.long),
-    ],
-    indirect=["trio"],
-    scope="module",
+    "trio", ["microvm", pytest.param("libvirt", marks=pytest.mark.long)], indirect=True
 )
 def test_no_tool_tells_of_a_dead_node_that_all_is_well(
     trio: Raised, client: Client, way: str
