@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: a part of a campaign that is run with --whole only")
     leaks.adopt_orphans()
+    # What is loaded from here on stays; `pytest_collection_finish` ends this.
+    gc.disable()
     # How long an example takes is the host's business, and no test's.
     settings.register_profile("untimed", deadline=None)
     settings.load_profile("untimed")
@@ -41,6 +43,7 @@ def pytest_collection_finish() -> None:
     # Every test that there is stays until the end: nobody need look at them again and again.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
