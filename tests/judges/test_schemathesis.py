@@ -23,6 +23,9 @@ SEED = 20_260_728
 # For each operation and phase.
 EXAMPLES = 2
 EXAMPLES_WHOLE = 60
+# What they take are lists of what `POST /v1/tasks` takes one of. To make those wrong in each of
+# their thousands of ways takes longer than any other operation.
+LISTS_OF_TASKS = ("POST /v1/graphs", "POST /v1/tasks/{task_id}/extend")
 
 
 async def admin_token(daemon: Daemon) -> str:
@@ -43,6 +46,12 @@ async def test_rest_answers_as_its_document_says(tmp_path: Path, whole: bool) ->
                 *("--seed", str(SEED), "--phases", "coverage,fuzzing,stateful"),
                 *("--max-examples", str(EXAMPLES_WHOLE if whole else EXAMPLES)),
                 "--continue-on-failure",
+                *(
+                    word
+                    for name in LISTS_OF_TASKS
+                    if not whole
+                    for word in ("--exclude-name", name)
+                ),
             ],
             cwd=tmp_path,
         )
