@@ -82,7 +82,7 @@ async def save(
         await anyio.to_thread.run_sync(give_keys, folder, saved.folder)
         spec = disks.without_volumes(machine.spec)
         origin = Origin(spec, machine.accel, machine.host.engine, still_s, memory)
-        return await anyio.to_thread.run_sync(saved.seal, None, origin, None)
+        return await saved.seal(origin, None)
     except BaseException:
         saved.discard()
         raise

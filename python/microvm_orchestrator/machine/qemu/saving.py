@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import anyio
@@ -29,7 +28,6 @@ from microvm_orchestrator.machine.qemu.qmp import Event, Qmp, open_qmp
 from microvm_orchestrator.machine.qemu.snapshots import RAM, Origin, SavedMachine
 from microvm_orchestrator.machine.record import Record
 from microvm_orchestrator.model.machine import MachineState
-from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream
@@ -48,6 +46,7 @@ async def save(
     Raises: AlreadyExists, StateForbids, MachineFailed; nothing is left of the snapshot then.
     """
     qmp = machine.qmp  # raises for one that has ended
+    owner = machine.host.user
     saved = machine.host.saved(snapshot_id)
     saved.create()
     try:
@@ -55,13 +54,13 @@ async def save(
             still = partial(disks.freeze, qmp, machine.spec, machine.record.folder, saved.folder)
             pause_s = await _while_still(machine, qmp, still)
             on_taken()
-            return await _seal(machine, saved, pause_s)
+            return await saved.seal(_origin(machine, pause_s, memory=False), owner)
         if machine.memory is not None and not _can_be_sent_running(machine):
             with _again(machine.memory) as file:
                 still = partial(_copy_still, machine, qmp, saved, file)
                 pause_s = await _while_still(machine, qmp, still)
             on_taken()
-            return await _seal(machine, saved, pause_s, memory=True)
+            return await saved.seal(_origin(machine, pause_s), owner)
         with ram.opened(machine.spec.memory_mib) as file:
             sink, source = socket.socketpair()
             with source:
@@ -71,33 +70,15 @@ async def save(
                         on_taken()
                     await _write_down(scribe, saved)
             digest = await anyio.to_thread.run_sync(copy_sparse, file, saved.ram)
-        return await _seal(machine, saved, pause_s, {RAM: digest}, memory=True)
+        return await saved.seal(_origin(machine, pause_s), owner, {RAM: digest})
     except BaseException:
         saved.discard()
         raise
 
 
-async def _seal(
-    machine: QemuMachine,
-    saved: SavedMachine,
-    pause_s: float,
-    digests: Mapping[str, str] = MappingProxyType({}),
-    *,
-    memory: bool = False,
-) -> Snapshot:
-    """Have all of it on the disk. What the disk takes and what the digests take go side by side."""
+def _origin(machine: QemuMachine, pause_s: float, *, memory: bool = True) -> Origin:
     spec = disks.without_volumes(machine.spec)
-    origin = Origin(spec, machine.accel, machine.host.engine, pause_s, memory=memory)
-    sha256: dict[str, str] = {}
-
-    async def read() -> None:
-        sha256.update(await anyio.to_thread.run_sync(saved.digests, digests))
-
-    async def settle() -> None:
-        await anyio.to_thread.run_sync(saved.settle, machine.host.user)
-
-    await together([read, settle])
-    return await anyio.to_thread.run_sync(saved.complete, origin, sha256)
+    return Origin(spec, machine.accel, machine.host.engine, pause_s, memory=memory)
 
 
 @contextmanager

@@ -17,12 +17,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
+import anyio
 from pydantic import TypeAdapter, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Accel, MachineSpec, Snapshot
 from microvm_orchestrator.machine.digest import sparse_sha256
+from microvm_orchestrator.together import together
 
 RAM = "ram"
 STATE = "state"
@@ -87,8 +90,28 @@ class SavedMachine:
             raise errors.AlreadyExists(f"there is a snapshot {self.snapshot_id}") from None
         self.scribe.mkdir(mode=0o700)
 
-    def settle(self, owner: tuple[int, int] | None) -> None:
-        """Give the files to who QEMU runs as, and have them on the disk. Not for the event loop."""
+    async def seal(
+        self,
+        origin: Origin,
+        owner: tuple[int, int] | None,
+        known: Mapping[str, str] = MappingProxyType({}),
+    ) -> Snapshot:
+        """Make it one that is there, and all of it on the disk; its files belong to `owner`.
+
+        Digests that are not known yet are taken while the disk takes what it is to have.
+        """
+        sha256: dict[str, str] = {}
+
+        async def read() -> None:
+            sha256.update(await anyio.to_thread.run_sync(self._digests, known))
+
+        async def settle() -> None:
+            await anyio.to_thread.run_sync(self._settle, owner)
+
+        await together([read, settle])
+        return await anyio.to_thread.run_sync(self._complete, origin, sha256)
+
+    def _settle(self, owner: tuple[int, int] | None) -> None:
         shutil.rmtree(self.scribe)
         for path in self._files():
             # A QEMU before 8.2 wants to open for writing what it maps as its own copy.
@@ -97,15 +120,10 @@ class SavedMachine:
                 os.chown(path, *owner)
             _sync(path)
 
-    def digests(self, known: Mapping[str, str]) -> dict[str, str]:
-        """Read all whose digests are not known yet. Not for the event loop."""
+    def _digests(self, known: Mapping[str, str]) -> dict[str, str]:
         return {path.name: known.get(path.name) or sparse_sha256(path) for path in self._files()}
 
-    def complete(self, origin: Origin, sha256: dict[str, str]) -> Snapshot:
-        """Make it one that is there. It is on the disk when this returns. Not for the event loop.
-
-        Its files have been settled.
-        """
+    def _complete(self, origin: Origin, sha256: dict[str, str]) -> Snapshot:
         manifest = Manifest(origin, sha256, self._stamps())
         self._write(manifest)
         return self._snapshot(manifest)
