@@ -58,6 +58,7 @@ class Snapshots:
         by: Actor,
         *,
         snapshot_id: str | None = None,
+        part_of: str | None = None,
         memory: bool = True,
         on_taken: Callable[[], None] = base.unheeded,
     ) -> MachineSnapshot:
@@ -69,6 +70,7 @@ class Snapshots:
             snapshot_id=snapshot_id or new_id("s"),
             state=SnapshotState.SAVING,
             machine_id=machine.machine_id,
+            part_of=part_of,
             owner=by.name,
             image=machine.image,
             memory_mib=machine.memory_mib,
@@ -188,12 +190,18 @@ class Snapshots:
         await self._ready(snapshot_id, by)
         await self._hypervisor.verify(snapshot_id)
 
-    async def forget(self, snapshot_id: str, by: Actor) -> None:
+    async def forget(self, snapshot_id: str, by: Actor, *, part_of: str | None = None) -> None:
         """Remove a snapshot, or what is left of it; machines that were started from it go on.
 
-        Raises: NotFound, StateForbids; Unavailable while its files cannot be removed.
+        Who removes a part of a cluster's says of which. Raises: NotFound, StateForbids; Unavailable
+        while its files cannot be removed.
         """
         snapshot = await self.get(snapshot_id, by)
+        if snapshot.part_of not in {None, part_of}:
+            raise errors.StateForbids(
+                f"snapshot {snapshot_id} is a part of one of cluster {snapshot.part_of}",
+                hint="cluster_snapshot_delete deletes that as a whole",
+            )
         if snapshot.state is not SnapshotState.DELETING:
             snapshot = await self._ready(snapshot_id, by)
         await self._drop(snapshot, by)

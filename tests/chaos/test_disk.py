@@ -18,6 +18,8 @@ from chaos.crew import program
 from chaos.disks import fill, read_only, small_tmpfs
 from chaos.process import Daemon, DidNotStart, daemon_in
 from chaos.record import read_records
+from machines import LONG_S
+from system.living import living
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -333,3 +335,17 @@ def _told(daemon: Daemon) -> str:
     assert daemon.end() == 0, daemon.tail()
     unwell = doctor.code == "store-corrupt" or not doctor.body["healthy"]
     return "store-corrupt at doctor" if unwell else "not noticed"
+
+
+@pytest.mark.long
+def test_a_machine_for_whose_memory_there_is_no_room_is_not_saved_and_goes_on(disks: Path) -> None:
+    with small_tmpfs(disks / "mnt", 256) as at, living(at / "state") as stage:
+        stage.boot("box")
+        filler = fill(at, leave_kib=8192)
+        failed = stage.ask("snapshot_create", machine="box", wait_s=LONG_S)["error"]
+        assert failed["code"] == "machine-failed"
+        assert "No space left on device" in failed["message"]
+        filler.unlink()
+        assert stage.ask("snapshot_list")["items"] == []
+        assert stage.said("box", "hostname") == "box\n"
+        stage.done("snapshot_create", machine="box")

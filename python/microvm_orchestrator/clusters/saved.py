@@ -106,7 +106,8 @@ class SavedClusters:
 
         async def drop(node: str) -> None:
             with contextlib.suppress(errors.NotFound):
-                await self.snapshots.forget(snapshot.nodes[node].snapshot_id, SYSTEM)
+                saved = snapshot.nodes[node].snapshot_id
+                await self.snapshots.forget(saved, SYSTEM, part_of=snapshot.cluster_id)
 
         # Whoever stood still for it has been let go, and may stand still for another reason.
         going = snapshot.model_copy(update={"state": ClusterSnapshotState.DELETING, "held": []})

@@ -176,6 +176,7 @@ class ClusterSnapshots:
                         running[name],
                         acting(cluster),
                         snapshot_id=snapshot.nodes[name].snapshot_id,
+                        part_of=cluster.cluster_id,
                         memory=snapshot.memory,
                         on_taken=partial(take, name),
                     )

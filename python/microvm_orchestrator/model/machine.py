@@ -112,6 +112,9 @@ class MachineSnapshot(_Told):
     snapshot_id: str
     state: SnapshotState = SnapshotState.READY
     machine_id: str = Field(description="the machine that was saved")
+    part_of: str | None = Field(
+        default=None, description="id of the cluster that was saved, and is put back as a whole"
+    )
     owner: str
     image: str
     memory_mib: int

@@ -166,7 +166,10 @@ async def snapshot_verify(service: Service, caller: Caller, request: VerifySnaps
 async def snapshot_delete(
     service: Service, caller: Caller, request: NamedSnapshot
 ) -> SnapshotDeleted:
-    """Delete a snapshot; machines that were started from it run on."""
+    """Delete a snapshot; machines that were started from it run on.
+
+    A part of a cluster's snapshot goes with `cluster_snapshot_delete` alone.
+    """
     await service.host.snapshots.forget(request.snapshot_id, actor(caller, "snapshot_delete"))
     return SnapshotDeleted(snapshot_id=request.snapshot_id)
 

@@ -205,6 +205,18 @@ async def test_a_damaged_snapshot_ends_no_node(rig: Rig) -> None:
         await end(house, "trio")
 
 
+async def test_a_part_of_a_snapshot_goes_with_the_whole_alone(rig: Rig) -> None:
+    async with daemon(rig) as house:
+        await house.raised(trio())
+        saved = await house.whole.create("trio", "s", ALICE, unreported)
+        for node in saved.nodes.values():
+            with pytest.raises(errors.StateForbids, match=f"one of cluster {saved.cluster_id}"):
+                await house.snapshots.forget(node.snapshot_id, ALICE)
+        await house.whole.revert("trio", "s", ALICE, unreported)
+        await house.whole.delete("trio", "s", ALICE)
+        await end(house, "trio")
+
+
 async def test_any_snapshot_goes_the_newest_too_and_the_cluster_runs_on(rig: Rig) -> None:
     async with daemon(rig) as house:
         cluster = await house.raised(trio())

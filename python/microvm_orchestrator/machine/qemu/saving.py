@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from microvm_orchestrator import errors
 from microvm_orchestrator.machine.base import Accel, Snapshot
 from microvm_orchestrator.machine.digest import copy, copy_sparse
 from microvm_orchestrator.machine.handover import Handover
@@ -71,6 +72,11 @@ async def save(
                     await _write_down(scribe, saved)
             digest = await anyio.to_thread.run_sync(copy_sparse, file, saved.ram)
         return await saved.seal(_origin(machine, pause_s), owner, {RAM: digest})
+    except OSError as error:
+        saved.discard()
+        raise errors.MachineFailed(
+            f"snapshot {snapshot_id} cannot be written: {error.strerror}"
+        ) from error
     except BaseException:
         saved.discard()
         raise
