@@ -281,6 +281,8 @@ def _lived(state: Path, seed: str, acts: int, has: dict[str, set[str]]) -> str |
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for said, line in enumerate(process.stdout, 1):
+            if not line.endswith("\n"):
+                break  # it was killed in the middle of the word
             what, *about = line.split()
             if what == "kept":
                 has[about[0]].add(about[1].removeprefix("sha256:"))
