@@ -25,6 +25,9 @@ from microvm_orchestrator.clusters.campaigns import Campaigns
 from microvm_orchestrator.clusters.kernel_events import KernelEvents
 from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.clusters.room import ClusterRoom, furnished
+from microvm_orchestrator.conversations.agents import Agents
+from microvm_orchestrator.conversations.ground import AgentGround
+from microvm_orchestrator.conversations.records import AgentRecords
 from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.faults.ledger import Ledger
@@ -111,6 +114,7 @@ class Host:
     artifacts: Artifacts
     trees: ArtifactTrees
     runs: Runs
+    agents: Agents
     forgetting: Forgetting
     # The keys that are added for guests.
     credentials: Credentials
@@ -248,18 +252,32 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             before_end=[heal],
         )
         campaigns = Campaigns(store, clusters.records, clusters.life, faults, operations)
+        ways_out = WaysOut(settings.egress, credentials)
         ground = Ground(
             machines=machines,
             execs=execs,
             artifacts=artifacts,
             sources=Sources(repos, Histories(machines, hypervisor)),
             merging=Merging(repos),
-            ways_out=WaysOut(settings.egress, credentials),
+            ways_out=ways_out,
             image=image,
             folder=state_dir / places.RUNS,
             usual=Usual(settings.machines.default_memory_mib, settings.runs.timeout_s),
         )
         runs = Runs(store, ground, settings.runs.count)
+        agents = Agents(
+            AgentGround(
+                records=AgentRecords(store),
+                machines=machines,
+                execs=execs,
+                ways_out=ways_out,
+                image=image,
+                forget=forget,
+                folder=state_dir / places.AGENTS,
+                memory_mib=settings.machines.default_memory_mib,
+                timeout_s=settings.runs.timeout_s,
+            )
+        )
         # Before machines are connected, so that none hears what it must not.
         await networks.restore()
         await faults.reconcile()
@@ -281,6 +299,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         known = {record.id for record in await every_record(store, RUN, SYSTEM)}
         await artifacts.reconcile({*known, *await trees.known()})
         await life.enter_async_context(runs.running())
+        await life.enter_async_context(agents.running())
         forgetting = Forgetting(
             store, repos, lambda task_id: runs.find(task_id) is not None, artifacts.forget
         )
@@ -308,6 +327,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             artifacts=artifacts,
             trees=trees,
             runs=runs,
+            agents=agents,
             forgetting=forgetting,
             credentials=credentials,
             find_acceleration=hypervisor.acceleration,

@@ -30,6 +30,7 @@ IMAGE_CACHE = "image-cache"
 # Our mirrors of registered repositories, and what is kept of each run.
 REPOS = "repos"
 RUNS = "runs"
+AGENTS = "agents"
 # What runs have left behind, by what it holds.
 ARTIFACTS = "artifacts"
 # Trees on their way into a machine or out of one.

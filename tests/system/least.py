@@ -19,6 +19,7 @@ LEAST = {
         cluster_snapshot_list plan_tasks repo_get repo_list run_get run_list
         run_output run_diff artifact_list artifact_get artifact_trees artifact_show artifact_diff
         image_list image_get pool_list operation_get operation_wait operation_list
+        agent_get agent_list agent_wait agent_output
         whoami metrics_get""",
     Role.WORKER: """
         task_claim task_heartbeat task_complete task_fail task_release task_extend worker_register
@@ -39,7 +40,8 @@ LEAST = {
         cluster_snapshot_branch cluster_artifact_sync cluster_artifact_install node_source_build
         forward_add forward_remove network_create network_remove fault_inject fault_renew
         fault_heal fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
-        run_approve run_reject run_merge merge_resolve""",
+        run_approve run_reject run_merge merge_resolve
+        agent_spawn agent_send agent_interrupt agent_suspend agent_end agent_delete""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove
         repo_add repo_update repo_remove artifact_register artifact_remove
@@ -52,6 +54,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "file_put": {"path": "/tmp/x", "content": "x"},
     "file_get": {"path": "/tmp/x"},
     "forward_add": {"guest": "80"},
+    "agent_send": {"text": "x"},
     "exec_input": {"data": "x"},
     "node_exec": {"node": "one", "argv": ["true"]},
     "node_exec_all": {"argv": ["true"]},

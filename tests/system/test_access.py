@@ -126,6 +126,7 @@ class Ledger:
             "machine_id",
             "cluster_id",
             "path",
+            "target",
         )
         ids = [made[name] for name in made_by if name in made]
         assert line["target"] == (target or ids[0])
@@ -242,6 +243,13 @@ def _house(ledger: Ledger) -> None:
     broken = act("fault_inject", network="lan", kind="link_down", machine="cached")["fault_id"]
     act("fault_heal_all", broken, network="lan")
     ledger.world.ask("machine_delete", by="admin", machine="peer")
+    # What boots here has no such program in it, which is the answer to what it is told.
+    agent = act("agent_spawn", name="ada")["target"]
+    act("agent_send", agent, agent="ada", text="hello", wait_s=0)
+    act("agent_interrupt", agent, agent="ada")
+    act("agent_suspend", agent, agent="ada")
+    act("agent_end", agent, agent="ada")
+    act("agent_delete", agent, agent=agent)
     made = act("forward_add", machine="cached", guest="80")["forward_id"]
     act("forward_remove", made, forward_id=made)
     act("machine_kill", cached, machine="cached")

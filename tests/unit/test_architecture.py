@@ -26,7 +26,7 @@ FLOORS = [
     {"cli", "mcp_server", "web"},
     {"service"},
     {"host"},
-    {"runs", "clusters"},
+    {"runs", "clusters", "conversations"},
     {"lifecycle", "faults"},
     {"execs", "forwards", "snapshots", "seeded", "harms"},
     {"machines"},

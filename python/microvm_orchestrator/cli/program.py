@@ -11,6 +11,7 @@ import typer
 
 from microvm_orchestrator import places
 from microvm_orchestrator.cli import (
+    agent,
     allow,
     artifact_tree,
     audit,
@@ -61,6 +62,7 @@ NOUNS = {
     "plan": plan.app,
     "repo": repo.app,
     "run": run_noun.app,
+    "agent": agent.app,
     "artifact": artifact_tree.app,
     "group": group.app,
     "template": template.app,

@@ -1,7 +1,8 @@
-"""The way out of a run's guest: one port in it, behind which our proxy is, and nothing else.
+"""The way out of a guest: one port in it, behind which our proxy is, and nothing else.
 
-Keys are added on this side. Whoever connects is known to be that run, as only its guest has the
-port. Above is the program's step; below, the egress room and the shell into the machine.
+Keys are added on this side. Whoever connects is known to be the run or the agent that the machine
+is of, as only its guest has the port. Above are the steps of a run and the turns of an agent;
+below, the egress room and the shell into the machine.
 """
 
 from __future__ import annotations
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
     from microvm_orchestrator.egress.credentials import Credentials
     from microvm_orchestrator.egress.exchange import Exchange
     from microvm_orchestrator.egress.models import OnExhausted
-    from microvm_orchestrator.lifecycle.run import Run
     from microvm_orchestrator.machine.base import Machine as RunningMachine
 
-# The file in a run's folder with a line for each request; how many there are is bounded.
+# The file in a folder with a line for each request; how many there are is bounded.
 REACHED = "reached.jsonl"
 # The file there with what was spent on models, for the next daemon.
 SPENT = "spent.json"
@@ -46,8 +46,19 @@ _log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Leave:
+    """What somebody may reach, and with what."""
+
+    hosts: Sequence[str]
+    credentials: Sequence[str]
+    budget: Limits
+    # Keys are for agents: what a script asks a model is asked by nobody.
+    models: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class WayOut:
-    """The open way of one run."""
+    """The open way of one machine."""
 
     egress: Egress
 
@@ -56,11 +67,11 @@ class WayOut:
 
     def allow(self, budget: Budget) -> None:
         """From now on this is the budget; requests that wait for a higher one go out."""
-        self.egress.set_budget(_limits(budget))
+        self.egress.set_budget(limits(budget))
 
 
 class WaysOut:
-    """Who may reach what, for all runs."""
+    """Who may reach what, for all machines that do work."""
 
     def __init__(self, settings: config.Egress, credentials: Credentials) -> None:
         self._settings = settings
@@ -69,20 +80,21 @@ class WaysOut:
     @asynccontextmanager
     async def of(
         self,
-        run: Run,
+        leave: Leave,
         machine: RunningMachine,
-        hosts: Sequence[str],
         folder: Path,
         on_exhausted: OnExhausted,
+        *,
+        holds: bool = True,
     ) -> AsyncGenerator[WayOut]:
-        """Keep the way of a run open, over any number of connections into its guest.
+        """Keep the way of a machine open, over any number of connections into its guest.
 
-        A request to a model that goes beyond the budget is told, and waits for a higher one.
+        A request to a model that goes beyond the budget is told, and waits for a higher one unless
+        nothing `holds` it. What is spent is added to what the folder tells of before.
         """
         reached = anyio.Path(folder / REACHED)
-        policy = Policy.of(self._settings, hosts, run.spec.credentials)
-        if run.spec.kind != "agent":
-            # Keys are for agents: what a script asks a model is asked by nobody.
+        policy = Policy.of(self._settings, leave.hosts, leave.credentials)
+        if not leave.models:
             policy = replace(policy, providers=())
 
         async def on_exchange(exchange: Exchange) -> None:
@@ -99,11 +111,11 @@ class WaysOut:
                 policy,
                 self._credentials,
                 on_exchange,
-                budget=_limits(run.record.budget),
+                budget=leave.budget,
                 spent=await anyio.to_thread.run_sync(_read_spent, folder / SPENT),
                 on_spent=on_spent,
                 on_exhausted=on_exhausted,
-                holds=True,
+                holds=holds,
                 prices=Prices(self._settings.prices),
             ) as egress,
             held_open(machine, PORT, egress.serve),
@@ -112,7 +124,7 @@ class WaysOut:
 
 
 def spent_in(folder: Path) -> Usage:
-    """Tell what the run of a folder has spent on models, though its way out is shut. It blocks."""
+    """Tell what was spent on models of which a folder tells; the way out may be shut. It blocks."""
     return _usage(_read_spent(folder / SPENT) or Spent())
 
 
@@ -126,7 +138,7 @@ def _usage(spent: Spent) -> Usage:
     )
 
 
-def _limits(budget: Budget) -> Limits:
+def limits(budget: Budget) -> Limits:
     return Limits(tokens=budget.tokens, cost_usd=budget.cost_usd)
 
 

@@ -26,8 +26,8 @@ from microvm_orchestrator.execs.execs import Wish as ExecWish
 from microvm_orchestrator.lifecycle import bring, collect, guest, landing, place, resolving
 from microvm_orchestrator.lifecycle.budget import Allowance, let_go, measured, stand
 from microvm_orchestrator.lifecycle.callbacks import taking_callbacks
-from microvm_orchestrator.lifecycle.egress import spent_in
-from microvm_orchestrator.lifecycle.output import OutputFile
+from microvm_orchestrator.lifecycle.egress import Leave, limits, spent_in
+from microvm_orchestrator.lifecycle.following import follow
 from microvm_orchestrator.lifecycle.program import Listener, Program, program_of
 from microvm_orchestrator.lifecycle.silence import unless_silent
 from microvm_orchestrator.model.machine import MachineState
@@ -38,7 +38,6 @@ from microvm_orchestrator.model.values import moment
 if TYPE_CHECKING:
     from microvm_orchestrator.artifacts import Artifacts
     from microvm_orchestrator.execs.execs import Execs
-    from microvm_orchestrator.execs.job import Job
     from microvm_orchestrator.images.store import AnyImage
     from microvm_orchestrator.lifecycle.egress import WaysOut
     from microvm_orchestrator.lifecycle.merging import Merging
@@ -197,9 +196,14 @@ async def _perform(
         stdin=program.invocation.stdin,
     )
     listener = Listener(program.reader)
-    hosts = [*place.usual_of(source).egress, *run.spec.egress]
     allowance = Allowance(run, ground.machines, machine)
-    ways_out = ground.ways_out.of(run, machine, hosts, ground.of(run), allowance.on_exhausted)
+    leave = Leave(
+        [*place.usual_of(source).egress, *run.spec.egress],
+        run.spec.credentials,
+        limits(run.record.budget),
+        models=run.spec.kind == "agent",
+    )
+    ways_out = ground.ways_out.of(leave, machine, ground.of(run), allowance.on_exhausted)
     async with (
         unless_silent(machine, run.spec.silence_s) as silence,
         taking_callbacks(run, machine, ground.of(run), silence) as told_there,
@@ -210,7 +214,7 @@ async def _perform(
         job = await ground.execs.start(machine_id_of(run), wish, run.by)
         await job.started.wait()
         async with allowance.kept(way_out):
-            await _follow(run, ground, job, listener)
+            await follow(job, ground.output(run.record.run_id), listener, run.say)
         usage = await measured(run, machine, way_out.usage())
     if job.failure is not None:
         raise job.failure
@@ -219,23 +223,6 @@ async def _perform(
         raise errors.MachineLost(f"what became of its program is not known: {told.reason}")
     result = listener.finish(told.exit_code, told.signal, timed_out=told.timed_out)
     await run.enter(Step.COLLECTING, result=result, usage=usage)
-
-
-async def _follow(run: Run, ground: Ground, job: Job, listener: Listener) -> None:
-    """Write down what the program says as it says it, on this host's disk."""
-    path = ground.output(run.record.run_id)
-    output = await anyio.to_thread.run_sync(OutputFile, path)
-    try:
-        for piece in output.before():
-            listener.feed(piece.channel, piece.data)
-        with job.tap(output.kept) as tap:
-            async for piece in tap.pieces():
-                output.add(piece.channel, piece.data)
-                listener.feed(piece.channel, piece.data)
-                run.said = listener.saying
-    finally:
-        output.close()
-    await job.ended.wait()
 
 
 async def _collect(

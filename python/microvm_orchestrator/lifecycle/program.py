@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Where a guest finds its way out: a port that is listened on by nobody but us.
 PORT = 8484
-_PROXY = f"http://127.0.0.1:{PORT}"
+PROXY = f"http://127.0.0.1:{PORT}"
 # What a guest holds in place of a key.
 PLACEHOLDER = "sk-ant-placeholder-the-proxy-holds-the-key"
 # Of standard error, what a driver may want to see at the end.
@@ -57,7 +57,7 @@ def program_of(run: Run, usual: RepoDefaults, *, timeout_s: float, devshell: boo
     if spec.kind == "agent":
         task = _agent_task(run, usual)
         driver = find_driver(spec.agent.driver or usual.driver or "claude")
-        endpoint = Endpoint(_PROXY, PLACEHOLDER, KeyKind.API_KEY)
+        endpoint = Endpoint(PROXY, PLACEHOLDER, KeyKind.API_KEY)
         invocation = driver.prepare(task, endpoint, HOME, REPO)
         reader = driver.reader(task)
     else:
@@ -70,7 +70,7 @@ def program_of(run: Run, usual: RepoDefaults, *, timeout_s: float, devshell: boo
     invocation = wrap(invocation, devshell=devshell)
     command = Command(
         argv=invocation.argv,
-        env={"HOME": HOME, **_ways_out(), **invocation.env, **spec.env, **_of_run(run)},
+        env={"HOME": HOME, **ways_out(), **invocation.env, **spec.env, **_of_run(run)},
         cwd=REPO if spec.repo else WORKSPACE,
         timeout_s=timeout_s,
     )
@@ -90,18 +90,21 @@ def _agent_task(run: Run, usual: RepoDefaults) -> AgentTask:
     )
 
 
-def _ways_out() -> dict[str, str]:
+def ways_out() -> dict[str, str]:
     """Programs that honour these reach what the run may reach, and nothing else is there."""
     names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-    return {**dict.fromkeys(names, _PROXY), "no_proxy": "127.0.0.1,localhost"}
+    return {**dict.fromkeys(names, PROXY), "no_proxy": "127.0.0.1,localhost"}
 
 
 def _of_run(run: Run) -> Mapping[str, str]:
     told = {"MICROVM_RUN_ID": run.record.run_id, "MICROVM_TASK_ID": run.record.task_id}
-    for name in run.spec.credentials:
-        word = re.sub(r"[^A-Z0-9]", "_", name.upper())
-        told[f"MICROVM_SECRET_{word}_URL"] = f"{_PROXY}{SECRETS_PATH}{name}"
-    return told
+    return told | ways_to_secrets(run.spec.credentials)
+
+
+def ways_to_secrets(credentials: Iterable[str]) -> dict[str, str]:
+    """Tell where a program asks what it needs a secret for."""
+    words = {name: re.sub(r"[^A-Z0-9]", "_", name.upper()) for name in credentials}
+    return {f"MICROVM_SECRET_{words[n]}_URL": f"{PROXY}{SECRETS_PATH}{n}" for n in words}
 
 
 class Listener:

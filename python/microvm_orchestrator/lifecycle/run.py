@@ -95,6 +95,10 @@ class Run:
         self.record = record
         self.version = saved.version
 
+    def say(self, said: str) -> None:
+        """Have it told with the next sign of life what its program said last."""
+        self.said = said
+
     def end_soon(self, why: str) -> None:
         """Let it end before its time; what it has done is kept."""
         self.why = why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from microvm_orchestrator.service import (
+    agents,
     artifact_trees,
     artifacts,
     budgets,
@@ -54,6 +55,7 @@ CALLS: tuple[Call, ...] = (
     *artifact_trees.CALLS,
     *budgets.CALLS,
     *landing.CALLS,
+    *agents.CALLS,
     *templates.CALLS,
     *workers.CALLS,
     *machines.CALLS,

@@ -1,0 +1,246 @@
+"""`agent`: programs with a model that live in machines of their own and are talked to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from microvm_orchestrator.cli import failure, output, values
+from microvm_orchestrator.cli.command import Session, command
+from microvm_orchestrator.cli.operation import WaitS, follow
+from microvm_orchestrator.cli.options import Cursor, Limit, complete_agent
+
+app = typer.Typer(help="Agents: they live in machines of their own, and can be talked to.")
+
+BRIEF = ("name", "agent_id", "state", "reason", "owner", "created_at")
+_SAID = ("message_id", "sender", "state", "text", "answer", "created_at")
+
+AgentRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="AGENT",
+        help="The agent's name or id.",
+        autocompletion=complete_agent,
+        show_default=False,
+    ),
+]
+_Answered = Annotated[
+    float | None,
+    typer.Option(
+        "--wait-s",
+        metavar="SECONDS",
+        help="How long to wait for the answer, 0 not at all. The message is heard all the same.",
+    ),
+]
+
+
+@command(
+    app,
+    "spawn",
+    example="agent spawn --name ada --prompt 'Read the tests in /workspace.'\n"
+    "agent spawn --name bob --model sonnet --system-prompt @architect.md --tokens 200000",
+)
+def spawn(
+    here: Session,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What it is called; else its id.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", metavar="TEXT|@FILE|-", help="What it is told first."),
+    ] = None,
+    driver: Annotated[
+        Literal["claude", "codex", "opencode"] | None,
+        typer.Option("--driver", help="Which program it is; else claude."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="As the program names it.")
+    ] = None,
+    system_prompt: Annotated[
+        str | None,
+        typer.Option("--system-prompt", metavar="TEXT|@FILE|-", help="Added to the program's own."),
+    ] = None,
+    mcp_servers: Annotated[
+        str | None,
+        typer.Option(
+            "--mcp-servers", metavar="JSON", help="Further MCP servers: JSON, or @FILE, or -."
+        ),
+    ] = None,
+    max_turns: Annotated[
+        int | None,
+        typer.Option("--max-turns", metavar="N", help="Of its model, for one message."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option("--image", metavar="IMAGE", help="What its machine boots: name or digest."),
+    ] = None,
+    memory_mib: Annotated[
+        int | None, typer.Option("--memory-mib", metavar="MIB", help="The memory of its machine.")
+    ] = None,
+    vcpus: Annotated[
+        int | None, typer.Option("--vcpus", metavar="N", help="The processors of its machine.")
+    ] = None,
+    disk_mib: Annotated[
+        int | None,
+        typer.Option("--disk-mib", metavar="MIB", help="For its home and all it writes; 1024."),
+    ] = None,
+    egress: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--egress",
+            metavar="HOST[:PORT]",
+            help="A host that it may reach, or *.DOMAIN; may be repeated.",
+        ),
+    ] = None,
+    credentials: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--credential", metavar="NAME", help="A credential by its name; may be repeated."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", metavar="N", help="Of model APIs, as many as it may ever take."),
+    ] = None,
+    cost_usd: Annotated[
+        float | None,
+        typer.Option(
+            "--cost-usd", metavar="USD", help="Of model APIs, as much as it may ever take."
+        ),
+    ] = None,
+    wait_s: WaitS = None,
+) -> int:
+    """Spawn an agent: a program with a model, in a machine of its own, that can be talked to.
+
+    It lives until `agent end`, whoever leaves and whatever becomes of the daemon.
+    """
+    given = {
+        "name": name,
+        "prompt": values.text(prompt),
+        "driver": driver,
+        "model": model,
+        "system_prompt": values.text(system_prompt),
+        "mcp_servers": values.json_value(mcp_servers, "--mcp-servers"),
+        "max_turns": max_turns,
+        "image": image,
+        "memory_mib": memory_mib,
+        "vcpus": vcpus,
+        "disk_mib": disk_mib,
+        "egress": egress or None,
+        "credentials": credentials or None,
+        "tokens": tokens,
+        "cost_usd": cost_usd,
+    }
+    return follow(here, "agent_spawn", given, wait_s, output.record)
+
+
+@command(app, "get", example="agent get ada")
+def get(here: Session, agent: AgentRef) -> None:
+    """Look at an agent: how it stands, what it used, and what it says at this moment."""
+
+    def show(answer: dict[str, Any]) -> None:
+        output.record({**answer["agent"], "saying": answer["saying"]})
+
+    here.tell("agent_get", {"agent": agent}, show)
+
+
+@command(app, "list", example="agent list --state busy")
+def list_(
+    here: Session,
+    state: Annotated[
+        Literal["starting", "idle", "busy", "suspended", "ended", "failed"] | None,
+        typer.Option("--state", help="Only those that stand so."),
+    ] = None,
+    limit: Limit = None,
+    cursor: Cursor = None,
+) -> None:
+    """List agents, oldest first: yours, or all if you see everything."""
+    given = {"state": state, "limit": limit, "cursor": cursor}
+    here.tell("agent_list", given, lambda answer: output.page(answer, BRIEF, "no agents"))
+
+
+@command(
+    app,
+    "send",
+    example="agent send ada 'What is missing in the tests?'\nagent send ada - <letter.md",
+)
+def send(
+    here: Session,
+    agent: AgentRef,
+    text: Annotated[
+        str,
+        typer.Argument(metavar="TEXT|@FILE|-", help="What to say to it.", show_default=False),
+    ],
+    wait_s: _Answered = None,
+) -> int:
+    """Say something to an agent, and print its answer.
+
+    It hears messages one at a time, in the order in which they were sent.
+    """
+    given = {"agent": agent, "text": values.text(text), "wait_s": wait_s}
+    return _answer(here, "agent_send", given)
+
+
+@command(app, "wait", example="agent wait a_01k6vq....msg_01k6vr...")
+def wait(
+    here: Session,
+    message_id: Annotated[
+        str, typer.Argument(metavar="MESSAGE", help="The message's id.", show_default=False)
+    ],
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout-s", metavar="SECONDS", help="How long to wait.")
+    ] = None,
+) -> int:
+    """Wait until a message is answered, and print the answer."""
+    return _answer(here, "agent_wait", {"message_id": message_id, "timeout_s": timeout_s})
+
+
+def _answer(here: Session, call: str, given: dict[str, Any]) -> int:
+    answer = here.client.call(call, given)
+    message: dict[str, Any] = answer.value
+    if here.json:
+        output.emit(answer.raw)
+    elif message["answer"] is not None:
+        output.line(message["answer"])
+    match message["state"]:
+        case "answered":
+            return failure.OK
+        case "queued" | "delivered":
+            failure.say(f"no answer yet: `agent wait {message['message_id']}` waits on")
+            return failure.TIMED_OUT
+        case _:
+            told: dict[str, Any] = message["error"] or {}
+            failure.say(f"{message['state']}: {told.get('message', 'it was never heard')}")
+            return failure.TASK_FAILED
+
+
+@command(app, "output", example="agent output ada")
+def output_(here: Session, agent: AgentRef, limit: Limit = None, cursor: Cursor = None) -> None:
+    """List what was said to an agent and what it answered, oldest first."""
+    given = {"agent": agent, "limit": limit, "cursor": cursor}
+    here.tell("agent_output", given, lambda answer: output.page(answer, _SAID, "nothing was said"))
+
+
+@command(app, "interrupt", example="agent interrupt ada")
+def interrupt(here: Session, agent: AgentRef) -> None:
+    """Break off the turn that an agent is in; it knows what was said, and hears what waits."""
+    here.tell("agent_interrupt", {"agent": agent})
+
+
+@command(app, "suspend", example="agent suspend ada")
+def suspend(here: Session, agent: AgentRef, wait_s: WaitS = None) -> int:
+    """Stop an agent's machine once it is idle; the next message starts it again."""
+    return follow(here, "agent_suspend", {"agent": agent}, wait_s, output.record)
+
+
+@command(app, "end", example="agent end ada")
+def end(here: Session, agent: AgentRef) -> None:
+    """End an agent with its machine and all that is on its disk; what was said is kept."""
+    here.tell("agent_end", {"agent": agent}, output.record)
+
+
+@command(app, "delete", example="agent delete ada")
+def delete(here: Session, agent: AgentRef) -> None:
+    """Forget an agent that has ended, with all that was said to it."""
+    here.tell("agent_delete", {"agent": agent}, output.record)

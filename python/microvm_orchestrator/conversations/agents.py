@@ -1,0 +1,256 @@
+"""The agents of this host: each lives until somebody ends it, whatever becomes of this daemon.
+
+Above are the host and the service; below, one agent's life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
+from microvm_orchestrator.conversations.home import remove_home
+from microvm_orchestrator.model.agent import (
+    OVER,
+    Agent,
+    AgentBudget,
+    AgentState,
+    Character,
+    Home,
+    Message,
+    MessageState,
+)
+from microvm_orchestrator.model.names import new_id
+from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.model.values import moment
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.conversations.ground import AgentGround
+
+# For an agent that is ended: to break off what it is in the middle of.
+_END_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """An agent as it is asked for."""
+
+    name: str | None
+    character: Character
+    home: Home
+    budget: AgentBudget
+
+
+@dataclass(eq=False, slots=True)
+class _Living:
+    conversation: Conversation
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    over: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Agents:
+    """The agents of one daemon; they live on after `running`."""
+
+    def __init__(self, ground: AgentGround) -> None:
+        self._ground = ground
+        self._records = ground.records
+        self._living: dict[str, _Living] = {}
+        self._tasks: anyio.abc.TaskGroup | None = None
+        # Between looking whether a name is free and taking it.
+        self._naming = anyio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Let agents hear what is said to them until the block ends. Their machines go on."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            for agent in await self._records.visible(SYSTEM):
+                if not agent.over:
+                    messages = await self._records.messages(agent.agent_id, SYSTEM)
+                    self._take_on(agent, [each for each in messages if not each.settled])
+            try:
+                yield
+            finally:
+                self._tasks = None
+                tasks.cancel_scope.cancel()
+
+    def _take_on(self, agent: Agent, unsettled: list[Message]) -> _Living:
+        if self._tasks is None:
+            raise errors.Stopping("the daemon takes on no more agents")
+        living = _Living(Conversation(agent, self._ground, unsettled))
+        self._living[agent.agent_id] = living
+        self._tasks.start_soon(self._live, living)
+        return living
+
+    async def _live(self, living: _Living) -> None:
+        try:
+            with living.scope:
+                await living.conversation.live()
+        finally:
+            living.over.set()
+
+    # What is known
+
+    async def visible(self, by: Actor) -> list[Agent]:
+        return await self._records.visible(by)
+
+    async def get(self, reference: str, by: Actor) -> Agent:
+        """Raises: NotFound, also for what `by` cannot see."""
+        return await self._records.get(reference, by)
+
+    async def messages(self, reference: str, by: Actor) -> list[Message]:
+        """All that was said to an agent, in order. Raises: NotFound."""
+        agent = await self.get(reference, by)
+        return await self._records.messages(agent.agent_id, by)
+
+    async def message(self, message_id: str, by: Actor) -> Message:
+        """Raises: NotFound."""
+        return await self._records.message(message_id, by)
+
+    def saying(self, agent: Agent) -> str:
+        """What an agent says at this moment; nothing if it is not busy."""
+        living = self._living.get(agent.agent_id)
+        return living.conversation.saying if living else ""
+
+    def _conversation(self, agent: Agent) -> Conversation:
+        living = self._living.get(agent.agent_id)
+        if living is None or agent.over:
+            raise errors.StateForbids(
+                f"agent {agent.name} is {agent.state}"
+                + (f": {agent.reason}" if agent.reason else "")
+            )
+        return living.conversation
+
+    # Verbs
+
+    async def spawn(self, wish: Spawn, by: Actor) -> Agent:
+        """Write an agent down, and begin to make its machine ready.
+
+        Raises: AlreadyExists for a name that an agent has who lives; NotFound for an image.
+        """
+        await self._ground.image(wish.home.image)
+        agent_id = new_id("a")
+        agent = Agent(
+            agent_id=agent_id,
+            name=wish.name or agent_id,
+            owner=by.name,
+            state=AgentState.STARTING,
+            machine_id=new_id("m"),
+            character=wish.character,
+            home=wish.home,
+            budget=wish.budget,
+            created_at=moment(time.time()),
+        )
+        async with self._naming:
+            every = await self._records.visible(SYSTEM)
+            if any(each.name == agent.name and not each.over for each in every):
+                raise errors.AlreadyExists(f"an agent {agent.name} lives already")
+            await anyio.Path(self._ground.of(agent_id)).mkdir(parents=True, exist_ok=True)
+            await self._records.save(agent, by, "spawned", expect=0)
+        self._take_on(agent, [])
+        return agent
+
+    async def up(self, agent_id: str) -> Agent:
+        """Wait until an agent can be talked to. Raises: StateForbids when it never can."""
+        living = self._living[agent_id]
+        agent = await living.conversation.until(
+            AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER
+        )
+        if agent.over:
+            raise errors.MachineFailed(f"agent {agent.name} is {agent.state}: {agent.reason}")
+        return agent
+
+    async def send(self, reference: str, text: str, by: Actor) -> Message:
+        """Say something to an agent, who hears it when it has answered all before.
+
+        Raises: NotFound, StateForbids, Unavailable when too much waits.
+        """
+        agent = await self.get(reference, by)
+        conversation = self._conversation(agent)
+        if conversation.waiting >= QUEUE_MOST:
+            raise errors.Unavailable(f"{QUEUE_MOST} messages wait for agent {agent.name} already")
+        message = Message(
+            message_id=f"{agent.agent_id}.{new_id('msg')}",
+            agent_id=agent.agent_id,
+            owner=agent.owner,
+            sender=by.name,
+            text=text,
+            state=MessageState.QUEUED,
+            created_at=moment(time.time()),
+        )
+        await self._records.save_message(message, by, "queued", audited=True, expect=0)
+        conversation.hears(message)
+        return message
+
+    async def interrupt(self, reference: str, by: Actor) -> bool:
+        """Break off the turn that an agent is in; false if it is in none. Raises: NotFound."""
+        agent = await self.get(reference, by)
+        await self._records.note(agent, by)
+        return await self._conversation(agent).interrupt()
+
+    async def suspend(self, reference: str, by: Actor) -> Agent:
+        """Stop an agent's machine once it is idle; the next message starts it again.
+
+        Raises: NotFound, StateForbids.
+        """
+        agent = await self.get(reference, by)
+        conversation = self._conversation(agent)
+        conversation.suspend()
+        return await conversation.until(AgentState.SUSPENDED, *OVER)
+
+    async def end(self, reference: str, by: Actor) -> Agent:
+        """End an agent with its machine; what was said is kept, and what waits is never heard.
+
+        Raises: NotFound.
+        """
+        agent = await self.get(reference, by)
+        living = self._living.get(agent.agent_id)
+        if living is not None:
+            with anyio.move_on_after(_END_S, shield=True):
+                living.scope.cancel()
+                await living.over.wait()
+            agent = living.conversation.agent
+        with anyio.CancelScope(shield=True):
+            if not agent.over:
+                agent = agent.model_copy(
+                    update={
+                        "state": AgentState.ENDED,
+                        "reason": "",
+                        "ended_at": moment(time.time()),
+                    }
+                )
+                await self._records.save(agent, by, "ended", audited=True)
+            else:
+                await self._records.note(agent, by)
+            await self._settle_rest(agent)
+            await remove_home(agent, self._ground)
+            self._living.pop(agent.agent_id, None)
+        return agent
+
+    async def _settle_rest(self, agent: Agent) -> None:
+        for message in await self._records.messages(agent.agent_id, SYSTEM):
+            if not message.settled:
+                update = {"state": MessageState.CANCELLED, "ended_at": moment(time.time())}
+                await self._records.save_message(
+                    message.model_copy(update=update), SYSTEM, "cancelled"
+                )
+
+    async def delete(self, reference: str, by: Actor) -> Agent:
+        """Forget an agent that is over, with all that was said. Raises: NotFound, StateForbids."""
+        agent = await self.get(reference, by)
+        if not agent.over:
+            raise errors.StateForbids(f"agent {agent.name} is {agent.state}", hint="end it first")
+        await remove_home(agent, self._ground)
+        await anyio.to_thread.run_sync(shutil.rmtree, self._ground.of(agent.agent_id), True)  # noqa: FBT003  # run_sync passes positions only
+        await self._records.erase(agent, by)
+        self._living.pop(agent.agent_id, None)
+        return agent

@@ -1,0 +1,45 @@
+"""What agents stand on.
+
+Above is the life of agents; below, what it is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.conversations.records import AgentRecords
+    from microvm_orchestrator.execs.execs import Execs
+    from microvm_orchestrator.images.store import AnyImage
+    from microvm_orchestrator.lifecycle.egress import WaysOut
+    from microvm_orchestrator.machines import Machines
+
+
+@dataclass(frozen=True, slots=True)
+class AgentGround:
+    """What agents stand on."""
+
+    records: AgentRecords
+    machines: Machines
+    execs: Execs
+    ways_out: WaysOut
+    # An image by its name; None is the usual one.
+    image: Callable[[str | None], Awaitable[AnyImage]]
+    # Forgets what is known of a machine beside its record: its commands and forwards.
+    forget: Callable[[str], Awaitable[None]]
+    # One folder below it for each agent.
+    folder: Path
+    memory_mib: int
+    # How long one turn may take.
+    timeout_s: float
+
+    def of(self, agent_id: str) -> Path:
+        return self.folder / agent_id
+
+    def output(self, message_id: str) -> Path:
+        """The file with what was said while a message was heard; there may be none yet."""
+        agent_id = message_id.partition(".")[0]
+        return self.of(agent_id) / f"{message_id}.output"

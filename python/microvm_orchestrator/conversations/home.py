@@ -1,0 +1,96 @@
+"""The machine in which an agent lives: made once, started whenever it is needed, ended with it.
+
+What the agent remembers lies on its disk. So a machine that crashed, was stopped or went down with
+its host is started again, and the agent goes on with its conversation. Above is the life of an
+agent; below, the machines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.images.store import fixed_by
+from microvm_orchestrator.lifecycle import guest
+from microvm_orchestrator.lifecycle.place import put_away
+from microvm_orchestrator.machine.base import Accel
+from microvm_orchestrator.machines import Wish
+from microvm_orchestrator.model.access import Role
+from microvm_orchestrator.model.machine import MachineState
+from microvm_orchestrator.model.records import Actor
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.conversations.ground import AgentGround
+    from microvm_orchestrator.machine.base import Machine as RunningMachine
+    from microvm_orchestrator.model.agent import Agent
+
+# For a guest to write what it has in memory to its disk.
+_STOP_S = 10.0
+
+
+def acting(agent: Agent) -> Actor:
+    """Who does what an agent needs of its host: it belongs to whoever the agent belongs to."""
+    return Actor(agent.owner, Role.OPERATOR, "agent", f"agent {agent.name}")
+
+
+async def open_home(agent: Agent, ground: AgentGround) -> RunningMachine:
+    """Have an agent's machine run; it is made if it is not there.
+
+    Raises: what images and machines raise.
+    """
+    by = acting(agent)
+    try:
+        machine = await ground.machines.get(agent.machine_id, by)
+    except errors.NotFound:
+        machine = await ground.machines.define(
+            await _wish(agent, ground), by, machine_id=agent.machine_id
+        )
+    if machine.state is MachineState.PAUSED:
+        await ground.machines.resume(machine.machine_id, by)
+    elif not ground.machines.runs(machine):
+        await ground.machines.start(machine.machine_id, by)
+    running = ground.machines.live(await ground.machines.get(machine.machine_id, by))
+    await guest.begin(await running.reached())
+    return running
+
+
+async def _wish(agent: Agent, ground: AgentGround) -> Wish:
+    home = agent.home
+    image = await ground.image(home.image)
+    own = fixed_by(image)
+    return Wish(
+        image=image.digest,
+        memory_mib=home.memory_mib or own.memory_mib or ground.memory_mib,
+        vcpus=home.vcpus or own.vcpus or 1,
+        accel=Accel.AUTO,
+        disk_mib=home.disk_mib,
+    )
+
+
+async def find_home(agent: Agent, ground: AgentGround) -> RunningMachine | None:
+    """The machine of an agent, if it runs."""
+    try:
+        machine = await ground.machines.get(agent.machine_id, acting(agent))
+    except errors.NotFound:
+        return None
+    return ground.machines.live(machine) if ground.machines.runs(machine) else None
+
+
+async def close_home(agent: Agent, ground: AgentGround) -> None:
+    """Stop an agent's machine; what is on its disk is kept. Raises: MachineFailed."""
+    by = acting(agent)
+    try:
+        machine = await ground.machines.get(agent.machine_id, by)
+    except errors.NotFound:
+        return
+    if machine.state is MachineState.PAUSED:
+        # It has to go on to write down what it has.
+        await ground.machines.resume(machine.machine_id, by)
+    if ground.machines.runs(machine):
+        await ground.machines.stop(machine.machine_id, by, grace_s=_STOP_S)
+
+
+async def remove_home(agent: Agent, ground: AgentGround) -> None:
+    """End an agent's machine, and leave nothing of it."""
+    await put_away(ground.machines, agent.machine_id)
+    await ground.forget(agent.machine_id)

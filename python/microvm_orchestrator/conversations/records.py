@@ -1,0 +1,104 @@
+"""The agents that are written down, and what was said to them.
+
+Above is the life of agents; below, the store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.model.agent import AGENT, MESSAGE, Agent, Message
+from microvm_orchestrator.model.records import SYSTEM, Actor, Record
+from microvm_orchestrator.store.base import Store, Tell
+from microvm_orchestrator.store.every import every_record
+from microvm_orchestrator.store.seen import find_seen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import JsonValue
+
+
+class AgentRecords:
+    """The agents of one daemon."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def now(self) -> float:
+        return await self._store.now()
+
+    async def visible(self, by: Actor) -> list[Agent]:
+        """The agents that somebody may know of, oldest first."""
+        records = await every_record(self._store, AGENT, by)
+        agents = [Agent.model_validate(record.body) for record in records]
+        return [agent for agent in agents if by.sees_of(agent.owner)]
+
+    async def get(self, reference: str, by: Actor) -> Agent:
+        """Find an agent by its id, or one that lives by its name.
+
+        Raises: NotFound, also for what `by` cannot see.
+        """
+        found = await find_seen(self._store, AGENT, reference, Agent, by)
+        if found is None:
+            living = [agent for agent in await self.visible(by) if not agent.over]
+            found = next((agent for agent in living if agent.name == reference), None)
+        if found is None:
+            raise errors.NotFound(f"no agent {reference[:100]}", hint="agent_list shows the agents")
+        return found
+
+    async def save(
+        self,
+        agent: Agent,
+        by: Actor,
+        what: str,
+        told: Mapping[str, JsonValue] | None = None,
+        *,
+        audited: bool = False,
+        expect: int | None = None,
+    ) -> None:
+        body: dict[str, JsonValue] = {"name": agent.name, "state": agent.state, **(told or {})}
+        record = Record(AGENT, agent.agent_id, agent.model_dump(mode="json"))
+        await self._store.save(record, by, expect=expect, tell=Tell(what, body, audited=audited))
+
+    async def erase(self, agent: Agent, by: Actor) -> None:
+        """Forget an agent with all that was said to it."""
+        for message in await self.messages(agent.agent_id, by):
+            # One deed, however much was said.
+            await self._store.erase(MESSAGE, message.message_id, SYSTEM)
+        await self._store.erase(AGENT, agent.agent_id, by)
+
+    # Messages
+
+    async def messages(self, agent_id: str, by: Actor) -> list[Message]:
+        """All that was said to an agent, in order."""
+        records = await every_record(self._store, MESSAGE, by, f"{agent_id}.")
+        return [Message.model_validate(record.body) for record in records]
+
+    async def message(self, message_id: str, by: Actor) -> Message:
+        """Raises: NotFound, also for what `by` cannot see."""
+        found = await find_seen(self._store, MESSAGE, message_id, Message, by)
+        if found is not None:
+            return found
+        raise errors.NotFound(
+            f"no message {message_id[:100]}", hint="agent_output shows what was said to an agent"
+        )
+
+    async def save_message(
+        self,
+        message: Message,
+        by: Actor,
+        what: str,
+        *,
+        audited: bool = False,
+        expect: int | None = None,
+    ) -> None:
+        record = Record(MESSAGE, message.message_id, message.model_dump(mode="json"))
+        told: dict[str, JsonValue] = {"agent_id": message.agent_id, "sender": message.sender}
+        tell = Tell(what, told, audited=audited, target=message.agent_id)
+        await self._store.save(record, by, expect=expect, tell=tell)
+
+    async def note(self, agent: Agent, by: Actor) -> None:
+        """Write down that somebody did something to an agent."""
+        await self._store.note(by, agent.agent_id, "ok")

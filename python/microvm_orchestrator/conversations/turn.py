@@ -1,0 +1,143 @@
+"""One turn of an agent: it hears one message, does what it does, and answers.
+
+A turn is one command in the agent's machine, which has an id that was written down before. So a
+daemon that comes up in the middle of it follows it to its end, and none is begun twice. Between
+turns no program runs: what the agent remembers is the session on its disk, which the next turn
+goes on with. Above is the life of an agent; below, the drivers and the commands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.agents.drivers import find_driver
+from microvm_orchestrator.agents.drivers.base import AgentTask, Endpoint, KeyKind
+from microvm_orchestrator.conversations.home import acting
+from microvm_orchestrator.egress.budget import Budget as Limits
+from microvm_orchestrator.execs.execs import Wish
+from microvm_orchestrator.lifecycle.egress import Leave, spent_in
+from microvm_orchestrator.lifecycle.following import follow
+from microvm_orchestrator.lifecycle.guest import HOME, WORKSPACE
+from microvm_orchestrator.lifecycle.program import (
+    PLACEHOLDER,
+    PROXY,
+    Listener,
+    ways_out,
+    ways_to_secrets,
+)
+from microvm_orchestrator.machine.shell import Command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from microvm_orchestrator.conversations.ground import AgentGround
+    from microvm_orchestrator.egress.budget import Exhausted
+    from microvm_orchestrator.machine.base import Machine as RunningMachine
+    from microvm_orchestrator.model.agent import Agent, Message
+    from microvm_orchestrator.model.run import Result, Usage
+
+# What is kept of a turn's output in the daemon's memory; its file has the rest.
+_TAIL = 1 << 16
+_SYNC_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a turn ended, and what its agent has used by then."""
+
+    result: Result
+    usage: Usage
+
+
+async def take_turn(
+    agent: Agent,
+    message: Message,
+    machine: RunningMachine,
+    ground: AgentGround,
+    on_heard: Callable[[str], None],
+) -> Turn:
+    """Have an agent hear a message to the end, or go on with a turn that was begun.
+
+    Raises: MachineLost when nobody knows what became of it; what its driver and its machine raise.
+    """
+    task = _task_of(agent, message)
+    driver = find_driver(agent.character.driver)
+    invocation = driver.prepare(
+        task, Endpoint(PROXY, PLACEHOLDER, KeyKind.API_KEY), HOME, WORKSPACE
+    )
+    shell = await machine.reached()
+    for file in invocation.files:
+        await shell.put(file.path, file.content, mode=file.mode, parents=True)
+    secrets = ways_to_secrets(agent.home.credentials)
+    command = Command(
+        argv=invocation.argv,
+        env={"HOME": HOME, **ways_out(), **invocation.env, **secrets},
+        # Always the same: programs look for a session by the folder that it was begun in.
+        cwd=WORKSPACE,
+        timeout_s=ground.timeout_s,
+    )
+    wish = Wish(
+        command=command,
+        digest=hashlib.sha256(message.message_id.encode()).hexdigest(),
+        timeout_s=ground.timeout_s,
+        output_cap=_TAIL,
+        exec_id=message.exec_id,
+        stdin=invocation.stdin,
+    )
+    folder = ground.of(agent.agent_id)
+    leave = Leave(
+        agent.home.egress,
+        agent.home.credentials,
+        Limits(tokens=agent.budget.tokens, cost_usd=agent.budget.cost_usd),
+    )
+    listener = Listener(driver.reader(task))
+    async with ground.ways_out.of(leave, machine, folder, _refused, holds=False) as way_out:
+        job = await ground.execs.start(agent.machine_id, wish, acting(agent))
+        await job.started.wait()
+        await follow(job, ground.output(message.message_id), listener, on_heard)
+        usage = way_out.usage()
+        await _write_down(machine)
+    if job.failure is not None:
+        raise job.failure
+    told = job.exec
+    if told.exit_code is None and told.signal is None:
+        raise errors.MachineLost(f"what became of its turn is not known: {told.reason}")
+    return Turn(listener.finish(told.exit_code, told.signal, timed_out=told.timed_out), usage)
+
+
+async def _write_down(machine: RunningMachine) -> None:
+    """Have the guest's disk hold what the agent remembers of the turn before it is answered."""
+    with suppress(errors.OrchestratorError):  # whoever has no machine any more meets that next
+        await (await machine.reached()).exec(Command(["sync"], timeout_s=_SYNC_S))
+
+
+async def _refused(limit: Exhausted) -> None:
+    # Its program is told, and the turn fails with that.
+    del limit
+
+
+def _task_of(agent: Agent, message: Message) -> AgentTask:
+    character = agent.character
+    # A session of which nobody knows whether it began is not gone on with.
+    fresh = str(uuid.uuid5(uuid.NAMESPACE_OID, message.message_id))
+    return AgentTask(
+        prompt=message.text,
+        model=character.model,
+        system_prompt=character.system_prompt,
+        max_turns=character.max_turns,
+        mcp_servers=character.mcp_servers,
+        session_id=agent.session_id or fresh,
+        resume=agent.session_id is not None,
+    )
+
+
+async def used_by(agent: Agent, ground: AgentGround) -> Usage:
+    """Tell what an agent has used of models, though its way out is shut."""
+    return await anyio.to_thread.run_sync(spent_in, ground.of(agent.agent_id))

@@ -1,0 +1,140 @@
+"""Agents as callers know them: who lives in which machine, and what was said to them.
+
+An answer and a transcript are the guest's own words; what an agent used was measured by the host.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from microvm_orchestrator.model.run import CredentialNames, Dollars, Tokens, Usage
+from microvm_orchestrator.model.task import TaskError
+from microvm_orchestrator.model.values import Json, Line, Moment, Name, Text
+
+# The kinds of record agents, and what is said to them, are stored as.
+AGENT = "agent"
+MESSAGE = "message"
+
+# A home, the conversation and what the agent writes: lost with the machine if it were memory.
+USUAL_DISK_MIB = 1024
+
+
+class AgentState(StrEnum):
+    """Where an agent stands."""
+
+    # Its machine is being made ready.
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    # Its machine does not run. The next message starts it, and the agent knows what was said.
+    SUSPENDED = "suspended"
+    ENDED = "ended"
+    # It never came up.
+    FAILED = "failed"
+
+
+# From here on nothing is said to it any more.
+OVER = frozenset({AgentState.ENDED, AgentState.FAILED})
+
+
+class MessageState(StrEnum):
+    """Where a message stands."""
+
+    # The agent hears it when it has answered those before.
+    QUEUED = "queued"
+    # The agent works on it.
+    DELIVERED = "delivered"
+    ANSWERED = "answered"
+    FAILED = "failed"
+    # It was never heard.
+    CANCELLED = "cancelled"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Character(_Part):
+    """Who an agent is."""
+
+    driver: Literal["claude", "codex", "opencode"] = Field(
+        default="claude", description="which program it is"
+    )
+    model: Line | None = Field(default=None, description="as the program names it")
+    system_prompt: Text | None = Field(default=None, description="added to the program's own")
+    mcp_servers: Annotated[dict[Name, Json], Field(max_length=32)] = Field(
+        default={}, description="further MCP servers, as in the program's own configuration"
+    )
+    max_turns: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = Field(
+        default=None, description="of its model, for one message"
+    )
+
+
+class Home(_Part):
+    """Where an agent lives, and what it may reach from there."""
+
+    image: Line | None = Field(default=None, description="by default this host's usual one")
+    memory_mib: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = None
+    vcpus: Annotated[int, Field(strict=True, ge=1, le=256)] | None = None
+    disk_mib: Annotated[int, Field(strict=True, ge=16, le=1 << 24)] = Field(
+        default=USUAL_DISK_MIB, description="for its home and all it writes"
+    )
+    egress: Annotated[list[Line], Field(max_length=256)] = Field(
+        default=[], description="hosts it may reach, as host, host:port or *.domain"
+    )
+    credentials: CredentialNames = []
+
+
+class AgentBudget(_Part):
+    """What an agent may take of model APIs in its life; at a limit it hears nothing more."""
+
+    tokens: Tokens | None = Field(default=None, description="those read from caches too")
+    cost_usd: Dollars | None = Field(default=None, description="at list prices")
+
+
+class Agent(_Part):
+    """An agent that lives in a machine of its own, and can be talked to."""
+
+    agent_id: str
+    name: str
+    owner: str
+    state: AgentState
+    reason: str = Field(default="", description="why it stands so, where it was not asked to")
+    machine_id: str
+    character: Character
+    home: Home
+    budget: AgentBudget
+    usage: Usage = Usage()
+    session_id: Line | None = Field(
+        default=None, description="of its conversation, in the words of its program"
+    )
+    created_at: Moment
+    ended_at: Moment | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.state in OVER
+
+
+class Message(_Part):
+    """Something that was said to an agent, and what came of it."""
+
+    message_id: str
+    agent_id: str
+    owner: str = Field(description="of the agent")
+    sender: str = Field(description="who said it, as the daemon knows them")
+    text: Text
+    state: MessageState
+    answer: Text | None = None
+    error: TaskError | None = Field(default=None, description="why there is no answer")
+    exec_id: str | None = Field(default=None, description="the command in which it is heard")
+    created_at: Moment
+    began_at: Moment | None = None
+    ended_at: Moment | None = None
+
+    @property
+    def settled(self) -> bool:
+        return self.state not in {MessageState.QUEUED, MessageState.DELIVERED}

@@ -1,0 +1,279 @@
+"""Agents: spawned, talked to, interrupted, suspended and ended.
+
+Above are the front ends; below, the agents of this host, who live whoever leaves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+from pydantic import Field, JsonValue
+
+from microvm_orchestrator.conversations.agents import Spawn
+from microvm_orchestrator.model.access import Role
+from microvm_orchestrator.model.agent import (
+    AGENT,
+    MESSAGE,
+    Agent,
+    AgentBudget,
+    AgentState,
+    Character,
+    Home,
+    Message,
+)
+from microvm_orchestrator.model.operation import Operation
+from microvm_orchestrator.model.run import Dollars, Tokens
+from microvm_orchestrator.model.values import MAX_TEXT, Flag, Name
+from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
+from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
+from microvm_orchestrator.service.page import ListRequest, PageOf
+from microvm_orchestrator.service.records import page_of
+from microvm_orchestrator.service.service import Service, actor
+from microvm_orchestrator.service.tasks import PROGRESS_EVERY_S, Wait
+from microvm_orchestrator.store.base import Match
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.model.records import Actor, Record
+    from microvm_orchestrator.operations import Report
+
+AgentRef = Annotated[str, Field(min_length=1, max_length=100, description="its name or id")]
+Said = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+MessageWait = Annotated[
+    Wait,
+    Field(
+        description="how long to wait for the answer before the message is given as it stands; it "
+        "is heard all the same, and `agent_wait` waits on"
+    ),
+]
+
+
+class NamedAgent(Request):
+    """An agent."""
+
+    agent: AgentRef
+
+
+class SpawnAgent(Character, Home, Request):
+    """An agent to spawn, in a machine of its own."""
+
+    name: Name | None = Field(
+        default=None, description="what it is called; by default as its id, no two at a time"
+    )
+    prompt: Said | None = Field(default=None, description="what it is told first")
+    tokens: Tokens | None = Field(
+        default=None, description="how many tokens of model APIs it may take in its life"
+    )
+    cost_usd: Dollars | None = Field(
+        default=None, description="how much of model APIs it may take in its life, at list prices"
+    )
+    wait_s: WaitS = USUAL_WAIT_S
+
+
+class WaitingAgent(NamedAgent):
+    """An agent, and how long to wait until it stands so."""
+
+    wait_s: WaitS = USUAL_WAIT_S
+
+
+class AgentListRequest(ListRequest):
+    """Which agents."""
+
+    state: AgentState | None = None
+
+
+class SendToAgent(NamedAgent):
+    """Something to say to an agent."""
+
+    text: Said
+    wait_s: MessageWait = USUAL_WAIT_S
+
+
+class WaitForMessage(Request):
+    """A message, and how long to wait for the answer."""
+
+    message_id: Annotated[str, Field(min_length=1, max_length=100)]
+    timeout_s: Wait = USUAL_WAIT_S
+
+
+class AgentOutputRequest(ListRequest, NamedAgent):
+    """Which part of what was said to an agent."""
+
+
+class AgentAnswer(Answer):
+    """An agent, and what it does at this moment."""
+
+    agent: Agent
+    saying: str = Field(description="what it said last in the turn that it is in")
+
+
+class Interrupted(Answer):
+    """Whether there was something to break off."""
+
+    agent_id: str
+    interrupted: Flag
+
+
+@declare("agent_spawn", "POST /v1/agents", role=Role.OPERATOR, waits=True)
+async def agent_spawn(service: Service, caller: Caller, request: SpawnAgent) -> Operation:
+    """Spawn an agent: a program with a model, in a machine of its own, that can be talked to.
+
+    It lives until `agent_end`, whoever leaves and whatever becomes of the daemon. The operation's
+    result is the agent as soon as it can be talked to; its target is the agent's id at once.
+    """
+    by = actor(caller, "agent_spawn")
+    agents = service.host.agents
+    wish = Spawn(
+        request.name,
+        Character.model_validate(request.model_dump(include=set(Character.model_fields))),
+        Home.model_validate(request.model_dump(include=set(Home.model_fields))),
+        AgentBudget(tokens=request.tokens, cost_usd=request.cost_usd),
+    )
+    agent = await agents.spawn(wish, by)
+    if request.prompt is not None:
+        await agents.send(agent.agent_id, request.prompt, by)
+
+    async def work(report: Report) -> JsonValue:
+        await report(None, "makes its machine ready")
+        return (await agents.up(agent.agent_id)).model_dump(mode="json")
+
+    return await long_call(service, caller, "agent_spawn", agent.agent_id, request.wait_s, work)
+
+
+@declare("agent_get", "GET /v1/agents/{agent}", role=Role.VIEWER, effect=Effect.READ)
+async def agent_get(service: Service, caller: Caller, request: NamedAgent) -> AgentAnswer:
+    """Look at an agent: how it stands, what it used, and what it says at this moment."""
+    agents = service.host.agents
+    agent = await agents.get(request.agent, actor(caller, "agent_get"))
+    return AgentAnswer(agent=agent, saying=agents.saying(agent))
+
+
+@declare("agent_list", "GET /v1/agents", role=Role.VIEWER, effect=Effect.READ)
+async def agent_list(service: Service, caller: Caller, request: AgentListRequest) -> PageOf[Agent]:
+    """List agents, oldest first: yours, or all if you see everything."""
+    by = actor(caller, "agent_list")
+
+    async def shown(record: Record) -> Agent | None:
+        agent = Agent.model_validate(record.body)
+        fits = by.sees_of(agent.owner) and request.state in {None, agent.state}
+        return agent if fits else None
+
+    items, cursor = await page_of(service.store, AGENT, request, by, shown)
+    return PageOf[Agent](items=items, next_cursor=cursor)
+
+
+@declare("agent_send", "POST /v1/agents/{agent}/messages", role=Role.OPERATOR, waits=True)
+async def agent_send(service: Service, caller: Caller, request: SendToAgent) -> Message:
+    """Say something to an agent, and wait a while for its answer.
+
+    It hears messages one at a time, in the order in which they were sent. One that was suspended
+    is started for it, and knows what was said before.
+    """
+    by = actor(caller, "agent_send")
+    message = await service.host.agents.send(request.agent, request.text, by)
+    return await _awaited(service, caller, by, message.message_id, request.wait_s)
+
+
+@declare(
+    "agent_wait",
+    "GET /v1/agents/messages/{message_id}/wait",
+    role=Role.VIEWER,
+    effect=Effect.READ,
+    waits=True,
+)
+async def agent_wait(service: Service, caller: Caller, request: WaitForMessage) -> Message:
+    """Wait until a message is answered, or the time is up; then look at it."""
+    by = actor(caller, "agent_wait")
+    return await _awaited(service, caller, by, request.message_id, request.timeout_s)
+
+
+async def _awaited(
+    service: Service, caller: Caller, by: Actor, message_id: str, timeout_s: float
+) -> Message:
+    agents = service.host.agents
+    with service.journal.listen(Match(subjects=(message_id,))) as listener:
+        with anyio.move_on_after(timeout_s) as patience:
+            while not (message := await agents.message(message_id, by)).settled:
+                service.journal.refuse_when_stopping()
+                with anyio.move_on_after(PROGRESS_EVERY_S):
+                    await listener.wait()
+                waited = timeout_s - (patience.deadline - anyio.current_time())
+                said = agents.saying(await agents.get(message.agent_id, by))
+                await caller.progress(waited, timeout_s, said or message.state)
+        return await agents.message(message_id, by)
+
+
+@declare("agent_output", "GET /v1/agents/{agent}/messages", role=Role.VIEWER, effect=Effect.READ)
+async def agent_output(
+    service: Service, caller: Caller, request: AgentOutputRequest
+) -> PageOf[Message]:
+    """List what was said to an agent and what it answered, oldest first."""
+    by = actor(caller, "agent_output")
+    agent = await service.host.agents.get(request.agent, by)
+
+    async def shown(record: Record) -> Message | None:
+        return Message.model_validate(record.body)
+
+    prefix = f"{agent.agent_id}."
+    items, cursor = await page_of(service.store, MESSAGE, request, by, shown, prefix)
+    return PageOf[Message](items=items, next_cursor=cursor)
+
+
+@declare("agent_interrupt", "POST /v1/agents/{agent}/interrupt", role=Role.OPERATOR)
+async def agent_interrupt(service: Service, caller: Caller, request: NamedAgent) -> Interrupted:
+    """Break off the turn that an agent is in; it knows what was said, and hears what waits."""
+    agents = service.host.agents
+    by = actor(caller, "agent_interrupt")
+    agent = await agents.get(request.agent, by)
+    return Interrupted(
+        agent_id=agent.agent_id, interrupted=await agents.interrupt(agent.agent_id, by)
+    )
+
+
+@declare("agent_suspend", "POST /v1/agents/{agent}/suspend", role=Role.OPERATOR, waits=True)
+async def agent_suspend(service: Service, caller: Caller, request: WaitingAgent) -> Operation:
+    """Stop an agent's machine once it is idle; what it knows stays on its disk.
+
+    The next message starts it again. The operation's result is the agent.
+    """
+    agents = service.host.agents
+    by = actor(caller, "agent_suspend")
+    agent = await agents.get(request.agent, by)
+
+    async def work(report: Report) -> JsonValue:
+        await report(None, "waits until it is idle, and stops its machine")
+        return (await agents.suspend(agent.agent_id, by)).model_dump(mode="json")
+
+    return await long_call(service, caller, "agent_suspend", agent.agent_id, request.wait_s, work)
+
+
+@declare(
+    "agent_end",
+    "POST /v1/agents/{agent}/end",
+    role=Role.OPERATOR,
+    effect=Effect.DESTROY,
+    idempotent=True,
+)
+async def agent_end(service: Service, caller: Caller, request: NamedAgent) -> Agent:
+    """End an agent with its machine and all that is on its disk; what was said is kept."""
+    return await service.host.agents.end(request.agent, actor(caller, "agent_end"))
+
+
+@declare("agent_delete", "DELETE /v1/agents/{agent}", role=Role.OPERATOR, effect=Effect.DESTROY)
+async def agent_delete(service: Service, caller: Caller, request: NamedAgent) -> Agent:
+    """Forget an agent that has ended, with all that was said to it."""
+    return await service.host.agents.delete(request.agent, actor(caller, "agent_delete"))
+
+
+CALLS: tuple[Call, ...] = (
+    agent_spawn,
+    agent_get,
+    agent_list,
+    agent_send,
+    agent_wait,
+    agent_output,
+    agent_interrupt,
+    agent_suspend,
+    agent_end,
+    agent_delete,
+)

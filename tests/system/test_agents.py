@@ -1,0 +1,181 @@
+"""Agents that live in real machines: the real Claude Code, talked to, against a scripted model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+import hosted
+from claude_image import KEY, MEMORY_MIB, NAME, VCPUS, Model, claude_image, scripted_model
+from judges.tools import CLAUDE
+from machines import LONG_S
+from model_api import say, turn, use
+from system.living import Stage, furnish, living, staged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(
+    not CLAUDE.exists(), reason="Claude Code is not installed: make judges"
+)
+
+HOME = {"image": NAME, "memory_mib": MEMORY_MIB, "vcpus": VCPUS}
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    anyio.run(claude_image)
+    with scripted_model() as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def stage(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with living(tmp_path_factory.mktemp("agents") / "s", egress=model.settings) as stage:
+        let_in(stage)
+        yield stage
+
+
+@pytest.fixture
+def ada(stage: Stage) -> Iterator[str]:
+    agent = stage.done("agent_spawn", name="ada", **HOME)
+    assert (agent["name"], agent["state"]) == ("ada", "idle")
+    yield "ada"
+    ended = stage.ask("agent_end", agent="ada")
+    assert ended["state"] == "ended"
+    stage.ask("agent_delete", agent=ended["agent_id"])
+
+
+def let_in(stage: Stage) -> None:
+    stage.ask("credential_set", name="model", kind="anthropic-api-key", value=KEY)
+
+
+def said_to(stage: Stage, agent: str, text: str) -> dict[str, Any]:
+    return answer_of(stage, stage.ask("agent_send", agent=agent, text=text, wait_s=0))
+
+
+def answer_of(stage: Stage, message: dict[str, Any]) -> dict[str, Any]:
+    return stage.ask("agent_wait", message_id=message["message_id"], timeout_s=LONG_S)
+
+
+def heard(model: Model) -> str:
+    """All of the conversation that came with the last request of one."""
+    return json.dumps(model.api.conversation[-1].entries)
+
+
+def test_an_agent_knows_what_was_said_before_also_when_it_was_suspended(
+    stage: Stage, model: Model, ada: str
+) -> None:
+    model.scripts["The word is plover."] = [
+        use("Write", file_path="/workspace/word", content="plover\n"),
+        say("I keep it."),
+    ]
+    model.scripts["Which word"] = [say("plover")]
+    first = said_to(stage, ada, "The word is plover.")
+    assert (first["state"], first["answer"]) == ("answered", "I keep it.")
+    second = said_to(stage, ada, "Which word was it?")
+    assert (second["state"], second["answer"]) == ("answered", "plover")
+    assert "The word is plover." in heard(model)
+    agent = stage.ask("agent_get", agent=ada)["agent"]
+    assert agent["usage"]["requests"] >= 3
+    assert stage.done("agent_suspend", agent=ada)["state"] == "suspended"
+    assert stage.ask("machine_get", machine=agent["machine_id"])["state"] == "stopped"
+    third = said_to(stage, ada, "Which word, once more?")
+    assert (third["state"], third["answer"]) == ("answered", "plover")
+    assert "The word is plover." in heard(model)
+    assert stage.said(agent["machine_id"], "cat /workspace/word") == "plover\n"
+    told = stage.ask("agent_output", agent=ada)["items"]
+    assert [each["text"] for each in told] == [
+        "The word is plover.",
+        "Which word was it?",
+        "Which word, once more?",
+    ]
+
+
+def test_messages_are_heard_in_order_and_a_turn_can_be_broken_off(
+    stage: Stage, model: Model, ada: str
+) -> None:
+    gate = model.gate()
+    model.scripts["Think for long."] = [replace(turn(say("Well...")), pause=gate.hold)]
+    model.scripts["Next"] = [say("Here.")]
+    long = stage.ask("agent_send", agent=ada, text="Think for long.", wait_s=0)
+    gate.reached()
+    waiting = [
+        stage.ask("agent_send", agent=ada, text=f"Next {number}.", wait_s=0) for number in range(2)
+    ]
+    assert [each["state"] for each in waiting] == ["queued"] * 2
+    assert stage.ask("agent_get", agent=ada)["agent"]["state"] == "busy"
+    assert stage.ask("agent_interrupt", agent=ada)["interrupted"]
+    broken_off = answer_of(stage, long)
+    assert (broken_off["state"], broken_off["error"]["code"]) == ("failed", "interrupted")
+    answers = [answer_of(stage, each) for each in waiting]
+    assert [each["answer"] for each in answers] == ["Here."] * 2
+    assert answers[0]["ended_at"] <= answers[1]["began_at"]
+    gate.open()
+    assert not stage.ask("agent_interrupt", agent=ada)["interrupted"]
+
+
+@pytest.mark.long
+def test_one_whose_machine_is_killed_is_suspended_and_has_forgotten_nothing(
+    stage: Stage, model: Model, ada: str
+) -> None:
+    model.scripts["The bird is a dunlin."] = [say("A dunlin.")]
+    model.scripts["Which bird"] = [say("dunlin")]
+    said_to(stage, ada, "The bird is a dunlin.")
+    agent = stage.ask("agent_get", agent=ada)["agent"]
+    os.kill(hosted.processes(stage.daemon.state_dir)[agent["machine_id"]], signal.SIGKILL)
+    stage.hear("agent.suspended", agent["agent_id"])
+    told = stage.ask("agent_get", agent=ada)["agent"]
+    assert "its machine is crashed" in told["reason"]
+    assert said_to(stage, ada, "Which bird?")["answer"] == "dunlin"
+    assert "The bird is a dunlin." in heard(model)
+
+
+def test_a_daemon_that_is_killed_in_the_middle_of_a_turn_hears_its_answer_once(
+    model: Model, tmp_path: Path
+) -> None:
+    state = tmp_path / "s"
+    furnish(state)
+    gate = model.gate()
+    model.scripts["Think while"] = [replace(turn(say("I was here.")), pause=gate.hold)]
+    model.scripts["And then"] = [say("And then that.")]
+    with staged(state, egress=model.settings) as stage:
+        let_in(stage)
+        stage.done("agent_spawn", name="ada", **HOME)
+        first = stage.ask("agent_send", agent="ada", text="Think while", wait_s=0)
+        second = stage.ask("agent_send", agent="ada", text="And then?", wait_s=0)
+        gate.reached()
+        stage.daemon.kill()
+    gate.open()
+    asked = len(model.api.conversation)
+    with staged(state, egress=model.settings) as stage:
+        answers = [answer_of(stage, each) for each in (first, second)]
+        assert [each["answer"] for each in answers] == ["I was here.", "And then that."]
+        said = [each["text"] for each in stage.ask("agent_output", agent="ada")["items"]]
+        assert said == ["Think while", "And then?"]
+        again = json.dumps(model.api.conversation[-1].entries)
+        assert again.count("Think while") == 1
+        assert len(model.api.conversation) > asked
+        stage.ask("agent_end", agent="ada")
+        stage.clear()
+    assert hosted.left(state) == []
+
+
+@pytest.mark.long
+def test_an_agent_whose_budget_is_used_up_is_told_so_and_answers_no_more(
+    stage: Stage, model: Model
+) -> None:
+    model.scripts["Spend."] = [say("Spent.")]
+    stage.done("agent_spawn", name="bob", tokens=1000, **HOME)
+    assert said_to(stage, "bob", "Spend.")["state"] == "answered"
+    refused = said_to(stage, "bob", "Spend.")
+    assert (refused["state"], refused["error"]["code"]) == ("failed", "model-payment-required")
+    usage = stage.ask("agent_end", agent="bob")["usage"]
+    assert usage["tokens_in"] + usage["tokens_out"] + usage["tokens_cached"] >= 1000
