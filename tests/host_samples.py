@@ -145,7 +145,18 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "file_get": (["box", "/a", "--max-size", "9"], {"machine": "box", "path": "/a", "max_size": 9}),
     "agent_spawn": (
         [
-            *("--name", "ada", "--prompt", "begin", "--driver", "codex", "--model", "m"),
+            *(
+                "--name",
+                "ada",
+                "--parent",
+                "lead",
+                "--prompt",
+                "begin",
+                "--driver",
+                "codex",
+                "--model",
+                "m",
+            ),
             *("--system-prompt", "be brief", "--mcp-servers", '{"x": {"command": "y"}}'),
             *("--max-turns", "3", "--image", "node", "--memory-mib", "512", "--vcpus", "2"),
             *("--disk-mib", "64", "--egress", "a.org", "--egress", "*.b.org"),
@@ -153,6 +164,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         ],
         {
             "name": "ada",
+            "parent": "lead",
             "prompt": "begin",
             "driver": "codex",
             "model": "m",
@@ -189,7 +201,17 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "agent_interrupt": (["ada"], {"agent": "ada"}),
     "agent_suspend": (["ada", "--wait-s", "0"], {"agent": "ada", "wait_s": 0.0}),
-    "agent_end": (["ada"], {"agent": "ada"}),
+    "agent_end": (
+        ["ada", "--force", "--cascade"],
+        {"agent": "ada", "force": True, "cascade": True},
+    ),
+    "agent_tree": ([], {}),
+    "agent_children": (["ada"], {"agent": "ada"}),
+    "agent_peers": (["ada"], {"agent": "ada"}),
+    "agent_send_many": (
+        ["hello", "--to", "ada", "--to", "bob", "--children-of", "lead", "--wait-s", "0"],
+        {"agents": ["ada", "bob"], "children_of": "lead", "text": "hello", "wait_s": 0.0},
+    ),
     "agent_delete": (["ada"], {"agent": "ada"}),
     "snapshot_create": (["box", "--wait-s", "0"], {"machine": "box", "wait_s": 0.0}),
     "snapshot_get": (["s_1"], {"snapshot_id": "s_1"}),

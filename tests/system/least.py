@@ -19,7 +19,7 @@ LEAST = {
         cluster_snapshot_list plan_tasks repo_get repo_list run_get run_list
         run_output run_diff artifact_list artifact_get artifact_trees artifact_show artifact_diff
         image_list image_get pool_list operation_get operation_wait operation_list
-        agent_get agent_list agent_wait agent_output
+        agent_get agent_list agent_tree agent_children agent_peers agent_wait agent_output
         whoami metrics_get""",
     Role.WORKER: """
         task_claim task_heartbeat task_complete task_fail task_release task_extend worker_register
@@ -41,7 +41,8 @@ LEAST = {
         forward_add forward_remove network_create network_remove fault_inject fault_renew
         fault_heal fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
         run_approve run_reject run_merge merge_resolve
-        agent_spawn agent_send agent_interrupt agent_suspend agent_end agent_delete""",
+        agent_spawn agent_send agent_send_many agent_interrupt agent_suspend agent_end
+        agent_delete""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove
         repo_add repo_update repo_remove artifact_register artifact_remove
@@ -55,6 +56,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "file_get": {"path": "/tmp/x"},
     "forward_add": {"guest": "80"},
     "agent_send": {"text": "x"},
+    "agent_send_many": {"text": "x"},
     "exec_input": {"data": "x"},
     "node_exec": {"node": "one", "argv": ["true"]},
     "node_exec_all": {"argv": ["true"]},

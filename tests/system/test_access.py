@@ -246,6 +246,7 @@ def _house(ledger: Ledger) -> None:
     # What boots here has no such program in it, which is the answer to what it is told.
     agent = act("agent_spawn", name="ada")["target"]
     act("agent_send", agent, agent="ada", text="hello", wait_s=0)
+    act("agent_send_many", agent, agents=["ada"], text="all", wait_s=0)
     act("agent_interrupt", agent, agent="ada")
     act("agent_suspend", agent, agent="ada")
     act("agent_end", agent, agent="ada")

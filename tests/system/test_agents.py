@@ -48,7 +48,7 @@ def ada(stage: Stage) -> Iterator[str]:
     agent = stage.done("agent_spawn", name="ada", **HOME)
     assert (agent["name"], agent["state"]) == ("ada", "idle")
     yield "ada"
-    ended = stage.ask("agent_end", agent="ada")
+    [ended] = stage.ask("agent_end", agent="ada", force=True)["agents"]
     assert ended["state"] == "ended"
     stage.ask("agent_delete", agent=ended["agent_id"])
 
@@ -177,5 +177,6 @@ def test_an_agent_whose_budget_is_used_up_is_told_so_and_answers_no_more(
     assert said_to(stage, "bob", "Spend.")["state"] == "answered"
     refused = said_to(stage, "bob", "Spend.")
     assert (refused["state"], refused["error"]["code"]) == ("failed", "model-payment-required")
-    usage = stage.ask("agent_end", agent="bob")["usage"]
+    [ended] = stage.ask("agent_end", agent="bob")["agents"]
+    usage = ended["usage"]
     assert usage["tokens_in"] + usage["tokens_out"] + usage["tokens_cached"] >= 1000

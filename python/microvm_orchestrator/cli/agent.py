@@ -50,6 +50,15 @@ def spawn(
         str | None,
         typer.Option("--prompt", metavar="TEXT|@FILE|-", help="What it is told first."),
     ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            "--parent",
+            metavar="AGENT",
+            help="The agent that it belongs to, and ends with.",
+            autocompletion=complete_agent,
+        ),
+    ] = None,
     driver: Annotated[
         Literal["claude", "codex", "opencode"] | None,
         typer.Option("--driver", help="Which program it is; else claude."),
@@ -118,6 +127,7 @@ def spawn(
     given = {
         "name": name,
         "prompt": values.text(prompt),
+        "parent": parent,
         "driver": driver,
         "model": model,
         "system_prompt": values.text(system_prompt),
@@ -158,6 +168,78 @@ def list_(
     """List agents, oldest first: yours, or all if you see everything."""
     given = {"state": state, "limit": limit, "cursor": cursor}
     here.tell("agent_list", given, lambda answer: output.page(answer, BRIEF, "no agents"))
+
+
+def _several(answer: dict[str, Any]) -> None:
+    if not answer["agents"]:
+        output.say("no agents")
+    else:
+        output.table(BRIEF, answer["agents"])
+
+
+@command(app, "tree", example="agent tree")
+def tree(here: Session) -> None:
+    """Show who belongs to whom, of all agents that live."""
+
+    def show(answer: dict[str, Any]) -> None:
+        for each in answer["agents"]:
+            output.line(f"{'  ' * each['depth']}{each['name']} [{each['state']}]")
+
+    here.tell("agent_tree", {}, show)
+
+
+@command(app, "children", example="agent children lead")
+def children(here: Session, agent: AgentRef) -> None:
+    """List the agents that belong to one and live."""
+    here.tell("agent_children", {"agent": agent}, _several)
+
+
+@command(app, "peers", example="agent peers ada")
+def peers(here: Session, agent: AgentRef) -> None:
+    """List the agents that live and have the same parent as one."""
+    here.tell("agent_peers", {"agent": agent}, _several)
+
+
+@command(
+    app,
+    "send-many",
+    example="agent send-many 'Stop, and say where you are.' --children-of lead\n"
+    "agent send-many @news.md --to ada --to bob",
+)
+def send_many(
+    here: Session,
+    text: Annotated[
+        str,
+        typer.Argument(metavar="TEXT|@FILE|-", help="What to say to them.", show_default=False),
+    ],
+    agents: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--to",
+            metavar="AGENT",
+            help="A name or id; may be repeated.",
+            autocompletion=complete_agent,
+        ),
+    ] = None,
+    children_of: Annotated[
+        str | None,
+        typer.Option(
+            "--children-of",
+            metavar="AGENT",
+            help="Instead: all who belong to this one.",
+            autocompletion=complete_agent,
+        ),
+    ] = None,
+    wait_s: _Answered = None,
+) -> None:
+    """Say the same to several agents at once, and show their answers."""
+    given = {
+        "agents": agents or None,
+        "children_of": children_of,
+        "text": values.text(text),
+        "wait_s": wait_s,
+    }
+    here.tell("agent_send_many", given)
 
 
 @command(
@@ -234,10 +316,21 @@ def suspend(here: Session, agent: AgentRef, wait_s: WaitS = None) -> int:
     return follow(here, "agent_suspend", {"agent": agent}, wait_s, output.record)
 
 
-@command(app, "end", example="agent end ada")
-def end(here: Session, agent: AgentRef) -> None:
+@command(app, "end", example="agent end ada\nagent end lead --cascade --force")
+def end(
+    here: Session,
+    agent: AgentRef,
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also in the middle of a turn.", show_default=False)
+    ] = False,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="With all that belong to it.", show_default=False)
+    ] = False,
+) -> None:
     """End an agent with its machine and all that is on its disk; what was said is kept."""
-    here.tell("agent_end", {"agent": agent}, output.record)
+    given = {"agent": agent, "force": force or None, "cascade": cascade or None}
+    here.tell("agent_end", given, _several)
 
 
 @command(app, "delete", example="agent delete ada")

@@ -17,6 +17,7 @@ import anyio.abc
 import anyio.to_thread
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
 from microvm_orchestrator.conversations.home import remove_home
 from microvm_orchestrator.model.agent import (
@@ -45,6 +46,7 @@ class Spawn:
     """An agent as it is asked for."""
 
     name: str | None
+    parent: str | None
     character: Character
     home: Home
     budget: AgentBudget
@@ -107,6 +109,21 @@ class Agents:
         """Raises: NotFound, also for what `by` cannot see."""
         return await self._records.get(reference, by)
 
+    async def _living_ones(self, by: Actor) -> list[Agent]:
+        return [each for each in await self.visible(by) if not each.over]
+
+    async def tree(self, by: Actor) -> list[tuple[Agent, int]]:
+        """Agents that live, with how deep they stand, each behind its parent."""
+        return family.tree(await self._living_ones(by))
+
+    async def children(self, reference: str, by: Actor) -> list[Agent]:
+        """Raises: NotFound."""
+        return family.children(await self._living_ones(by), await self.get(reference, by))
+
+    async def peers(self, reference: str, by: Actor) -> list[Agent]:
+        """Raises: NotFound."""
+        return family.peers(await self._living_ones(by), await self.get(reference, by))
+
     async def messages(self, reference: str, by: Actor) -> list[Message]:
         """All that was said to an agent, in order. Raises: NotFound."""
         agent = await self.get(reference, by)
@@ -135,14 +152,19 @@ class Agents:
     async def spawn(self, wish: Spawn, by: Actor) -> Agent:
         """Write an agent down, and begin to make its machine ready.
 
-        Raises: AlreadyExists for a name that an agent has who lives; NotFound for an image.
+        Raises: AlreadyExists for a name that an agent has who lives; NotFound for an image or a
+            parent; StateForbids for a parent that is over; TooLarge for a family that would be.
         """
         await self._ground.image(wish.home.image)
+        parent = None if wish.parent is None else await self.get(wish.parent, by)
+        if parent is not None:
+            self._conversation(parent)
         agent_id = new_id("a")
         agent = Agent(
             agent_id=agent_id,
             name=wish.name or agent_id,
-            owner=by.name,
+            owner=by.name if parent is None else parent.owner,
+            parent=parent and parent.agent_id,
             state=AgentState.STARTING,
             machine_id=new_id("m"),
             character=wish.character,
@@ -154,6 +176,8 @@ class Agents:
             every = await self._records.visible(SYSTEM)
             if any(each.name == agent.name and not each.over for each in every):
                 raise errors.AlreadyExists(f"an agent {agent.name} lives already")
+            if parent is not None:
+                family.refuse_more(every, parent)
             await anyio.Path(self._ground.of(agent_id)).mkdir(parents=True, exist_ok=True)
             await self._records.save(agent, by, "spawned", expect=0)
         self._take_on(agent, [])
@@ -207,12 +231,29 @@ class Agents:
         conversation.suspend()
         return await conversation.until(AgentState.SUSPENDED, *OVER)
 
-    async def end(self, reference: str, by: Actor) -> Agent:
+    async def end(self, reference: str, by: Actor, *, force: bool, cascade: bool) -> list[Agent]:
         """End an agent with its machine; what was said is kept, and what waits is never heard.
 
-        Raises: NotFound.
+        One that is busy ends by `force` alone, one to whom others belong with them by `cascade`:
+        those below it end first, and all are given. Raises: NotFound, StateForbids.
         """
         agent = await self.get(reference, by)
+        below = family.below(await self._living_ones(SYSTEM), agent)
+        if below and not cascade:
+            names = ", ".join(each.name for each in below)
+            raise errors.StateForbids(
+                f"to agent {agent.name} belong others: {names}", hint="cascade ends them with it"
+            )
+        ending = [*reversed(below), agent]
+        busy = [each.name for each in ending if each.state is AgentState.BUSY]
+        if busy and not force:
+            raise errors.StateForbids(
+                f"agents are busy: {', '.join(busy)}",
+                hint="wait for their answers, interrupt them, or end them by force",
+            )
+        return [await self._end(each, by) for each in ending]
+
+    async def _end(self, agent: Agent, by: Actor) -> Agent:
         living = self._living.get(agent.agent_id)
         if living is not None:
             with anyio.move_on_after(_END_S, shield=True):

@@ -101,6 +101,7 @@ class Agent(_Part):
     agent_id: str
     name: str
     owner: str
+    parent: str | None = Field(default=None, description="id of the agent that it belongs to")
     state: AgentState
     reason: str = Field(default="", description="why it stands so, where it was not asked to")
     machine_id: str

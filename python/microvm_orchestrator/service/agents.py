@@ -5,11 +5,13 @@ Above are the front ends; below, the agents of this host, who live whoever leave
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
 from pydantic import Field, JsonValue
 
+from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.agents import Spawn
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import (
@@ -24,6 +26,7 @@ from microvm_orchestrator.model.agent import (
 )
 from microvm_orchestrator.model.operation import Operation
 from microvm_orchestrator.model.run import Dollars, Tokens
+from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import MAX_TEXT, Flag, Name
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
@@ -32,6 +35,7 @@ from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.service.tasks import PROGRESS_EVERY_S, Wait
 from microvm_orchestrator.store.base import Match
+from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
     from microvm_orchestrator.model.records import Actor, Record
@@ -57,6 +61,9 @@ class NamedAgent(Request):
 class SpawnAgent(Character, Home, Request):
     """An agent to spawn, in a machine of its own."""
 
+    parent: AgentRef | None = Field(
+        default=None, description="the agent that it belongs to, and ends with"
+    )
     name: Name | None = Field(
         default=None, description="what it is called; by default as its id, no two at a time"
     )
@@ -68,6 +75,62 @@ class SpawnAgent(Character, Home, Request):
         default=None, description="how much of model APIs it may take in its life, at list prices"
     )
     wait_s: WaitS = USUAL_WAIT_S
+
+
+class EndAgent(NamedAgent):
+    """An agent to end, and what may be ended with it."""
+
+    force: Flag = Field(default=False, description="also in the middle of a turn")
+    cascade: Flag = Field(default=False, description="with all that belong to it")
+
+
+class ListOfAgents(Answer):
+    """Some agents."""
+
+    agents: list[Agent]
+
+
+class PlaceInTree(Answer):
+    """An agent, and how deep it stands."""
+
+    agent_id: str
+    name: str
+    state: AgentState
+    parent: str | None
+    depth: int
+
+
+class AgentTree(Answer):
+    """All agents, each behind its parent."""
+
+    agents: list[PlaceInTree]
+
+
+class SendToMany(Request):
+    """Something to say to several agents at once."""
+
+    agents: Annotated[list[AgentRef], Field(max_length=64)] = Field(
+        default=[], description="names or ids"
+    )
+    children_of: AgentRef | None = Field(
+        default=None, description="instead: all who belong to this one and live"
+    )
+    text: Said
+    wait_s: MessageWait = USUAL_WAIT_S
+
+
+class SentTo(Answer):
+    """What became of a message to one of several."""
+
+    agent: str
+    message: Message | None
+    error: TaskError | None = Field(description="why nothing was said to it")
+
+
+class SentToMany(Answer):
+    """What became of a message to several agents."""
+
+    items: list[SentTo]
 
 
 class WaitingAgent(NamedAgent):
@@ -125,6 +188,7 @@ async def agent_spawn(service: Service, caller: Caller, request: SpawnAgent) -> 
     agents = service.host.agents
     wish = Spawn(
         request.name,
+        request.parent,
         Character.model_validate(request.model_dump(include=set(Character.model_fields))),
         Home.model_validate(request.model_dump(include=set(Home.model_fields))),
         AgentBudget(tokens=request.tokens, cost_usd=request.cost_usd),
@@ -172,6 +236,68 @@ async def agent_send(service: Service, caller: Caller, request: SendToAgent) -> 
     by = actor(caller, "agent_send")
     message = await service.host.agents.send(request.agent, request.text, by)
     return await _awaited(service, caller, by, message.message_id, request.wait_s)
+
+
+@declare("agent_send_many", "POST /v1/agents/messages", role=Role.OPERATOR, waits=True)
+async def agent_send_many(service: Service, caller: Caller, request: SendToMany) -> SentToMany:
+    """Say the same to several agents at once, and wait a while for all answers.
+
+    One that cannot be spoken to keeps nobody else from it, and says why.
+    """
+    by = actor(caller, "agent_send_many")
+    agents = service.host.agents
+    names = request.agents
+    if request.children_of is not None:
+        if names:
+            raise errors.InvalidInput("`agents` and `children_of` are one or the other")
+        names = [each.agent_id for each in await agents.children(request.children_of, by)]
+    if not names:
+        raise errors.InvalidInput("there is nobody to say it to")
+
+    async def say(name: str) -> SentTo:
+        try:
+            sent = await agents.send(name, request.text, by)
+            message = await _awaited(service, caller, by, sent.message_id, request.wait_s)
+        except errors.OrchestratorError as error:
+            why = TaskError(code=error.code, message=error.message, detail=error.hint)
+            return SentTo(agent=name, message=None, error=why)
+        return SentTo(agent=name, message=message, error=None)
+
+    told = await together([partial(say, name) for name in names], at_once=len(names))
+    return SentToMany(items=told)
+
+
+@declare("agent_tree", "GET /v1/agent-tree", role=Role.VIEWER, effect=Effect.READ)
+async def agent_tree(service: Service, caller: Caller, request: Request) -> AgentTree:
+    """Show who belongs to whom, of all agents that live: each behind its parent."""
+    del request
+    told = await service.host.agents.tree(actor(caller, "agent_tree"))
+    return AgentTree(
+        agents=[
+            PlaceInTree(
+                agent_id=agent.agent_id,
+                name=agent.name,
+                state=agent.state,
+                parent=agent.parent,
+                depth=depth,
+            )
+            for agent, depth in told
+        ]
+    )
+
+
+@declare("agent_children", "GET /v1/agents/{agent}/children", role=Role.VIEWER, effect=Effect.READ)
+async def agent_children(service: Service, caller: Caller, request: NamedAgent) -> ListOfAgents:
+    """List the agents that belong to one and live."""
+    by = actor(caller, "agent_children")
+    return ListOfAgents(agents=await service.host.agents.children(request.agent, by))
+
+
+@declare("agent_peers", "GET /v1/agents/{agent}/peers", role=Role.VIEWER, effect=Effect.READ)
+async def agent_peers(service: Service, caller: Caller, request: NamedAgent) -> ListOfAgents:
+    """List the agents that live and have the same parent as one."""
+    by = actor(caller, "agent_peers")
+    return ListOfAgents(agents=await service.host.agents.peers(request.agent, by))
 
 
 @declare(
@@ -254,9 +380,16 @@ async def agent_suspend(service: Service, caller: Caller, request: WaitingAgent)
     effect=Effect.DESTROY,
     idempotent=True,
 )
-async def agent_end(service: Service, caller: Caller, request: NamedAgent) -> Agent:
-    """End an agent with its machine and all that is on its disk; what was said is kept."""
-    return await service.host.agents.end(request.agent, actor(caller, "agent_end"))
+async def agent_end(service: Service, caller: Caller, request: EndAgent) -> ListOfAgents:
+    """End an agent with its machine and all that is on its disk; what was said is kept.
+
+    One that is busy, or to whom others belong, is refused unless that is said.
+    """
+    by = actor(caller, "agent_end")
+    ended = await service.host.agents.end(
+        request.agent, by, force=request.force, cascade=request.cascade
+    )
+    return ListOfAgents(agents=ended)
 
 
 @declare("agent_delete", "DELETE /v1/agents/{agent}", role=Role.OPERATOR, effect=Effect.DESTROY)
@@ -269,7 +402,11 @@ CALLS: tuple[Call, ...] = (
     agent_spawn,
     agent_get,
     agent_list,
+    agent_tree,
+    agent_children,
+    agent_peers,
     agent_send,
+    agent_send_many,
     agent_wait,
     agent_output,
     agent_interrupt,

@@ -1,0 +1,70 @@
+"""Who belongs to whom among agents: parents, children, peers, and how large a family may be.
+
+Above are the agents of this host; below, their records.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microvm_orchestrator import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from microvm_orchestrator.model.agent import Agent
+
+# An agent that spawns others which spawn others comes to an end.
+DEPTH_MOST = 4
+CHILDREN_MOST = 16
+
+
+def children(agents: Sequence[Agent], parent: Agent) -> list[Agent]:
+    return [each for each in agents if each.parent == parent.agent_id]
+
+
+def peers(agents: Sequence[Agent], agent: Agent) -> list[Agent]:
+    """Those with the same parent; of one that has none, the others of its owner who have none."""
+    return [
+        each
+        for each in agents
+        if each.agent_id != agent.agent_id
+        and each.parent == agent.parent
+        and each.owner == agent.owner
+    ]
+
+
+def below(agents: Sequence[Agent], agent: Agent) -> list[Agent]:
+    """All that belong to an agent, over any number of steps; each behind its parent."""
+    return [each for each, _ in _walk(agents, agent, 0)]
+
+
+def tree(agents: Sequence[Agent]) -> list[tuple[Agent, int]]:
+    """All agents with how deep they stand, each behind its parent."""
+    known = {agent.agent_id for agent in agents}
+    told: list[tuple[Agent, int]] = []
+    for agent in agents:
+        if agent.parent not in known:
+            told += [(agent, 0), *_walk(agents, agent, 1)]
+    return told
+
+
+def _walk(agents: Sequence[Agent], agent: Agent, depth: int) -> Iterator[tuple[Agent, int]]:
+    for child in children(agents, agent):
+        yield child, depth
+        yield from _walk(agents, child, depth + 1)
+
+
+def refuse_more(agents: Sequence[Agent], parent: Agent) -> None:
+    """Raises: TooLarge when a child more would be too many, or stand too deep."""
+    by_id = {agent.agent_id: agent for agent in agents}
+    depth, above = 1, parent
+    while above.parent is not None and (higher := by_id.get(above.parent)) is not None:
+        depth, above = depth + 1, higher
+    if depth >= DEPTH_MOST:
+        raise errors.TooLarge(
+            f"agent {parent.name} stands {depth} deep, and none may stand below {DEPTH_MOST}"
+        )
+    living = [each for each in children(agents, parent) if not each.over]
+    if len(living) >= CHILDREN_MOST:
+        raise errors.TooLarge(f"agent {parent.name} has {CHILDREN_MOST} children already")
