@@ -205,6 +205,14 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["ada", "--force", "--cascade"],
         {"agent": "ada", "force": True, "cascade": True},
     ),
+    "agent_branch": (
+        ["ada", "--name", "ada-2", "--wait-s", "0"],
+        {"agent": "ada", "name": "ada-2", "wait_s": 0.0},
+    ),
+    "agent_budget": (
+        ["ada", "--tokens", "9", "--cost-usd", "0.5"],
+        {"agent": "ada", "tokens": 9, "cost_usd": 0.5},
+    ),
     "agent_tree": ([], {}),
     "agent_children": (["ada"], {"agent": "ada"}),
     "agent_peers": (["ada"], {"agent": "ada"}),

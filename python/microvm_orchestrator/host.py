@@ -269,6 +269,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             AgentGround(
                 records=AgentRecords(store),
                 machines=machines,
+                snapshots=snapshots,
                 execs=execs,
                 ways_out=ways_out,
                 image=image,

@@ -44,12 +44,14 @@ class Snapshots:
             if snapshot.state is not SnapshotState.READY:
                 await self._drop_or_leave(snapshot)
 
-    async def save(self, reference: str, by: Actor) -> MachineSnapshot:
+    async def save(
+        self, reference: str, by: Actor, *, snapshot_id: str | None = None
+    ) -> MachineSnapshot:
         """Save a running machine, which goes on. Raises: NotFound, StateForbids, MachineFailed."""
         machine = await self._machines.get(reference, by)
         async with self._machines.turn(machine.machine_id):
             running = self._machines.live(await self._machines.get(machine.machine_id, by))
-            return await self.save_held(machine, running, by)
+            return await self.save_held(machine, running, by, snapshot_id=snapshot_id)
 
     async def save_held(
         self,
@@ -130,7 +132,14 @@ class Snapshots:
         found = [MachineSnapshot.model_validate(record.body) for record in records]
         return [snapshot for snapshot in found if by.sees_of(snapshot.owner)]
 
-    async def branch(self, snapshot_id: str, by: Actor, *, name: str | None = None) -> Machine:
+    async def branch(
+        self,
+        snapshot_id: str,
+        by: Actor,
+        *,
+        name: str | None = None,
+        machine_id: str | None = None,
+    ) -> Machine:
         """Start a machine where a saved one stood. Raises: as `start`."""
         snapshot = await self._ready(snapshot_id, by)
         saved = await self._hypervisor.find_snapshot(snapshot_id)
@@ -147,7 +156,9 @@ class Snapshots:
             networks=tuple(Attachment(network_id) for network_id in snapshot.networks),
             limits=saved.spec.limits,
         )
-        machine = await self._machines.define(wish, by, snapshot_id=snapshot_id)
+        machine = await self._machines.define(
+            wish, by, machine_id=machine_id, snapshot_id=snapshot_id
+        )
         try:
             return await self._machines.start(machine.machine_id, by)
         except BaseException:

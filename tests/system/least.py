@@ -41,7 +41,8 @@ LEAST = {
         forward_add forward_remove network_create network_remove fault_inject fault_renew
         fault_heal fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
         run_approve run_reject run_merge merge_resolve
-        agent_spawn agent_send agent_send_many agent_interrupt agent_suspend agent_end
+        agent_spawn agent_send agent_send_many agent_branch agent_budget agent_interrupt
+        agent_suspend agent_end
         agent_delete""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove

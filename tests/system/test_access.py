@@ -248,6 +248,9 @@ def _house(ledger: Ledger) -> None:
     act("agent_send", agent, agent="ada", text="hello", wait_s=0)
     act("agent_send_many", agent, agents=["ada"], text="all", wait_s=0)
     act("agent_interrupt", agent, agent="ada")
+    act("agent_budget", agent, agent="ada", tokens=9)
+    # Begun too; what stands for QEMU here has no layers of disks, and ends of it.
+    act("agent_branch", agent, agent="ada", name="copy")
     act("agent_suspend", agent, agent="ada")
     act("agent_end", agent, agent="ada")
     act("agent_delete", agent, agent=agent)

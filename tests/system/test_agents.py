@@ -177,6 +177,32 @@ def test_an_agent_whose_budget_is_used_up_is_told_so_and_answers_no_more(
     assert said_to(stage, "bob", "Spend.")["state"] == "answered"
     refused = said_to(stage, "bob", "Spend.")
     assert (refused["state"], refused["error"]["code"]) == ("failed", "model-payment-required")
+    stage.ask("agent_budget", agent="bob", tokens=100_000)
+    assert said_to(stage, "bob", "Spend.")["state"] == "answered"
     [ended] = stage.ask("agent_end", agent="bob")["agents"]
     usage = ended["usage"]
     assert usage["tokens_in"] + usage["tokens_out"] + usage["tokens_cached"] >= 1000
+
+
+def test_a_copy_of_an_agent_knows_the_same_and_goes_its_own_way(
+    stage: Stage, model: Model, ada: str
+) -> None:
+    model.scripts["The bird is a ruff."] = [say("A ruff.")]
+    model.scripts["You are the first."] = [say("First.")]
+    model.scripts["You are the copy."] = [
+        use("Bash", command="echo copy >/workspace/who"),
+        say("Copy."),
+    ]
+    said_to(stage, ada, "The bird is a ruff.")
+    copy = stage.done("agent_branch", agent=ada, name="ada-2")
+    first = stage.ask("agent_get", agent=ada)["agent"]
+    assert (copy["state"], copy["branched_from"]) == ("idle", first["agent_id"])
+    assert said_to(stage, ada, "You are the first.")["answer"] == "First."
+    assert said_to(stage, "ada-2", "You are the copy.")["answer"] == "Copy."
+    entries = heard(model)
+    assert "The bird is a ruff." in entries
+    assert "You are the first." not in entries
+    assert stage.said(copy["machine_id"], "cat /workspace/who") == "copy\n"
+    assert stage.said(first["machine_id"], "ls /workspace/who || :") == ""
+    assert stage.ask("snapshot_list")["items"] == []
+    stage.ask("agent_end", agent="ada-2")

@@ -25,6 +25,14 @@ AgentRef = Annotated[
         show_default=False,
     ),
 ]
+_Tokens = Annotated[
+    int | None,
+    typer.Option("--tokens", metavar="N", help="Of model APIs, as many as it may ever take."),
+]
+_CostUsd = Annotated[
+    float | None,
+    typer.Option("--cost-usd", metavar="USD", help="Of model APIs, as much as it may ever take."),
+]
 _Answered = Annotated[
     float | None,
     typer.Option(
@@ -108,16 +116,8 @@ def spawn(
             "--credential", metavar="NAME", help="A credential by its name; may be repeated."
         ),
     ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option("--tokens", metavar="N", help="Of model APIs, as many as it may ever take."),
-    ] = None,
-    cost_usd: Annotated[
-        float | None,
-        typer.Option(
-            "--cost-usd", metavar="USD", help="Of model APIs, as much as it may ever take."
-        ),
-    ] = None,
+    tokens: _Tokens = None,
+    cost_usd: _CostUsd = None,
     wait_s: WaitS = None,
 ) -> int:
     """Spawn an agent: a program with a model, in a machine of its own, that can be talked to.
@@ -308,6 +308,30 @@ def output_(here: Session, agent: AgentRef, limit: Limit = None, cursor: Cursor 
 def interrupt(here: Session, agent: AgentRef) -> None:
     """Break off the turn that an agent is in; it knows what was said, and hears what waits."""
     here.tell("agent_interrupt", {"agent": agent})
+
+
+@command(app, "branch", example="agent branch ada --name ada-2")
+def branch(
+    here: Session,
+    agent: AgentRef,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What the copy is called; else its id."),
+    ] = None,
+    wait_s: WaitS = None,
+) -> int:
+    """Start a copy of an agent, with its machine and all that was said; both go their own ways."""
+    given = {"agent": agent, "name": name}
+    return follow(here, "agent_branch", given, wait_s, output.record)
+
+
+@command(app, "budget", example="agent budget ada --tokens 400000")
+def budget(
+    here: Session, agent: AgentRef, tokens: _Tokens = None, cost_usd: _CostUsd = None
+) -> None:
+    """Give an agent another budget; what is not said has no limit."""
+    given = {"agent": agent, "tokens": tokens, "cost_usd": cost_usd}
+    here.tell("agent_budget", given, output.record)
 
 
 @command(app, "suspend", example="agent suspend ada")

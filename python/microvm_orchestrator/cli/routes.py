@@ -122,6 +122,8 @@ ROUTES: dict[str, Route] = {
         "agent_tree": "GET /v1/agent-tree",
         "agent_children": "GET /v1/agents/{agent}/children",
         "agent_peers": "GET /v1/agents/{agent}/peers",
+        "agent_branch": "POST /v1/agents/{agent}/branch",
+        "agent_budget": "POST /v1/agents/{agent}/budget",
         "agent_wait": "GET /v1/agents/messages/{message_id}/wait",
         "agent_output": "GET /v1/agents/{agent}/messages",
         "agent_interrupt": "POST /v1/agents/{agent}/interrupt",

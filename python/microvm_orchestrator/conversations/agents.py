@@ -32,6 +32,7 @@ from microvm_orchestrator.model.agent import (
 )
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.model.run import Usage
 from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
@@ -172,16 +173,21 @@ class Agents:
             budget=wish.budget,
             created_at=moment(time.time()),
         )
+        await self._write_down(agent, by)
+        return agent
+
+    async def _write_down(self, agent: Agent, by: Actor) -> None:
+        """Write a new agent down, and let it live. Raises: AlreadyExists, TooLarge."""
         async with self._naming:
             every = await self._records.visible(SYSTEM)
             if any(each.name == agent.name and not each.over for each in every):
                 raise errors.AlreadyExists(f"an agent {agent.name} lives already")
+            parent = next((each for each in every if each.agent_id == agent.parent), None)
             if parent is not None:
                 family.refuse_more(every, parent)
-            await anyio.Path(self._ground.of(agent_id)).mkdir(parents=True, exist_ok=True)
+            await anyio.Path(self._ground.of(agent.agent_id)).mkdir(parents=True, exist_ok=True)
             await self._records.save(agent, by, "spawned", expect=0)
         self._take_on(agent, [])
-        return agent
 
     async def up(self, agent_id: str) -> Agent:
         """Wait until an agent can be talked to. Raises: StateForbids when it never can."""
@@ -214,6 +220,44 @@ class Agents:
         await self._records.save_message(message, by, "queued", audited=True, expect=0)
         conversation.hears(message)
         return message
+
+    async def branch(self, reference: str, name: str | None, by: Actor) -> Agent:
+        """Begin to start a copy of an agent, with its machine and its conversation as they are.
+
+        It is saved between two turns, and goes on. Raises: NotFound, AlreadyExists; StateForbids
+        for one whose machine does not run; what machines raise.
+        """
+        first = await self.get(reference, by)
+        conversation = self._conversation(first)
+        agent_id, snapshot_id = new_id("a"), new_id("s")
+        await conversation.save(snapshot_id)
+        agent = conversation.agent.model_copy(
+            update={
+                "agent_id": agent_id,
+                "name": name or agent_id,
+                "state": AgentState.STARTING,
+                "reason": "",
+                "branched_from": first.agent_id,
+                "snapshot_id": snapshot_id,
+                "machine_id": new_id("m"),
+                "usage": Usage(),
+                "created_at": moment(time.time()),
+            }
+        )
+        try:
+            await self._write_down(agent, by)
+        except BaseException:
+            with anyio.CancelScope(shield=True), contextlib.suppress(errors.Unavailable):
+                await self._ground.snapshots.forget(snapshot_id, SYSTEM)
+            raise
+        return agent
+
+    async def allow(self, reference: str, budget: AgentBudget, by: Actor) -> Agent:
+        """Give an agent another budget, from now on. Raises: NotFound, StateForbids."""
+        agent = await self.get(reference, by)
+        conversation = self._conversation(agent)
+        await self._records.note(agent, by)
+        return await conversation.allow(budget)
 
     async def interrupt(self, reference: str, by: Actor) -> bool:
         """Break off the turn that an agent is in; false if it is in none. Raises: NotFound."""

@@ -18,8 +18,14 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.conversations.home import acting, close_home, find_home, open_home
-from microvm_orchestrator.conversations.turn import take_turn
-from microvm_orchestrator.model.agent import Agent, AgentState, Message, MessageState
+from microvm_orchestrator.conversations.turn import limits_of, take_turn
+from microvm_orchestrator.model.agent import (
+    Agent,
+    AgentBudget,
+    AgentState,
+    Message,
+    MessageState,
+)
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.task import TaskError
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from microvm_orchestrator.conversations.ground import AgentGround
+    from microvm_orchestrator.lifecycle.egress import WayOut
     from microvm_orchestrator.machine.base import Machine as RunningMachine
 
 _log = log.get(__name__)
@@ -59,6 +66,9 @@ class Conversation:
         # Whether its machine is to be stopped once it is idle.
         self._to_suspend = False
         self._news = anyio.Event()
+        # Held while it is in a turn, or its machine is saved or stopped.
+        self._quiet = anyio.Lock()
+        self._way_out: WayOut | None = None
         # One at a time reads and writes the record.
         self._writing = anyio.Lock()
 
@@ -98,6 +108,23 @@ class Conversation:
             await self._news.wait()
         return self.agent
 
+    async def save(self, snapshot_id: str) -> None:
+        """Save its machine as it is between two turns.
+
+        Raises: StateForbids for one that is suspended; what machines raise.
+        """
+        async with self._quiet:
+            await self._ground.snapshots.save(
+                self.agent.machine_id, acting(self.agent), snapshot_id=snapshot_id
+            )
+
+    async def allow(self, budget: AgentBudget) -> Agent:
+        """Give it another budget, from now on."""
+        await self.stand(self.agent.state, self.agent.reason, budget=budget)
+        if self._way_out is not None:
+            self._way_out.egress.set_budget(limits_of(budget))
+        return self.agent
+
     def _wake(self) -> None:
         self._news.set()
         self._news = anyio.Event()
@@ -128,10 +155,12 @@ class Conversation:
         while True:
             news = self._news
             if self._queue:
-                await self._hear(self._queue[0])
+                async with self._quiet:
+                    await self._hear(self._queue[0])
                 self._queue.popleft()
             elif self._to_suspend:
-                await close_home(self.agent, self._ground)
+                async with self._quiet:
+                    await close_home(self.agent, self._ground)
                 self._machine, self._to_suspend = None, False
                 await self.stand(AgentState.SUSPENDED)
             else:
@@ -143,8 +172,16 @@ class Conversation:
         except errors.OrchestratorError as error:
             await self.stand(AgentState.FAILED, error.message)
             return False
-        await self.stand(AgentState.IDLE)
+        finally:
+            await self._forget_origin()
+        await self.stand(AgentState.IDLE, snapshot_id=None)
         return True
+
+    async def _forget_origin(self) -> None:
+        """Remove what its machine was started from: it was saved for that alone."""
+        if self.agent.snapshot_id is not None:
+            with anyio.CancelScope(shield=True), suppress(errors.NotFound, errors.Unavailable):
+                await self._ground.snapshots.forget(self.agent.snapshot_id, SYSTEM)
 
     async def _look_home(self) -> None:
         """Find its machine as an earlier daemon left it."""
@@ -174,7 +211,7 @@ class Conversation:
             if message.state is MessageState.QUEUED:
                 message = await self._deliver(message)
             await self.stand(AgentState.BUSY)
-            turn = await take_turn(self.agent, message, self._machine, self._ground, self._say)
+            turn = await take_turn(self.agent, message, self._machine, self._ground, self)
         except errors.OrchestratorError as error:
             await self._settle(message, MessageState.FAILED, error=_told(error))
             if self._machine is None or self._machine.state.ended:
@@ -184,7 +221,7 @@ class Conversation:
                 await self.stand(AgentState.IDLE)
             return
         finally:
-            self.saying = ""
+            self.saying, self._way_out = "", None
         result = turn.result
         await self.stand(
             AgentState.IDLE,
@@ -201,8 +238,14 @@ class Conversation:
                 message, MessageState.FAILED, answer=result.summary[:MAX_TEXT] or None, error=error
             )
 
-    def _say(self, said: str) -> None:
+    # What a turn tells
+
+    def says(self, said: str) -> None:
         self.saying = said
+
+    def goes_by(self, way_out: WayOut) -> None:
+        """Have its budget changed there too while it is in a turn."""
+        self._way_out = way_out
 
     # What is written down
 

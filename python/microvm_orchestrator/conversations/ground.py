@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.images.store import AnyImage
     from microvm_orchestrator.lifecycle.egress import WaysOut
     from microvm_orchestrator.machines import Machines
+    from microvm_orchestrator.snapshots import Snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class AgentGround:
 
     records: AgentRecords
     machines: Machines
+    snapshots: Snapshots
     execs: Execs
     ways_out: WaysOut
     # An image by its name; None is the usual one.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.conversations.ground import AgentGround
     from microvm_orchestrator.machine.base import Machine as RunningMachine
     from microvm_orchestrator.model.agent import Agent
+    from microvm_orchestrator.model.machine import Machine
 
 # For a guest to write what it has in memory to its disk.
 _STOP_S = 10.0
@@ -42,9 +43,7 @@ async def open_home(agent: Agent, ground: AgentGround) -> RunningMachine:
     try:
         machine = await ground.machines.get(agent.machine_id, by)
     except errors.NotFound:
-        machine = await ground.machines.define(
-            await _wish(agent, ground), by, machine_id=agent.machine_id
-        )
+        machine = await _make(agent, ground)
     if machine.state is MachineState.PAUSED:
         await ground.machines.resume(machine.machine_id, by)
     elif not ground.machines.runs(machine):
@@ -52,6 +51,14 @@ async def open_home(agent: Agent, ground: AgentGround) -> RunningMachine:
     running = ground.machines.live(await ground.machines.get(machine.machine_id, by))
     await guest.begin(await running.reached())
     return running
+
+
+async def _make(agent: Agent, ground: AgentGround) -> Machine:
+    by = acting(agent)
+    if agent.snapshot_id is not None:
+        return await ground.snapshots.branch(agent.snapshot_id, by, machine_id=agent.machine_id)
+    wish = await _wish(agent, ground)
+    return await ground.machines.define(wish, by, machine_id=agent.machine_id)
 
 
 async def _wish(agent: Agent, ground: AgentGround) -> Wish:

@@ -12,7 +12,7 @@ import hashlib
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
@@ -35,17 +35,28 @@ from microvm_orchestrator.lifecycle.program import (
 from microvm_orchestrator.machine.shell import Command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from microvm_orchestrator.conversations.ground import AgentGround
     from microvm_orchestrator.egress.budget import Exhausted
+    from microvm_orchestrator.lifecycle.egress import WayOut
     from microvm_orchestrator.machine.base import Machine as RunningMachine
-    from microvm_orchestrator.model.agent import Agent, Message
+    from microvm_orchestrator.model.agent import Agent, AgentBudget, Message
     from microvm_orchestrator.model.run import Result, Usage
 
 # What is kept of a turn's output in the daemon's memory; its file has the rest.
 _TAIL = 1 << 16
 _SYNC_S = 60.0
+
+
+class Hearer(Protocol):
+    """Who is told of a turn while it lasts."""
+
+    def says(self, said: str) -> None:
+        """Hear what the agent said last."""
+        ...
+
+    def goes_by(self, way_out: WayOut) -> None:
+        """Hear by which way its requests go out."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,7 @@ async def take_turn(
     message: Message,
     machine: RunningMachine,
     ground: AgentGround,
-    on_heard: Callable[[str], None],
+    hearer: Hearer,
 ) -> Turn:
     """Have an agent hear a message to the end, or go on with a turn that was begun.
 
@@ -95,13 +106,14 @@ async def take_turn(
     leave = Leave(
         agent.home.egress,
         agent.home.credentials,
-        Limits(tokens=agent.budget.tokens, cost_usd=agent.budget.cost_usd),
+        limits_of(agent.budget),
     )
     listener = Listener(driver.reader(task))
     async with ground.ways_out.of(leave, machine, folder, _refused, holds=False) as way_out:
+        hearer.goes_by(way_out)
         job = await ground.execs.start(agent.machine_id, wish, acting(agent))
         await job.started.wait()
-        await follow(job, ground.output(message.message_id), listener, on_heard)
+        await follow(job, ground.output(message.message_id), listener, hearer.says)
         usage = way_out.usage()
         await _write_down(machine)
     if job.failure is not None:
@@ -110,6 +122,10 @@ async def take_turn(
     if told.exit_code is None and told.signal is None:
         raise errors.MachineLost(f"what became of its turn is not known: {told.reason}")
     return Turn(listener.finish(told.exit_code, told.signal, timed_out=told.timed_out), usage)
+
+
+def limits_of(budget: AgentBudget) -> Limits:
+    return Limits(tokens=budget.tokens, cost_usd=budget.cost_usd)
 
 
 async def _write_down(machine: RunningMachine) -> None:

@@ -104,6 +104,13 @@ class Agent(_Part):
     parent: str | None = Field(default=None, description="id of the agent that it belongs to")
     state: AgentState
     reason: str = Field(default="", description="why it stands so, where it was not asked to")
+    branched_from: str | None = Field(
+        default=None,
+        description="id of the agent that it is a copy of",
+    )
+    snapshot_id: str | None = Field(
+        default=None, description="while it starts: what its machine is started from"
+    )
     machine_id: str
     character: Character
     home: Home

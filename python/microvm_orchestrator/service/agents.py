@@ -170,6 +170,22 @@ class AgentAnswer(Answer):
     saying: str = Field(description="what it said last in the turn that it is in")
 
 
+class BranchAgent(NamedAgent):
+    """An agent to copy."""
+
+    name: Name | None = Field(default=None, description="what the copy is called; else its id")
+    wait_s: WaitS = USUAL_WAIT_S
+
+
+class AgentLimits(NamedAgent):
+    """An agent, and all that it may take from now on, with what it has taken before."""
+
+    tokens: Tokens | None = Field(default=None, description="of model APIs; none is no limit")
+    cost_usd: Dollars | None = Field(
+        default=None, description="of model APIs, at list prices; none is no limit"
+    )
+
+
 class Interrupted(Answer):
     """Whether there was something to break off."""
 
@@ -356,6 +372,33 @@ async def agent_interrupt(service: Service, caller: Caller, request: NamedAgent)
     )
 
 
+@declare("agent_branch", "POST /v1/agents/{agent}/branch", role=Role.OPERATOR, waits=True)
+async def agent_branch(service: Service, caller: Caller, request: BranchAgent) -> Operation:
+    """Start a copy of an agent, with its machine and all that was said; both go their own ways.
+
+    It is copied between two turns. The operation's result is the copy.
+    """
+    agents = service.host.agents
+    by = actor(caller, "agent_branch")
+    agent = await agents.get(request.agent, by)
+
+    async def work(report: Report) -> JsonValue:
+        await report(None, "waits until it is idle, and saves its machine")
+        copy = await agents.branch(agent.agent_id, request.name, by)
+        await report(0.5, "starts the copy")
+        return (await agents.up(copy.agent_id)).model_dump(mode="json")
+
+    return await long_call(service, caller, "agent_branch", agent.agent_id, request.wait_s, work)
+
+
+@declare("agent_budget", "POST /v1/agents/{agent}/budget", role=Role.OPERATOR)
+async def agent_budget(service: Service, caller: Caller, request: AgentLimits) -> Agent:
+    """Give an agent another budget; one that had used up its own answers again."""
+    by = actor(caller, "agent_budget")
+    budget = AgentBudget(tokens=request.tokens, cost_usd=request.cost_usd)
+    return await service.host.agents.allow(request.agent, budget, by)
+
+
 @declare("agent_suspend", "POST /v1/agents/{agent}/suspend", role=Role.OPERATOR, waits=True)
 async def agent_suspend(service: Service, caller: Caller, request: WaitingAgent) -> Operation:
     """Stop an agent's machine once it is idle; what it knows stays on its disk.
@@ -410,6 +453,8 @@ CALLS: tuple[Call, ...] = (
     agent_wait,
     agent_output,
     agent_interrupt,
+    agent_branch,
+    agent_budget,
     agent_suspend,
     agent_end,
     agent_delete,
