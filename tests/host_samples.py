@@ -145,18 +145,8 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "file_get": (["box", "/a", "--max-size", "9"], {"machine": "box", "path": "/a", "max_size": 9}),
     "agent_spawn": (
         [
-            *(
-                "--name",
-                "ada",
-                "--parent",
-                "lead",
-                "--prompt",
-                "begin",
-                "--driver",
-                "codex",
-                "--model",
-                "m",
-            ),
+            *("--name", "ada", "--parent", "lead", "--prompt", "begin", "--role", "docs"),
+            *("--driver", "codex", "--model", "m"),
             *("--system-prompt", "be brief", "--mcp-servers", '{"x": {"command": "y"}}'),
             *("--max-turns", "3", "--image", "node", "--memory-mib", "512", "--vcpus", "2"),
             *("--disk-mib", "64", "--egress", "a.org", "--egress", "*.b.org"),
@@ -166,6 +156,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "name": "ada",
             "parent": "lead",
             "prompt": "begin",
+            "role": "docs",
             "driver": "codex",
             "model": "m",
             "system_prompt": "be brief",
@@ -221,6 +212,8 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"agents": ["ada", "bob"], "children_of": "lead", "text": "hello", "wait_s": 0.0},
     ),
     "agent_delete": (["ada"], {"agent": "ada"}),
+    "role_list": ([], {}),
+    "role_get": (["architect"], {"name": "architect"}),
     "snapshot_create": (["box", "--wait-s", "0"], {"machine": "box", "wait_s": 0.0}),
     "snapshot_get": (["s_1"], {"snapshot_id": "s_1"}),
     "snapshot_list": (

@@ -314,6 +314,16 @@ class Runs(Section):
     )
 
 
+class Agents(Section):
+    """Agents that live in machines and are talked to."""
+
+    roles_dir: Directory | None = Field(
+        default=None,
+        description="The folder of this host's own roles, each a Markdown file of its name; by "
+        "default `roles` in the state directory.",
+    )
+
+
 class Artifacts(Section):
     """What is kept of the files that runs leave behind, and of trees that are registered."""
 
@@ -409,6 +419,7 @@ class Settings(Section):
     networks: Networks = Field(default=Networks(), description=Networks.__doc__)
     clusters: Clusters = Field(default=Clusters(), description=Clusters.__doc__)
     runs: Runs = Field(default=Runs(), description=Runs.__doc__)
+    agents: Agents = Field(default=Agents(), description=Agents.__doc__)
     artifacts: Artifacts = Field(default=Artifacts(), description=Artifacts.__doc__)
     egress: Egress = Field(default=Egress(), description=Egress.__doc__)
     log: Log = Field(default=Log(), description=Log.__doc__)

@@ -38,6 +38,8 @@ TRANSFERS = "transfers"
 CACHES = "caches"
 # What clusters are to be, each in a file of its name.
 TOPOLOGIES = "topologies"
+# What agents can be spawned as, likewise.
+ROLES = "roles"
 # Our key for machines that have an SSH server instead of our agent.
 SSH = "ssh"
 

@@ -9,7 +9,7 @@ import typer
 from microvm_orchestrator.cli import failure, output, values
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.operation import WaitS, follow
-from microvm_orchestrator.cli.options import Cursor, Limit, complete_agent
+from microvm_orchestrator.cli.options import Cursor, Limit, complete_agent, complete_role
 
 app = typer.Typer(help="Agents: they live in machines of their own, and can be talked to.")
 
@@ -47,7 +47,7 @@ _Answered = Annotated[
     app,
     "spawn",
     example="agent spawn --name ada --prompt 'Read the tests in /workspace.'\n"
-    "agent spawn --name bob --model sonnet --system-prompt @architect.md --tokens 200000",
+    "agent spawn --name bob --role architect --system-prompt @house.md --tokens 200000",
 )
 def spawn(
     here: Session,
@@ -65,6 +65,15 @@ def spawn(
             metavar="AGENT",
             help="The agent that it belongs to, and ends with.",
             autocompletion=complete_agent,
+        ),
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            "--role",
+            metavar="ROLE",
+            help="What it is: a name of `role list`, or an alias.",
+            autocompletion=complete_role,
         ),
     ] = None,
     driver: Annotated[
@@ -128,6 +137,7 @@ def spawn(
         "name": name,
         "prompt": values.text(prompt),
         "parent": parent,
+        "role": role,
         "driver": driver,
         "model": model,
         "system_prompt": values.text(system_prompt),

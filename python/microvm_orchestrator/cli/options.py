@@ -75,6 +75,8 @@ complete_fault = _completion("fault_list", "fault_id", "kind", limit=None)
 complete_campaign = _completion("fault_campaign_list", "campaign_id", "state")
 complete_cluster = _completion("cluster_list", "name", "state")
 complete_agent = _completion("agent_list", "name", "state")
+# It has no pages.
+complete_role = _completion("role_list", "name", "description", limit=None)
 complete_repo = _completion("repo_list", "alias", "path")
 complete_snapshot = _completion("snapshot_list", "snapshot_id", "machine_id")
 complete_exec = _completion("exec_list", "exec_id", "state")

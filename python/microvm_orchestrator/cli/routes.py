@@ -130,6 +130,8 @@ ROUTES: dict[str, Route] = {
         "agent_suspend": "POST /v1/agents/{agent}/suspend",
         "agent_end": "POST /v1/agents/{agent}/end",
         "agent_delete": "DELETE /v1/agents/{agent}",
+        "role_list": "GET /v1/roles",
+        "role_get": "GET /v1/roles/{name}",
         "snapshot_create": "POST /v1/machines/{machine}/snapshots",
         "snapshot_get": "GET /v1/snapshots/{snapshot_id}",
         "snapshot_list": "GET /v1/snapshots",

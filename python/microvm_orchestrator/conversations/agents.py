@@ -51,6 +51,7 @@ class Spawn:
     character: Character
     home: Home
     budget: AgentBudget
+    role_prompt: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -169,6 +170,7 @@ class Agents:
             state=AgentState.STARTING,
             machine_id=new_id("m"),
             character=wish.character,
+            role_prompt=wish.role_prompt,
             home=wish.home,
             budget=wish.budget,
             created_at=moment(time.time()),

@@ -78,7 +78,7 @@ async def take_turn(
 
     Raises: MachineLost when nobody knows what became of it; what its driver and its machine raise.
     """
-    task = _task_of(agent, message)
+    task = task_of(agent, message)
     driver = find_driver(agent.character.driver)
     invocation = driver.prepare(
         task, Endpoint(PROXY, PLACEHOLDER, KeyKind.API_KEY), HOME, WORKSPACE
@@ -139,14 +139,16 @@ async def _refused(limit: Exhausted) -> None:
     del limit
 
 
-def _task_of(agent: Agent, message: Message) -> AgentTask:
+def task_of(agent: Agent, message: Message) -> AgentTask:
+    """Say what an agent's program shall do to have it hear a message."""
     character = agent.character
+    told = [text for text in (agent.role_prompt, character.system_prompt) if text]
     # A session of which nobody knows whether it began is not gone on with.
     fresh = str(uuid.uuid5(uuid.NAMESPACE_OID, message.message_id))
     return AgentTask(
         prompt=message.text,
         model=character.model,
-        system_prompt=character.system_prompt,
+        system_prompt="\n\n".join(told) or None,
         max_turns=character.max_turns,
         mcp_servers=character.mcp_servers,
         session_id=agent.session_id or fresh,

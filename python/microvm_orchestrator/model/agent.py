@@ -64,6 +64,10 @@ class Character(_Part):
         default="claude", description="which program it is"
     )
     model: Line | None = Field(default=None, description="as the program names it")
+    role: Line | None = Field(
+        default=None,
+        description="what it is, by a name of `role_list` or an alias; its prompt comes first",
+    )
     system_prompt: Text | None = Field(default=None, description="added to the program's own")
     mcp_servers: Annotated[dict[Name, Json], Field(max_length=32)] = Field(
         default={}, description="further MCP servers, as in the program's own configuration"
@@ -113,6 +117,9 @@ class Agent(_Part):
     )
     machine_id: str
     character: Character
+    role_prompt: Text | None = Field(
+        default=None, description="of its role, as that was when it was spawned"
+    )
     home: Home
     budget: AgentBudget
     usage: Usage = Usage()

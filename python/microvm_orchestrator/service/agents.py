@@ -32,6 +32,7 @@ from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Req
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
 from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
+from microvm_orchestrator.service.roles import find_role
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.service.tasks import PROGRESS_EVERY_S, Wait
 from microvm_orchestrator.store.base import Match
@@ -202,12 +203,15 @@ async def agent_spawn(service: Service, caller: Caller, request: SpawnAgent) -> 
     """
     by = actor(caller, "agent_spawn")
     agents = service.host.agents
+    role = None if request.role is None else await find_role(service, request.role)
+    character = Character.model_validate(request.model_dump(include=set(Character.model_fields)))
     wish = Spawn(
         request.name,
         request.parent,
-        Character.model_validate(request.model_dump(include=set(Character.model_fields))),
+        character.model_copy(update={"role": role and role.name}),
         Home.model_validate(request.model_dump(include=set(Home.model_fields))),
         AgentBudget(tokens=request.tokens, cost_usd=request.cost_usd),
+        role and role.prompt,
     )
     agent = await agents.spawn(wish, by)
     if request.prompt is not None:
