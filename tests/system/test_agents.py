@@ -45,7 +45,7 @@ def stage(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 
 @pytest.fixture
 def ada(stage: Stage) -> Iterator[str]:
-    agent = stage.done("agent_spawn", name="ada", **HOME)
+    agent = stage.done("agent_spawn", name="ada", role="security", **HOME)
     assert (agent["name"], agent["state"]) == ("ada", "idle")
     yield "ada"
     [ended] = stage.ask("agent_end", agent="ada", force=True)["agents"]
@@ -80,6 +80,8 @@ def test_an_agent_knows_what_was_said_before_also_when_it_was_suspended(
     model.scripts["Which word"] = [say("plover")]
     first = said_to(stage, ada, "The word is plover.")
     assert (first["state"], first["answer"]) == ("answered", "I keep it.")
+    role = stage.ask("role_get", name="security_analyst")
+    assert json.dumps(role["prompt"])[1:-1] in json.dumps(model.api.conversation[-1].body["system"])
     second = said_to(stage, ada, "Which word was it?")
     assert (second["state"], second["answer"]) == ("answered", "plover")
     assert "The word is plover." in heard(model)
