@@ -114,6 +114,8 @@ async def _serve(settings: Settings, reread: Callable[[], Settings]) -> None:
             http, mcp.serve_stream, partial(serve_duplex, service, terms), identity, terms
         )
 
+        host.agents.door.open(listener.serve_guest)
+
         def reload() -> None:
             _reload(reread, terms)
 

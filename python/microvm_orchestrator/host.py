@@ -26,7 +26,7 @@ from microvm_orchestrator.clusters.kernel_events import KernelEvents
 from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.clusters.room import ClusterRoom, furnished
 from microvm_orchestrator.conversations.agents import Agents
-from microvm_orchestrator.conversations.ground import AgentGround
+from microvm_orchestrator.conversations.ground import AgentGround, Door
 from microvm_orchestrator.conversations.records import AgentRecords
 from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
@@ -274,6 +274,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 ways_out=ways_out,
                 image=image,
                 forget=forget,
+                door=Door(),
                 folder=state_dir / places.AGENTS,
                 memory_mib=settings.machines.default_memory_mib,
                 timeout_s=settings.runs.timeout_s,

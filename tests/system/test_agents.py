@@ -15,6 +15,7 @@ import hosted
 from claude_image import KEY, MEMORY_MIB, NAME, VCPUS, Model, claude_image, scripted_model
 from judges.tools import CLAUDE
 from machines import LONG_S
+from microvm_orchestrator.conversations.turn import DOOR_PATH
 from model_api import say, turn, use
 from system.living import Stage, furnish, living, staged
 
@@ -26,6 +27,19 @@ pytestmark = pytest.mark.skipif(
     not CLAUDE.exists(), reason="Claude Code is not installed: make judges"
 )
 
+# Asks for what an agent is not offered, and as somebody who is none.
+ASKS = """
+import urllib.error, urllib.request
+for path, token in (("/v1/tasks", ""), ("/mcp", ""), (OWN, ""), (OWN, "Bearer mo_x_y")):
+    asked = urllib.request.Request("http://127.0.0.1:8486" + path, b"{}")
+    asked.add_header("Content-Type", "application/json")
+    if token:
+        asked.add_header("Authorization", token)
+    try:
+        print(urllib.request.urlopen(asked).status, end=" ")
+    except urllib.error.HTTPError as error:
+        print(error.code, end=" ")
+""".replace("OWN", repr(DOOR_PATH))
 HOME = {"image": NAME, "memory_mib": MEMORY_MIB, "vcpus": VCPUS}
 
 
@@ -101,6 +115,7 @@ def test_an_agent_knows_what_was_said_before_also_when_it_was_suspended(
     ]
 
 
+@pytest.mark.long
 def test_messages_are_heard_in_order_and_a_turn_can_be_broken_off(
     stage: Stage, model: Model, ada: str
 ) -> None:
@@ -113,7 +128,11 @@ def test_messages_are_heard_in_order_and_a_turn_can_be_broken_off(
         stage.ask("agent_send", agent=ada, text=f"Next {number}.", wait_s=0) for number in range(2)
     ]
     assert [each["state"] for each in waiting] == ["queued"] * 2
-    assert stage.ask("agent_get", agent=ada)["agent"]["state"] == "busy"
+    agent = stage.ask("agent_get", agent=ada)["agent"]
+    assert agent["state"] == "busy"
+    # By its port there is nothing else of the daemon, and nothing without the agent's token.
+    asked = stage.ask("machine_exec", machine=agent["machine_id"], argv=["python3", "-c", ASKS])
+    assert (asked["stdout"], asked["stderr"]) == ("404 404 401 401 ", "")
     assert stage.ask("agent_interrupt", agent=ada)["interrupted"]
     broken_off = answer_of(stage, long)
     assert (broken_off["state"], broken_off["error"]["code"]) == ("failed", "interrupted")
@@ -186,6 +205,7 @@ def test_an_agent_whose_budget_is_used_up_is_told_so_and_answers_no_more(
     assert usage["tokens_in"] + usage["tokens_out"] + usage["tokens_cached"] >= 1000
 
 
+@pytest.mark.long
 def test_a_copy_of_an_agent_knows_the_same_and_goes_its_own_way(
     stage: Stage, model: Model, ada: str
 ) -> None:
@@ -208,3 +228,36 @@ def test_a_copy_of_an_agent_knows_the_same_and_goes_its_own_way(
     assert stage.said(first["machine_id"], "ls /workspace/who || :") == ""
     assert stage.ask("snapshot_list")["items"] == []
     stage.ask("agent_end", agent="ada-2")
+
+
+def test_agents_talk_to_those_they_belong_with_and_to_nobody_else(
+    stage: Stage, model: Model, ada: str
+) -> None:
+    model.scripts["Ask bob."] = [
+        use("mcp__orchestrator__others"),
+        use("mcp__orchestrator__say", agent="bob", text="How many is two and two?"),
+        say("Bob says four."),
+    ]
+    model.scripts["How many is two and two?"] = [say("Four.")]
+    model.scripts["Ask a stranger."] = [
+        use("mcp__orchestrator__say", agent="eve", text="Who are you?"),
+        say("She does not talk to me."),
+    ]
+    stage.done("agent_spawn", name="bob", parent=ada, **HOME)
+    asked = said_to(stage, ada, "Ask bob.")
+    assert (asked["state"], asked["answer"]) == ("answered", "Bob says four."), asked
+    told = heard(model)
+    assert '\\"is_your\\":\\"child\\"' in told
+    assert '\\"answer\\":\\"Four.\\"' in told
+    [message] = stage.ask("agent_output", agent="bob")["items"]
+    first = stage.ask("agent_get", agent=ada)["agent"]["agent_id"]
+    assert (message["sender"], message["sender_agent"]) == (first, "ada")
+    said_to(stage, ada, "Ask a stranger.")
+    assert "eve is neither your parent nor a child or peer of yours" in heard(model)
+    lines = stage.ask("audit_list", limit=200)["items"]
+    assert "denied" in [each["outcome"] for each in lines if each["target"] == first]
+    agent = stage.ask("agent_get", agent="bob")["agent"]
+    stage.ask("agent_end", agent="bob")
+    assert agent["agent_id"] not in [
+        each["name"] for each in stage.ask("token_list", limit=200)["items"]
+    ]

@@ -19,7 +19,8 @@ import anyio.to_thread
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
-from microvm_orchestrator.conversations.home import remove_home
+from microvm_orchestrator.conversations.home import acting, remove_home
+from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.model.agent import (
     OVER,
     Agent,
@@ -36,7 +37,7 @@ from microvm_orchestrator.model.run import Usage
 from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
-    from microvm_orchestrator.conversations.ground import AgentGround
+    from microvm_orchestrator.conversations.ground import AgentGround, Door
 
 # For an agent that is ended: to break off what it is in the middle of.
 _END_S = 30.0
@@ -102,6 +103,11 @@ class Agents:
         finally:
             living.over.set()
 
+    @property
+    def door(self) -> Door:
+        """Where agents ask from their machines."""
+        return self._ground.door
+
     # What is known
 
     async def visible(self, by: Actor) -> list[Agent]:
@@ -126,6 +132,15 @@ class Agents:
         """Raises: NotFound."""
         return family.peers(await self._living_ones(by), await self.get(reference, by))
 
+    async def kin(self, agent: Agent) -> list[tuple[str, Agent]]:
+        """Whom an agent may talk to, each with what it is to it: parent, child or peer."""
+        living = await self._living_ones(acting(agent))
+        return [
+            *(("parent", each) for each in living if each.agent_id == agent.parent),
+            *(("child", each) for each in family.children(living, agent)),
+            *(("peer", each) for each in family.peers(living, agent)),
+        ]
+
     async def messages(self, reference: str, by: Actor) -> list[Message]:
         """All that was said to an agent, in order. Raises: NotFound."""
         agent = await self.get(reference, by)
@@ -134,6 +149,10 @@ class Agents:
     async def message(self, message_id: str, by: Actor) -> Message:
         """Raises: NotFound."""
         return await self._records.message(message_id, by)
+
+    async def name_of(self, agent_id: str) -> str:
+        """Raises: NotFound."""
+        return (await self.get(agent_id, SYSTEM)).name
 
     def saying(self, agent: Agent) -> str:
         """What an agent says at this moment; nothing if it is not busy."""
@@ -201,7 +220,9 @@ class Agents:
             raise errors.MachineFailed(f"agent {agent.name} is {agent.state}: {agent.reason}")
         return agent
 
-    async def send(self, reference: str, text: str, by: Actor) -> Message:
+    async def send(
+        self, reference: str, text: str, by: Actor, *, sender: Agent | None = None
+    ) -> Message:
         """Say something to an agent, who hears it when it has answered all before.
 
         Raises: NotFound, StateForbids, Unavailable when too much waits.
@@ -214,7 +235,8 @@ class Agents:
             message_id=f"{agent.agent_id}.{new_id('msg')}",
             agent_id=agent.agent_id,
             owner=agent.owner,
-            sender=by.name,
+            sender=by.name if sender is None else sender.agent_id,
+            sender_agent=sender and sender.name,
             text=text,
             state=MessageState.QUEUED,
             created_at=moment(time.time()),
@@ -319,6 +341,7 @@ class Agents:
             else:
                 await self._records.note(agent, by)
             await self._settle_rest(agent)
+            await end_token(agent, self._ground)
             await remove_home(agent, self._ground)
             self._living.pop(agent.agent_id, None)
         return agent

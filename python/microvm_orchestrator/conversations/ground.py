@@ -10,13 +10,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
+
 if TYPE_CHECKING:
+    from anyio.abc import ByteStream
+
     from microvm_orchestrator.conversations.records import AgentRecords
     from microvm_orchestrator.execs.execs import Execs
     from microvm_orchestrator.images.store import AnyImage
     from microvm_orchestrator.lifecycle.egress import WaysOut
     from microvm_orchestrator.machines import Machines
     from microvm_orchestrator.snapshots import Snapshots
+
+
+class Door:
+    """Where agents ask from their machines; nobody is served before whoever serves is there."""
+
+    def __init__(self) -> None:
+        self._serve: Callable[[ByteStream], Awaitable[None]] | None = None
+        self._opened = anyio.Event()
+
+    def open(self, serve: Callable[[ByteStream], Awaitable[None]]) -> None:
+        self._serve = serve
+        self._opened.set()
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Serve one connection until either side ends it."""
+        while self._serve is None:
+            await self._opened.wait()
+        await self._serve(stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +54,8 @@ class AgentGround:
     image: Callable[[str | None], Awaitable[AnyImage]]
     # Forgets what is known of a machine beside its record: its commands and forwards.
     forget: Callable[[str], Awaitable[None]]
+    # Serves what an agent asks from its machine, over one connection.
+    door: Door
     # One folder below it for each agent.
     folder: Path
     memory_mib: int

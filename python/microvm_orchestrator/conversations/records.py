@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.model import token
 from microvm_orchestrator.model.agent import AGENT, MESSAGE, Agent, Message
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.store.base import Store, Tell
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic import JsonValue
+
+    from microvm_orchestrator.model.token import KeptToken
 
 
 class AgentRecords:
@@ -68,6 +71,16 @@ class AgentRecords:
             # One deed, however much was said.
             await self._store.erase(MESSAGE, message.message_id, SYSTEM)
         await self._store.erase(AGENT, agent.agent_id, by)
+
+    # Tokens
+
+    async def save_token(self, token_id: str, kept: KeptToken) -> None:
+        record = Record(token.KIND, token_id, kept.model_dump(mode="json"))
+        tell = Tell("created", {"name": kept.name}, audited=False)
+        await self._store.save(record, SYSTEM, expect=0, tell=tell)
+
+    async def erase_token(self, token_id: str) -> None:
+        await self._store.erase(token.KIND, token_id, SYSTEM)
 
     # Messages
 

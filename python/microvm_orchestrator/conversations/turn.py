@@ -20,11 +20,13 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.agents.drivers import find_driver
 from microvm_orchestrator.agents.drivers.base import AgentTask, Endpoint, KeyKind
 from microvm_orchestrator.conversations.home import acting
+from microvm_orchestrator.conversations.token import token_of
 from microvm_orchestrator.egress.budget import Budget as Limits
 from microvm_orchestrator.execs.execs import Wish
 from microvm_orchestrator.lifecycle.egress import Leave, spent_in
 from microvm_orchestrator.lifecycle.following import follow
 from microvm_orchestrator.lifecycle.guest import HOME, WORKSPACE
+from microvm_orchestrator.lifecycle.port import held_open
 from microvm_orchestrator.lifecycle.program import (
     PLACEHOLDER,
     PROXY,
@@ -35,6 +37,8 @@ from microvm_orchestrator.lifecycle.program import (
 from microvm_orchestrator.machine.shell import Command
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from microvm_orchestrator.conversations.ground import AgentGround
     from microvm_orchestrator.egress.budget import Exhausted
     from microvm_orchestrator.lifecycle.egress import WayOut
@@ -42,6 +46,11 @@ if TYPE_CHECKING:
     from microvm_orchestrator.model.agent import Agent, AgentBudget, Message
     from microvm_orchestrator.model.run import Result, Usage
 
+# A port of its guest, behind which is the daemon, and the one path that is served there.
+DOOR_PORT = 8486
+DOOR_PATH = "/mcp/profiles/agent"
+# As which MCP server an agent knows it.
+OWN_SERVER = "orchestrator"
 # What is kept of a turn's output in the daemon's memory; its file has the rest.
 _TAIL = 1 << 16
 _SYNC_S = 60.0
@@ -78,7 +87,7 @@ async def take_turn(
 
     Raises: MachineLost when nobody knows what became of it; what its driver and its machine raise.
     """
-    task = task_of(agent, message)
+    task = task_of(agent, message, await token_of(agent, ground))
     driver = find_driver(agent.character.driver)
     invocation = driver.prepare(
         task, Endpoint(PROXY, PLACEHOLDER, KeyKind.API_KEY), HOME, WORKSPACE
@@ -109,7 +118,8 @@ async def take_turn(
         limits_of(agent.budget),
     )
     listener = Listener(driver.reader(task))
-    async with ground.ways_out.of(leave, machine, folder, _refused, holds=False) as way_out:
+    way_out_of = ground.ways_out.of(leave, machine, folder, _refused, holds=False)
+    async with held_open(machine, DOOR_PORT, ground.door.serve), way_out_of as way_out:
         hearer.goes_by(way_out)
         job = await ground.execs.start(agent.machine_id, wish, acting(agent))
         await job.started.wait()
@@ -139,21 +149,33 @@ async def _refused(limit: Exhausted) -> None:
     del limit
 
 
-def task_of(agent: Agent, message: Message) -> AgentTask:
+def task_of(agent: Agent, message: Message, token: str) -> AgentTask:
     """Say what an agent's program shall do to have it hear a message."""
     character = agent.character
     told = [text for text in (agent.role_prompt, character.system_prompt) if text]
     # A session of which nobody knows whether it began is not gone on with.
     fresh = str(uuid.uuid5(uuid.NAMESPACE_OID, message.message_id))
+    prompt = message.text
+    if message.sender_agent is not None:
+        prompt = f"Agent {message.sender_agent} says:\n\n{prompt}"
     return AgentTask(
-        prompt=message.text,
+        prompt=prompt,
         model=character.model,
         system_prompt="\n\n".join(told) or None,
         max_turns=character.max_turns,
-        mcp_servers=character.mcp_servers,
+        mcp_servers={**character.mcp_servers, OWN_SERVER: _own_server(token)},
         session_id=agent.session_id or fresh,
         resume=agent.session_id is not None,
     )
+
+
+def _own_server(token: str) -> JsonValue:
+    """How an agent reaches whoever it belongs with: through its own machine, as itself."""
+    return {
+        "type": "http",
+        "url": f"http://127.0.0.1:{DOOR_PORT}{DOOR_PATH}",
+        "headers": {"Authorization": f"Bearer {token}"},
+    }
 
 
 async def used_by(agent: Agent, ground: AgentGround) -> Usage:

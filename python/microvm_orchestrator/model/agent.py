@@ -141,6 +141,9 @@ class Message(_Part):
     agent_id: str
     owner: str = Field(description="of the agent")
     sender: str = Field(description="who said it, as the daemon knows them")
+    sender_agent: str | None = Field(
+        default=None, description="the name of the agent who said it, where one did"
+    )
     text: Text
     state: MessageState
     answer: Text | None = None

@@ -5,6 +5,7 @@ Above are the front ends; below, the agents of this host, who live whoever leave
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.agents import Spawn
+from microvm_orchestrator.conversations.token import agent_named
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import (
     AGENT,
@@ -25,6 +27,7 @@ from microvm_orchestrator.model.agent import (
     Message,
 )
 from microvm_orchestrator.model.operation import Operation
+from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import Dollars, Tokens
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import MAX_TEXT, Flag, Name
@@ -39,7 +42,7 @@ from microvm_orchestrator.store.base import Match
 from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
-    from microvm_orchestrator.model.records import Actor, Record
+    from microvm_orchestrator.model.records import Record
     from microvm_orchestrator.operations import Report
 
 AgentRef = Annotated[str, Field(min_length=1, max_length=100, description="its name or id")]
@@ -401,6 +404,73 @@ async def agent_budget(service: Service, caller: Caller, request: AgentLimits) -
     by = actor(caller, "agent_budget")
     budget = AgentBudget(tokens=request.tokens, cost_usd=request.cost_usd)
     return await service.host.agents.allow(request.agent, budget, by)
+
+
+# What an agent asks for itself, from its own machine.
+
+
+async def agent_of(service: Service, caller: Caller) -> Agent:
+    """Find the agent that asks. Raises: Denied for who is none that lives."""
+    agent_id = agent_named(caller.principal.name) if caller.principal.token_id else None
+    if agent_id is not None:
+        with suppress(errors.NotFound):
+            found = await service.host.agents.get(agent_id, SYSTEM)
+            if not found.over:
+                return found
+    raise errors.Denied("these tools are for agents, in their own machines")
+
+
+async def say_as(service: Service, caller: Caller, agent: Agent, to: str, text: str) -> Message:
+    """Say something as an agent. Raises: Denied for who is no relative of it."""
+    agents = service.host.agents
+    other = next((each for _, each in await agents.kin(agent) if each.name == to), None)
+    if other is None:
+        await service.store.note(_as(caller, agent), agent.agent_id, errors.Denied.code)
+        raise errors.Denied(
+            f"{to} is neither your parent nor a child or peer of yours",
+            hint="`others` shows whom you may talk to",
+        )
+    return await agents.send(other.agent_id, text, _as(caller, agent), sender=agent)
+
+
+async def spawn_as(
+    service: Service,
+    caller: Caller,
+    agent: Agent,
+    name: str,
+    prompt: str,
+    *,
+    role: str | None,
+    system_prompt: str | None,
+) -> Message:
+    """Spawn a child of an agent, like it but for who it is, and tell it something."""
+    agents, by = service.host.agents, _as(caller, agent)
+    found = None if role is None else await find_role(service, role)
+    update = {"system_prompt": system_prompt, "role": found and found.name}
+    character = agent.character.model_copy(update=update)
+    prompted = found and found.prompt
+    wish = Spawn(name, agent.agent_id, character, agent.home, agent.budget, prompted)
+    try:
+        child = await agents.spawn(wish, by)
+    except errors.TooLarge:
+        await service.store.note(by, agent.agent_id, errors.TooLarge.code)
+        raise
+    return await agents.send(child.agent_id, prompt, by, sender=agent)
+
+
+async def wait_as(
+    service: Service, caller: Caller, agent: Agent, message_id: str, timeout_s: float
+) -> Message:
+    """Wait for the answer to what an agent said. Raises: NotFound for what others said."""
+    by = _as(caller, agent)
+    message = await service.host.agents.message(message_id, by)
+    if message.sender != agent.agent_id:
+        raise errors.NotFound(f"you said nothing that is called {message_id[:100]}")
+    return await _awaited(service, caller, by, message_id, timeout_s)
+
+
+def _as(caller: Caller, agent: Agent) -> Actor:
+    return Actor(agent.owner, Role.OPERATOR, caller.via, f"agent {agent.name}")
 
 
 @declare("agent_suspend", "POST /v1/agents/{agent}/suspend", role=Role.OPERATOR, waits=True)

@@ -12,6 +12,7 @@ import asyncio
 import json
 import socket
 from contextlib import closing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -23,6 +24,9 @@ from uvicorn.server import ServerState
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.service.identity import peer_of
+from microvm_orchestrator.splice import splice
+from microvm_orchestrator.together import beside
+from microvm_orchestrator.web.guests import OnlyForAgents
 from microvm_orchestrator.web.http import MAX_HEAD_BYTES, Http
 from microvm_orchestrator.web.identity import PEER
 from microvm_orchestrator.web.preface import StreamWish, read_preface
@@ -77,16 +81,8 @@ class Listener:
         identity: Identity,
         terms: Terms,
     ) -> None:
-        self._config = Config(
-            application,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        )
-        self._config.load()
+        self._config = _config(application)
+        self._for_guests = _config(OnlyForAgents(application))
         self._http = ServerState()
         self._serve_stream = streams
         self._serve_frames = frames
@@ -116,6 +112,19 @@ class Listener:
                 request.cancel()
             with anyio.move_on_after(HANDLER_END_S, shield=True):
                 await self._requests_ended()
+
+    async def serve_guest(self, stream: ByteStream) -> None:
+        """Serve one connection out of a guest: HTTP, for whoever its token says.
+
+        Nobody is known by where it comes from, and nothing is served but what agents are offered.
+        """
+        ours, theirs = socket.socketpair()
+        for each in (ours, theirs):
+            each.settimeout(0)
+        with closing(ours):
+            serve = partial(self._serve_http, ours, None, self._for_guests)
+            async with stream, await SocketStream.from_socket(theirs) as inner, beside(serve):
+                await splice(stream, inner)
 
     def close(self) -> None:
         """Let nobody in any more; those inside may finish the request they are at."""
@@ -192,8 +201,12 @@ class Listener:
                 self._silent.pop(connection, None)
         return b""
 
-    async def _serve_http(self, connection: socket.socket, peer: Peer | None) -> None:
-        http = Http(self._config, self._http, {PEER: peer}, self._terms.limits.request_timeout_s)
+    async def _serve_http(
+        self, connection: socket.socket, peer: Peer | None, config: Config | None = None
+    ) -> None:
+        http = Http(
+            config or self._config, self._http, {PEER: peer}, self._terms.limits.request_timeout_s
+        )
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_accepted_socket(lambda: http, connection)
         try:
@@ -230,6 +243,20 @@ class Listener:
         """End a stream whose token ended: not all that goes over it is a call."""
         await self._identity.ended(token_id)
         stream.cancel()
+
+
+def _config(application: ASGIApp) -> Config:
+    config = Config(
+        application,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )
+    config.load()
+    return config
 
 
 def _refusal(error: errors.OrchestratorError) -> bytes:

@@ -35,7 +35,10 @@ async def told(here: House, agent_id: str) -> str:
         created_at=agent.created_at,
     )
     invocation = ClaudeDriver().prepare(
-        task_of(agent, message), Endpoint("http://127.0.0.1:1", "key"), "/agent", "/workspace"
+        task_of(agent, message, "mo_x"),
+        Endpoint("http://127.0.0.1:1", "key"),
+        "/agent",
+        "/workspace",
     )
     place = invocation.argv.index("--append-system-prompt-file")
     [file] = [file for file in invocation.files if file.path == invocation.argv[place + 1]]

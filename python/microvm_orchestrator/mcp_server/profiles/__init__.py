@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from microvm_orchestrator.mcp_server.profiles.agent import agent
 from microvm_orchestrator.mcp_server.profiles.delegation import delegation
 from microvm_orchestrator.mcp_server.profiles.microvm import MicrovmServer
 from microvm_orchestrator.mcp_server.profiles.orchestrator_server import orchestrator_server
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.service.service import Service
 
 PROFILES: Mapping[str, Callable[[Service], QuietServer]] = {
+    "agent": agent,
     "delegation": delegation,
     "microvm-orchestrator-mcp": MicrovmServer,
     "orchestrator-server": orchestrator_server,

@@ -1,0 +1,181 @@
+"""The profile `agent`: what an agent may ask for from its own machine.
+
+Who asks is known by the token that the agent was given, never by what it says. It sees those it
+belongs with: its parent, its children, its peers; it talks to them and to nobody else, and spawns
+children of its own within the limits of a family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from microvm_orchestrator import __version__, errors
+from microvm_orchestrator.mcp_server.answers import answer_result, crash_result, error_result
+from microvm_orchestrator.mcp_server.callers import caller_of
+from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
+from microvm_orchestrator.mcp_server.quiet_server import QuietServer
+from microvm_orchestrator.model.agent import Agent, AgentState, Message, MessageState
+from microvm_orchestrator.model.task import TaskError
+from microvm_orchestrator.model.values import MAX_TEXT, Line, Name
+from microvm_orchestrator.service import agents
+from microvm_orchestrator.service.calls import Answer, Request
+from microvm_orchestrator.service.service import parse
+
+if TYPE_CHECKING:
+    from mcp.types import CallToolRequestParams, CallToolResult
+    from pydantic import BaseModel
+
+    from microvm_orchestrator.mcp_server.callers import Context
+    from microvm_orchestrator.service.calls import Caller
+    from microvm_orchestrator.service.service import Service
+
+# A client of a model gives up on a call at some time.
+_WAIT_MOST_S = 600.0
+Said = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Waits = Annotated[float, Field(ge=0, le=_WAIT_MOST_S)]
+
+
+class WhoIsThere(Request):
+    """Nothing more to say."""
+
+
+class Say(Request):
+    """What to say, and to whom."""
+
+    agent: Name = Field(description="your parent, a child or a peer, by its name")
+    text: Said
+    wait_s: Waits = Field(
+        default=300.0,
+        description="how long to wait for the answer; 0 to go on at once, and to ask for it later",
+    )
+
+
+class AskAgain(Request):
+    """Something that you said before."""
+
+    message_id: Line
+    timeout_s: Waits = 300.0
+
+
+class SpawnChild(Request):
+    """A child to spawn."""
+
+    name: Name
+    prompt: Said = Field(description="what it is told first")
+    role: Name | None = Field(default=None, description="such as architect or code_reviewer")
+    system_prompt: Said | None = Field(default=None, description="who else it is to be")
+    wait_s: Waits = Field(default=300.0, description="how long to wait for its first answer")
+
+
+class Relative(Answer):
+    """Somebody you may talk to."""
+
+    name: str
+    is_your: Literal["parent", "child", "peer"]
+    state: AgentState
+
+
+class Relatives(Answer):
+    """Who you are, and whom you may talk to."""
+
+    you: str
+    others: list[Relative]
+
+
+class Told(Answer):
+    """What became of something that you said."""
+
+    message_id: str
+    to: str
+    state: MessageState
+    answer: str | None
+    error: TaskError | None
+
+
+_Work = Callable[["AgentTools", "Caller", Agent, Any], Awaitable["BaseModel"]]
+
+
+class AgentTools:
+    """The tools of one who is an agent."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._offers = Offers(self.OFFERED)
+        self.listed = self._offers.listed
+
+    async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
+        offered = self._offers.find(params.name)
+        try:
+            caller = caller_of(ctx)
+            agent = await agents.agent_of(self._service, caller)
+            asked = parse(offered.request, params.arguments or {})
+            return answer_result(await offered.answer(self, caller, agent, asked))
+        except errors.OrchestratorError as error:
+            return error_result(error)
+        except Exception as error:  # noqa: BLE001 - the converting edge: a bug must not end the connection
+            return crash_result(params.name, error)
+
+    async def _others(self, _caller: Caller, agent: Agent, _asked: WhoIsThere) -> Relatives:
+        kin = await self._service.host.agents.kin(agent)
+        return Relatives(
+            you=agent.name,
+            others=[
+                Relative.model_validate({"name": each.name, "is_your": what, "state": each.state})
+                for what, each in kin
+            ],
+        )
+
+    async def _say(self, caller: Caller, agent: Agent, asked: Say) -> Told:
+        sent = await agents.say_as(self._service, caller, agent, asked.agent, asked.text)
+        return await self._told(caller, agent, sent.message_id, asked.wait_s)
+
+    async def _ask_again(self, caller: Caller, agent: Agent, asked: AskAgain) -> Told:
+        return await self._told(caller, agent, asked.message_id, asked.timeout_s)
+
+    async def _spawn(self, caller: Caller, agent: Agent, asked: SpawnChild) -> Told:
+        sent = await agents.spawn_as(
+            self._service,
+            caller,
+            agent,
+            asked.name,
+            asked.prompt,
+            role=asked.role,
+            system_prompt=asked.system_prompt,
+        )
+        return await self._told(caller, agent, sent.message_id, asked.wait_s)
+
+    async def _told(self, caller: Caller, agent: Agent, message_id: str, wait_s: float) -> Told:
+        message: Message = await agents.wait_as(self._service, caller, agent, message_id, wait_s)
+        to = await self._service.host.agents.name_of(message.agent_id)
+        return Told(
+            message_id=message.message_id,
+            to=to,
+            state=message.state,
+            answer=message.answer,
+            error=message.error,
+        )
+
+    OFFERED: ClassVar[dict[str, Offer[_Work]]] = {
+        "others": Offer("See who you are, and whom you may talk to.", WhoIsThere, _others),
+        "say": Offer("Say something to one of them, and wait for the answer.", Say, _say),
+        "answer": Offer("Wait for the answer to something you said.", AskAgain, _ask_again),
+        "spawn": Offer(
+            "Spawn an agent of your own, in a machine of its own; it ends with you.",
+            SpawnChild,
+            _spawn,
+        ),
+    }
+
+
+def agent(service: Service) -> QuietServer:
+    tools = AgentTools(service)
+    return QuietServer(
+        "microvm-orchestrator",
+        version=__version__,
+        title="Other agents",
+        on_list_tools=tools.listed,
+        on_call_tool=tools.call,
+    )
