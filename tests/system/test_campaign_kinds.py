@@ -60,13 +60,13 @@ while True:
 """
 # Asks until there was an answer, or none, as it is told; ends by itself with what there was.
 ASKS = """
-import socket, sys
+import socket, sys, time
 host, port, *wanted = sys.argv[1:]
-seen = set()
-for number in range(60):
+seen, until = set(), time.monotonic() + 60
+while time.monotonic() < until:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         asking.settimeout(1)
-        asking.sendto(b"%d" % number, (host, int(port)))
+        asking.sendto(b"ask", (host, int(port)))
         try:
             asking.recv(100)
             seen.add("answered")

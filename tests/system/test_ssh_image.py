@@ -70,7 +70,11 @@ done
 CONFIG = "HostKey /foreign/host\nUsePAM no\nPidFile none\nLogLevel ERROR\n"
 HANDS_OVER = b"exec /bin/busybox switch_root /new /usr/sbin/init"
 # In the guest's first root: another first program, and what it needs.
-INSTEAD = b"cp -r /foreign /new/foreign\nexec /bin/busybox switch_root /new /foreign/init"
+# What lies there of an earlier boot may be half, if that ended by a power cut.
+INSTEAD = b"""\
+rm -rf /new/foreign
+cp -r /foreign /new/foreign
+exec /bin/busybox switch_root /new /foreign/init"""
 
 
 async def parts(folder: Path) -> tuple[Boot, int]:
