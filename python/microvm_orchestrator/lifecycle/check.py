@@ -15,6 +15,7 @@ import anyio
 
 from microvm_orchestrator.agents.devshell import choose_devshell
 from microvm_orchestrator.lifecycle import guest, place
+from microvm_orchestrator.lifecycle.egress import Leave, limits
 from microvm_orchestrator.lifecycle.program import program_of
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.run import CheckOutcome
@@ -89,8 +90,8 @@ async def _performed(
     for file in program.invocation.files:
         await shell.put(file.path, file.content, mode=file.mode, parents=True)
     hosts = [*source.repo.defaults.egress, *run.spec.egress]
-    ways_out = ground.ways_out.of(plain, machine, hosts, ground.of(run), _unspent)
-    async with ways_out:
+    leave = Leave(hosts, plain.spec.credentials, limits(run.record.budget), models=False)
+    async with ground.ways_out.of(leave, machine, ground.of(run), _unspent):
         with anyio.move_on_after(timeout_s + _LATE_S):
             async with shell.stream(program.command, stdin=False) as process:
                 async for piece in process:
