@@ -131,7 +131,7 @@ class Operations:
             if running.cancelled and running.scope.cancelled_caught:
                 end = {"state": OperationState.CANCELLED, "error": None}
         except errors.OrchestratorError as error:
-            told = TaskError(code=error.code, message=error.message, detail=error.hint)
+            told = TaskError.of(error)
             end = {"state": OperationState.FAILED, "error": told}
         except Exception as error:  # noqa: BLE001 - a bug in one work must not end the others
             named = running.operation.operation_id

@@ -279,7 +279,7 @@ class Runs:
 
     async def _failed(self, run: Run, error: errors.OrchestratorError) -> Outcome:
         await self._over(run, error.message)
-        told = TaskError(code=error.code, message=error.message, detail=error.hint)
+        told = TaskError.of(error)
         # One that only merges is not to become one that runs its program.
         passing = isinstance(error, errors.Unavailable) and run.record.continues is None
         return Failed(told, retryable=passing)

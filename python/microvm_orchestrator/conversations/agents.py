@@ -19,7 +19,7 @@ import anyio.to_thread
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
-from microvm_orchestrator.conversations.home import acting, remove_home
+from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
 from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.model.agent import (
     OVER,
@@ -154,9 +154,9 @@ class Agents:
         """Raises: NotFound."""
         return (await self.get(agent_id, SYSTEM)).name
 
-    def saying(self, agent: Agent) -> str:
+    def saying(self, agent_id: str) -> str:
         """What an agent says at this moment; nothing if it is not busy."""
-        living = self._living.get(agent.agent_id)
+        living = self._living.get(agent_id)
         return living.conversation.saying if living else ""
 
     def _conversation(self, agent: Agent) -> Conversation:
@@ -343,6 +343,7 @@ class Agents:
             await self._settle_rest(agent)
             await end_token(agent, self._ground)
             await remove_home(agent, self._ground)
+            await forget_origin(agent, self._ground)
             self._living.pop(agent.agent_id, None)
         return agent
 

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.conversations.home import acting, close_home, find_home, open_home
+from microvm_orchestrator.conversations.home import (
+    acting,
+    close_home,
+    find_home,
+    forget_origin,
+    open_home,
+)
 from microvm_orchestrator.conversations.turn import limits_of, take_turn
 from microvm_orchestrator.model.agent import (
     Agent,
@@ -170,18 +176,12 @@ class Conversation:
         try:
             self._machine = await open_home(self.agent, self._ground)
         except errors.OrchestratorError as error:
+            await forget_origin(self.agent, self._ground)
             await self.stand(AgentState.FAILED, error.message)
             return False
-        finally:
-            await self._forget_origin()
+        await forget_origin(self.agent, self._ground)
         await self.stand(AgentState.IDLE, snapshot_id=None)
         return True
-
-    async def _forget_origin(self) -> None:
-        """Remove what its machine was started from: it was saved for that alone."""
-        if self.agent.snapshot_id is not None:
-            with anyio.CancelScope(shield=True), suppress(errors.NotFound, errors.Unavailable):
-                await self._ground.snapshots.forget(self.agent.snapshot_id, SYSTEM)
 
     async def _look_home(self) -> None:
         """Find its machine as an earlier daemon left it."""
@@ -213,7 +213,7 @@ class Conversation:
             await self.stand(AgentState.BUSY)
             turn = await take_turn(self.agent, message, self._machine, self._ground, self)
         except errors.OrchestratorError as error:
-            await self._settle(message, MessageState.FAILED, error=_told(error))
+            await self._settle(message, MessageState.FAILED, error=TaskError.of(error))
             if self._machine is None or self._machine.state.ended:
                 self._machine = None
                 await self.stand(AgentState.SUSPENDED, error.message)
@@ -281,7 +281,3 @@ class Conversation:
                 await self._ground.records.save(agent, SYSTEM, f"{state}", told)
             self.agent = agent
         self._wake()
-
-
-def _told(error: errors.OrchestratorError) -> TaskError:
-    return TaskError(code=error.code, message=error.message, detail=error.hint)

@@ -7,7 +7,10 @@ agent; below, the machines.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+import anyio
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.images.store import fixed_by
@@ -17,7 +20,7 @@ from microvm_orchestrator.machine.base import Accel
 from microvm_orchestrator.machines import Wish
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.machine import MachineState
-from microvm_orchestrator.model.records import Actor
+from microvm_orchestrator.model.records import SYSTEM, Actor
 
 if TYPE_CHECKING:
     from microvm_orchestrator.conversations.ground import AgentGround
@@ -29,9 +32,9 @@ if TYPE_CHECKING:
 _STOP_S = 10.0
 
 
-def acting(agent: Agent) -> Actor:
+def acting(agent: Agent, via: str = "agent") -> Actor:
     """Who does what an agent needs of its host: it belongs to whoever the agent belongs to."""
-    return Actor(agent.owner, Role.OPERATOR, "agent", f"agent {agent.name}")
+    return Actor(agent.owner, Role.OPERATOR, via, f"agent {agent.name}")
 
 
 async def open_home(agent: Agent, ground: AgentGround) -> RunningMachine:
@@ -72,6 +75,13 @@ async def _wish(agent: Agent, ground: AgentGround) -> Wish:
         accel=Accel.AUTO,
         disk_mib=home.disk_mib,
     )
+
+
+async def forget_origin(agent: Agent, ground: AgentGround) -> None:
+    """Remove what an agent's machine was started from: it was saved for that alone."""
+    if agent.snapshot_id is not None:
+        with anyio.CancelScope(shield=True), suppress(errors.NotFound, errors.Unavailable):
+            await ground.snapshots.forget(agent.snapshot_id, SYSTEM)
 
 
 async def find_home(agent: Agent, ground: AgentGround) -> RunningMachine | None:

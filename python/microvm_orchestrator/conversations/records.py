@@ -29,9 +29,6 @@ class AgentRecords:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def now(self) -> float:
-        return await self._store.now()
-
     async def visible(self, by: Actor) -> list[Agent]:
         """The agents that somebody may know of, oldest first."""
         records = await every_record(self._store, AGENT, by)

@@ -14,8 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import anyio
-
 from microvm_orchestrator import errors
 from microvm_orchestrator.agents.drivers import find_driver
 from microvm_orchestrator.agents.drivers.base import AgentTask, Endpoint, KeyKind
@@ -23,7 +21,7 @@ from microvm_orchestrator.conversations.home import acting
 from microvm_orchestrator.conversations.token import token_of
 from microvm_orchestrator.egress.budget import Budget as Limits
 from microvm_orchestrator.execs.execs import Wish
-from microvm_orchestrator.lifecycle.egress import Leave, spent_in
+from microvm_orchestrator.lifecycle.egress import Leave
 from microvm_orchestrator.lifecycle.following import follow
 from microvm_orchestrator.lifecycle.guest import HOME, WORKSPACE
 from microvm_orchestrator.lifecycle.port import held_open
@@ -176,8 +174,3 @@ def _own_server(token: str) -> JsonValue:
         "url": f"http://127.0.0.1:{DOOR_PORT}{DOOR_PATH}",
         "headers": {"Authorization": f"Bearer {token}"},
     }
-
-
-async def used_by(agent: Agent, ground: AgentGround) -> Usage:
-    """Tell what an agent has used of models, though its way out is shut."""
-    return await anyio.to_thread.run_sync(spent_in, ground.of(agent.agent_id))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from microvm_orchestrator.model.run import CredentialNames, Dollars, Tokens, Usage
 from microvm_orchestrator.model.task import TaskError
-from microvm_orchestrator.model.values import Json, Line, Moment, Name, Text
+from microvm_orchestrator.model.values import MAX_TEXT, Json, Line, Moment, Name, Text
 
 # The kinds of record agents, and what is said to them, are stored as.
 AGENT = "agent"
@@ -20,6 +20,8 @@ MESSAGE = "message"
 
 # A home, the conversation and what the agent writes: lost with the machine if it were memory.
 USUAL_DISK_MIB = 1024
+
+Said = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 
 
 class AgentState(StrEnum):

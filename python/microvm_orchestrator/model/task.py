@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from microvm_orchestrator import errors
 from microvm_orchestrator.model.names import DEFAULT_GROUP
 from microvm_orchestrator.model.run import Kind, RunSpec
 from microvm_orchestrator.model.values import (
@@ -225,6 +226,11 @@ class TaskError(_Part):
     code: str = "failed"
     message: Text = ""
     detail: Json = None
+
+    @classmethod
+    def of(cls, error: errors.OrchestratorError) -> TaskError:
+        """Say of an error what callers are told of it."""
+        return cls(code=error.code, message=error.message, detail=error.hint)
 
 
 class TaskBrief(BaseModel):

@@ -5,55 +5,36 @@ Above are the front ends; below, the agents of this host, who live whoever leave
 
 from __future__ import annotations
 
-from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import anyio
 from pydantic import Field, JsonValue
 
-from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.agents import Spawn
-from microvm_orchestrator.conversations.token import agent_named
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import (
     AGENT,
-    MESSAGE,
     Agent,
     AgentBudget,
     AgentState,
     Character,
     Home,
-    Message,
+    Said,
 )
 from microvm_orchestrator.model.operation import Operation
-from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import Dollars, Tokens
-from microvm_orchestrator.model.task import TaskError
-from microvm_orchestrator.model.values import MAX_TEXT, Flag, Name
+from microvm_orchestrator.model.values import Flag, Name
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
 from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.roles import find_role
 from microvm_orchestrator.service.service import Service, actor
-from microvm_orchestrator.service.tasks import PROGRESS_EVERY_S, Wait
-from microvm_orchestrator.store.base import Match
-from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
     from microvm_orchestrator.model.records import Record
     from microvm_orchestrator.operations import Report
 
 AgentRef = Annotated[str, Field(min_length=1, max_length=100, description="its name or id")]
-Said = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-MessageWait = Annotated[
-    Wait,
-    Field(
-        description="how long to wait for the answer before the message is given as it stands; it "
-        "is heard all the same, and `agent_wait` waits on"
-    ),
-]
 
 
 class NamedAgent(Request):
@@ -110,33 +91,6 @@ class AgentTree(Answer):
     agents: list[PlaceInTree]
 
 
-class SendToMany(Request):
-    """Something to say to several agents at once."""
-
-    agents: Annotated[list[AgentRef], Field(max_length=64)] = Field(
-        default=[], description="names or ids"
-    )
-    children_of: AgentRef | None = Field(
-        default=None, description="instead: all who belong to this one and live"
-    )
-    text: Said
-    wait_s: MessageWait = USUAL_WAIT_S
-
-
-class SentTo(Answer):
-    """What became of a message to one of several."""
-
-    agent: str
-    message: Message | None
-    error: TaskError | None = Field(description="why nothing was said to it")
-
-
-class SentToMany(Answer):
-    """What became of a message to several agents."""
-
-    items: list[SentTo]
-
-
 class WaitingAgent(NamedAgent):
     """An agent, and how long to wait until it stands so."""
 
@@ -147,24 +101,6 @@ class AgentListRequest(ListRequest):
     """Which agents."""
 
     state: AgentState | None = None
-
-
-class SendToAgent(NamedAgent):
-    """Something to say to an agent."""
-
-    text: Said
-    wait_s: MessageWait = USUAL_WAIT_S
-
-
-class WaitForMessage(Request):
-    """A message, and how long to wait for the answer."""
-
-    message_id: Annotated[str, Field(min_length=1, max_length=100)]
-    timeout_s: Wait = USUAL_WAIT_S
-
-
-class AgentOutputRequest(ListRequest, NamedAgent):
-    """Which part of what was said to an agent."""
 
 
 class AgentAnswer(Answer):
@@ -188,13 +124,6 @@ class AgentLimits(NamedAgent):
     cost_usd: Dollars | None = Field(
         default=None, description="of model APIs, at list prices; none is no limit"
     )
-
-
-class Interrupted(Answer):
-    """Whether there was something to break off."""
-
-    agent_id: str
-    interrupted: Flag
 
 
 @declare("agent_spawn", "POST /v1/agents", role=Role.OPERATOR, waits=True)
@@ -232,7 +161,7 @@ async def agent_get(service: Service, caller: Caller, request: NamedAgent) -> Ag
     """Look at an agent: how it stands, what it used, and what it says at this moment."""
     agents = service.host.agents
     agent = await agents.get(request.agent, actor(caller, "agent_get"))
-    return AgentAnswer(agent=agent, saying=agents.saying(agent))
+    return AgentAnswer(agent=agent, saying=agents.saying(agent.agent_id))
 
 
 @declare("agent_list", "GET /v1/agents", role=Role.VIEWER, effect=Effect.READ)
@@ -247,47 +176,6 @@ async def agent_list(service: Service, caller: Caller, request: AgentListRequest
 
     items, cursor = await page_of(service.store, AGENT, request, by, shown)
     return PageOf[Agent](items=items, next_cursor=cursor)
-
-
-@declare("agent_send", "POST /v1/agents/{agent}/messages", role=Role.OPERATOR, waits=True)
-async def agent_send(service: Service, caller: Caller, request: SendToAgent) -> Message:
-    """Say something to an agent, and wait a while for its answer.
-
-    It hears messages one at a time, in the order in which they were sent. One that was suspended
-    is started for it, and knows what was said before.
-    """
-    by = actor(caller, "agent_send")
-    message = await service.host.agents.send(request.agent, request.text, by)
-    return await _awaited(service, caller, by, message.message_id, request.wait_s)
-
-
-@declare("agent_send_many", "POST /v1/agents/messages", role=Role.OPERATOR, waits=True)
-async def agent_send_many(service: Service, caller: Caller, request: SendToMany) -> SentToMany:
-    """Say the same to several agents at once, and wait a while for all answers.
-
-    One that cannot be spoken to keeps nobody else from it, and says why.
-    """
-    by = actor(caller, "agent_send_many")
-    agents = service.host.agents
-    names = request.agents
-    if request.children_of is not None:
-        if names:
-            raise errors.InvalidInput("`agents` and `children_of` are one or the other")
-        names = [each.agent_id for each in await agents.children(request.children_of, by)]
-    if not names:
-        raise errors.InvalidInput("there is nobody to say it to")
-
-    async def say(name: str) -> SentTo:
-        try:
-            sent = await agents.send(name, request.text, by)
-            message = await _awaited(service, caller, by, sent.message_id, request.wait_s)
-        except errors.OrchestratorError as error:
-            why = TaskError(code=error.code, message=error.message, detail=error.hint)
-            return SentTo(agent=name, message=None, error=why)
-        return SentTo(agent=name, message=message, error=None)
-
-    told = await together([partial(say, name) for name in names], at_once=len(names))
-    return SentToMany(items=told)
 
 
 @declare("agent_tree", "GET /v1/agent-tree", role=Role.VIEWER, effect=Effect.READ)
@@ -323,62 +211,6 @@ async def agent_peers(service: Service, caller: Caller, request: NamedAgent) -> 
     return ListOfAgents(agents=await service.host.agents.peers(request.agent, by))
 
 
-@declare(
-    "agent_wait",
-    "GET /v1/agents/messages/{message_id}/wait",
-    role=Role.VIEWER,
-    effect=Effect.READ,
-    waits=True,
-)
-async def agent_wait(service: Service, caller: Caller, request: WaitForMessage) -> Message:
-    """Wait until a message is answered, or the time is up; then look at it."""
-    by = actor(caller, "agent_wait")
-    return await _awaited(service, caller, by, request.message_id, request.timeout_s)
-
-
-async def _awaited(
-    service: Service, caller: Caller, by: Actor, message_id: str, timeout_s: float
-) -> Message:
-    agents = service.host.agents
-    with service.journal.listen(Match(subjects=(message_id,))) as listener:
-        with anyio.move_on_after(timeout_s) as patience:
-            while not (message := await agents.message(message_id, by)).settled:
-                service.journal.refuse_when_stopping()
-                with anyio.move_on_after(PROGRESS_EVERY_S):
-                    await listener.wait()
-                waited = timeout_s - (patience.deadline - anyio.current_time())
-                said = agents.saying(await agents.get(message.agent_id, by))
-                await caller.progress(waited, timeout_s, said or message.state)
-        return await agents.message(message_id, by)
-
-
-@declare("agent_output", "GET /v1/agents/{agent}/messages", role=Role.VIEWER, effect=Effect.READ)
-async def agent_output(
-    service: Service, caller: Caller, request: AgentOutputRequest
-) -> PageOf[Message]:
-    """List what was said to an agent and what it answered, oldest first."""
-    by = actor(caller, "agent_output")
-    agent = await service.host.agents.get(request.agent, by)
-
-    async def shown(record: Record) -> Message | None:
-        return Message.model_validate(record.body)
-
-    prefix = f"{agent.agent_id}."
-    items, cursor = await page_of(service.store, MESSAGE, request, by, shown, prefix)
-    return PageOf[Message](items=items, next_cursor=cursor)
-
-
-@declare("agent_interrupt", "POST /v1/agents/{agent}/interrupt", role=Role.OPERATOR)
-async def agent_interrupt(service: Service, caller: Caller, request: NamedAgent) -> Interrupted:
-    """Break off the turn that an agent is in; it knows what was said, and hears what waits."""
-    agents = service.host.agents
-    by = actor(caller, "agent_interrupt")
-    agent = await agents.get(request.agent, by)
-    return Interrupted(
-        agent_id=agent.agent_id, interrupted=await agents.interrupt(agent.agent_id, by)
-    )
-
-
 @declare("agent_branch", "POST /v1/agents/{agent}/branch", role=Role.OPERATOR, waits=True)
 async def agent_branch(service: Service, caller: Caller, request: BranchAgent) -> Operation:
     """Start a copy of an agent, with its machine and all that was said; both go their own ways.
@@ -404,73 +236,6 @@ async def agent_budget(service: Service, caller: Caller, request: AgentLimits) -
     by = actor(caller, "agent_budget")
     budget = AgentBudget(tokens=request.tokens, cost_usd=request.cost_usd)
     return await service.host.agents.allow(request.agent, budget, by)
-
-
-# What an agent asks for itself, from its own machine.
-
-
-async def agent_of(service: Service, caller: Caller) -> Agent:
-    """Find the agent that asks. Raises: Denied for who is none that lives."""
-    agent_id = agent_named(caller.principal.name) if caller.principal.token_id else None
-    if agent_id is not None:
-        with suppress(errors.NotFound):
-            found = await service.host.agents.get(agent_id, SYSTEM)
-            if not found.over:
-                return found
-    raise errors.Denied("these tools are for agents, in their own machines")
-
-
-async def say_as(service: Service, caller: Caller, agent: Agent, to: str, text: str) -> Message:
-    """Say something as an agent. Raises: Denied for who is no relative of it."""
-    agents = service.host.agents
-    other = next((each for _, each in await agents.kin(agent) if each.name == to), None)
-    if other is None:
-        await service.store.note(_as(caller, agent), agent.agent_id, errors.Denied.code)
-        raise errors.Denied(
-            f"{to} is neither your parent nor a child or peer of yours",
-            hint="`others` shows whom you may talk to",
-        )
-    return await agents.send(other.agent_id, text, _as(caller, agent), sender=agent)
-
-
-async def spawn_as(
-    service: Service,
-    caller: Caller,
-    agent: Agent,
-    name: str,
-    prompt: str,
-    *,
-    role: str | None,
-    system_prompt: str | None,
-) -> Message:
-    """Spawn a child of an agent, like it but for who it is, and tell it something."""
-    agents, by = service.host.agents, _as(caller, agent)
-    found = None if role is None else await find_role(service, role)
-    update = {"system_prompt": system_prompt, "role": found and found.name}
-    character = agent.character.model_copy(update=update)
-    prompted = found and found.prompt
-    wish = Spawn(name, agent.agent_id, character, agent.home, agent.budget, prompted)
-    try:
-        child = await agents.spawn(wish, by)
-    except errors.TooLarge:
-        await service.store.note(by, agent.agent_id, errors.TooLarge.code)
-        raise
-    return await agents.send(child.agent_id, prompt, by, sender=agent)
-
-
-async def wait_as(
-    service: Service, caller: Caller, agent: Agent, message_id: str, timeout_s: float
-) -> Message:
-    """Wait for the answer to what an agent said. Raises: NotFound for what others said."""
-    by = _as(caller, agent)
-    message = await service.host.agents.message(message_id, by)
-    if message.sender != agent.agent_id:
-        raise errors.NotFound(f"you said nothing that is called {message_id[:100]}")
-    return await _awaited(service, caller, by, message_id, timeout_s)
-
-
-def _as(caller: Caller, agent: Agent) -> Actor:
-    return Actor(agent.owner, Role.OPERATOR, caller.via, f"agent {agent.name}")
 
 
 @declare("agent_suspend", "POST /v1/agents/{agent}/suspend", role=Role.OPERATOR, waits=True)
@@ -522,11 +287,6 @@ CALLS: tuple[Call, ...] = (
     agent_tree,
     agent_children,
     agent_peers,
-    agent_send,
-    agent_send_many,
-    agent_wait,
-    agent_output,
-    agent_interrupt,
     agent_branch,
     agent_budget,
     agent_suspend,

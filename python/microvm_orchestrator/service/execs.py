@@ -25,8 +25,8 @@ from microvm_orchestrator.service.operations import USUAL_WAIT_S
 from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
-from microvm_orchestrator.service.tasks import PROGRESS_EVERY_S, Wait
 from microvm_orchestrator.service.unless import unless
+from microvm_orchestrator.service.waiting import PROGRESS_EVERY_S, Wait
 from microvm_orchestrator.store.base import Match
 
 if TYPE_CHECKING:

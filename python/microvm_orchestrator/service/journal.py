@@ -14,7 +14,7 @@ from microvm_orchestrator.model.values import Line, Moment, Name, moment
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.page import Cursor, ListRequest, PageOf
 from microvm_orchestrator.service.service import Service, actor
-from microvm_orchestrator.service.tasks import PROGRESS_EVERY_S, Wait
+from microvm_orchestrator.service.waiting import PROGRESS_EVERY_S, Wait
 from microvm_orchestrator.store.base import Events, Match
 from microvm_orchestrator.store.questions import AuditList
 

@@ -35,7 +35,8 @@ from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_ca
 from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
-from microvm_orchestrator.service.tasks import IdempotencyKey, Wait
+from microvm_orchestrator.service.tasks import IdempotencyKey
+from microvm_orchestrator.service.waiting import Wait
 
 if TYPE_CHECKING:
     from microvm_orchestrator.operations import Report

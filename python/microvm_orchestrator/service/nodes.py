@@ -172,7 +172,7 @@ async def node_exec_all(service: Service, caller: Caller, request: NodesCommand)
     results = {
         name: NodeResult(ran=ran.done[name], error=None)
         if name in ran.done
-        else NodeResult(ran=None, error=_told(ran.failed[name]))
+        else NodeResult(ran=None, error=TaskError.of(ran.failed[name]))
         for name in names
     }
     failed = [name for name in names if name in ran.failed or ran.done[name].exit_code != 0]
@@ -223,10 +223,6 @@ def _user(cluster: Cluster, node: TopologyNode) -> str | None:
     """Tell who runs commands in a node; where its image has a login of its own, that one does."""
     topology = cluster.topology
     return topology.ssh.user if topology.backend_of(node) is Backend.MICROVM else None
-
-
-def _told(error: errors.OrchestratorError) -> TaskError:
-    return TaskError(code=error.code, message=error.message, detail=error.hint)
 
 
 @declare(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import anyio
 from pydantic import Field
 
 from microvm_orchestrator.model.access import Role
@@ -20,8 +19,7 @@ from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Req
 from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
-from microvm_orchestrator.service.tasks import PROGRESS_EVERY_S, Wait
-from microvm_orchestrator.store.base import Match
+from microvm_orchestrator.service.waiting import Wait, until
 
 OperationId = Annotated[str, Field(min_length=1, max_length=100)]
 # Most of what takes longer than a request should is over by then.
@@ -76,15 +74,15 @@ async def awaited(
 ) -> Operation:
     """Wait a while for the end of an operation, and give it as it stands then."""
     operations = service.host.operations
-    with service.journal.listen(Match(subjects=(operation_id,))) as listener:
-        with anyio.move_on_after(timeout_s) as patience:
-            while not (operation := await operations.get(operation_id, by)).finished:
-                service.journal.refuse_when_stopping()
-                with anyio.move_on_after(PROGRESS_EVERY_S):
-                    await listener.wait()
-                waited = timeout_s - (patience.deadline - anyio.current_time())
-                await caller.progress(waited, timeout_s, _said(operation))
-        return await operations.get(operation_id, by)
+    return await until(
+        service,
+        caller,
+        operation_id,
+        timeout_s,
+        look=lambda: operations.get(operation_id, by),
+        over=lambda operation: operation.finished,
+        said=_said,
+    )
 
 
 def _said(operation: Operation) -> str:

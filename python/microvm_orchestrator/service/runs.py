@@ -62,10 +62,10 @@ from microvm_orchestrator.service.tasks import (
     IdempotencyKey,
     SubmitAnswer,
     TaskRef,
-    Wait,
     submit,
     submitted_as,
 )
+from microvm_orchestrator.service.waiting import Wait
 from microvm_orchestrator.store.questions import OneTask
 from microvm_orchestrator.store.runs import last_run, run_by_id
 

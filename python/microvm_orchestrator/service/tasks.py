@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import anyio
 from pydantic import Field
 
 from microvm_orchestrator import errors
@@ -37,6 +36,7 @@ from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Req
 from microvm_orchestrator.service.content import checked_json, digest_of
 from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.service import Service, actor, parse
+from microvm_orchestrator.service.waiting import Wait, until
 from microvm_orchestrator.store.base import (
     Address,
     CancelTasks,
@@ -54,10 +54,6 @@ from microvm_orchestrator.store.base import (
 from microvm_orchestrator.store.questions import OneTask, RunList, TaskList
 
 IdempotencyKey = Annotated[str, Field(min_length=1, max_length=200)]
-# Long enough that a waiting client seldom has to ask anew, short enough that none is forgotten.
-MAX_WAIT_S = 3600.0
-Wait = Annotated[float, Field(strict=True, ge=0, le=MAX_WAIT_S)]
-PROGRESS_EVERY_S = 10.0
 
 
 class TaskRef(Request):
@@ -383,24 +379,22 @@ async def task_wait(service: Service, caller: Caller, request: TaskWait) -> Task
     """
     by = actor(caller, "task_wait")
     question = OneTask(request.task_id, request.group)
-    task = await service.store.query(question, by)
-    with service.journal.listen(Match(subjects=(task.task_id,))) as listener:
-        with anyio.move_on_after(request.timeout_s) as patience:
-            while task.state not in FINISHED:
-                service.journal.refuse_when_stopping()
-                task = await service.store.query(OneTask(task.task_id), by)
-                if task.state in FINISHED:
-                    break
-                with anyio.move_on_after(PROGRESS_EVERY_S):
-                    await listener.wait()
-                await caller.progress(*_progress_of(task, request.timeout_s, patience.deadline))
+    task_id = (await service.store.query(question, by)).task_id
+    task = await until(
+        service,
+        caller,
+        task_id,
+        request.timeout_s,
+        look=lambda: service.store.query(OneTask(task_id), by),
+        over=lambda task: task.state in FINISHED,
+        said=_said,
+    )
     return TaskWaitAnswer(finished=task.state in FINISHED, task=task)
 
 
-def _progress_of(task: Task, timeout_s: float, deadline: float) -> tuple[float, float, str]:
-    waited = timeout_s - (deadline - anyio.current_time())
+def _said(task: Task) -> str:
     said = f": {task.progress.message}" if task.progress and task.progress.message else ""
-    return waited, timeout_s, f"{task.state}{said}"
+    return f"{task.state}{said}"
 
 
 @declare("task_history", "GET /v1/tasks/{task_id}/history", role=Role.VIEWER, effect=Effect.READ)

@@ -25,13 +25,12 @@ from microvm_orchestrator.service.calls import Answer, Call, Caller, Request, de
 from microvm_orchestrator.service.content import checked_json
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.service.tasks import (
-    PROGRESS_EVERY_S,
     LeaseRef,
     SubmittedAs,
-    Wait,
     submitted_as,
     worker_name,
 )
+from microvm_orchestrator.service.waiting import PROGRESS_EVERY_S, Wait
 from microvm_orchestrator.store.base import (
     Beat,
     Claimed,

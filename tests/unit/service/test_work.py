@@ -9,7 +9,7 @@ import pytest
 
 from calling import ADMIN, PATIENCE_S, House, house
 from microvm_orchestrator.service.calls import Caller
-from microvm_orchestrator.service.tasks import PROGRESS_EVERY_S
+from microvm_orchestrator.service.waiting import PROGRESS_EVERY_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

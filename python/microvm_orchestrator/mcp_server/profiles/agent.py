@@ -17,10 +17,10 @@ from microvm_orchestrator.mcp_server.answers import answer_result, crash_result,
 from microvm_orchestrator.mcp_server.callers import caller_of
 from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
-from microvm_orchestrator.model.agent import Agent, AgentState, Message, MessageState
+from microvm_orchestrator.model.agent import Agent, AgentState, Message, MessageState, Said
 from microvm_orchestrator.model.task import TaskError
-from microvm_orchestrator.model.values import MAX_TEXT, Line, Name
-from microvm_orchestrator.service import agents
+from microvm_orchestrator.model.values import Line, Name
+from microvm_orchestrator.service import as_agent
 from microvm_orchestrator.service.calls import Answer, Request
 from microvm_orchestrator.service.service import parse
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 # A client of a model gives up on a call at some time.
 _WAIT_MOST_S = 600.0
-Said = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Waits = Annotated[float, Field(ge=0, le=_WAIT_MOST_S)]
 
 
@@ -110,7 +109,7 @@ class AgentTools:
         offered = self._offers.find(params.name)
         try:
             caller = caller_of(ctx)
-            agent = await agents.agent_of(self._service, caller)
+            agent = await as_agent.agent_of(self._service, caller)
             asked = parse(offered.request, params.arguments or {})
             return answer_result(await offered.answer(self, caller, agent, asked))
         except errors.OrchestratorError as error:
@@ -129,14 +128,14 @@ class AgentTools:
         )
 
     async def _say(self, caller: Caller, agent: Agent, asked: Say) -> Told:
-        sent = await agents.say_as(self._service, caller, agent, asked.agent, asked.text)
+        sent = await as_agent.say_as(self._service, caller, agent, asked.agent, asked.text)
         return await self._told(caller, agent, sent.message_id, asked.wait_s)
 
     async def _ask_again(self, caller: Caller, agent: Agent, asked: AskAgain) -> Told:
         return await self._told(caller, agent, asked.message_id, asked.timeout_s)
 
     async def _spawn(self, caller: Caller, agent: Agent, asked: SpawnChild) -> Told:
-        sent = await agents.spawn_as(
+        sent = await as_agent.spawn_as(
             self._service,
             caller,
             agent,
@@ -148,7 +147,7 @@ class AgentTools:
         return await self._told(caller, agent, sent.message_id, asked.wait_s)
 
     async def _told(self, caller: Caller, agent: Agent, message_id: str, wait_s: float) -> Told:
-        message: Message = await agents.wait_as(self._service, caller, agent, message_id, wait_s)
+        message: Message = await as_agent.wait_as(self._service, caller, agent, message_id, wait_s)
         to = await self._service.host.agents.name_of(message.agent_id)
         return Told(
             message_id=message.message_id,

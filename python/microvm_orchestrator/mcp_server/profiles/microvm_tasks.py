@@ -27,7 +27,8 @@ from microvm_orchestrator.service.calls import Request
 from microvm_orchestrator.service.journal import EventAnswer
 from microvm_orchestrator.service.page import PageOf
 from microvm_orchestrator.service.runs import RunInfo
-from microvm_orchestrator.service.tasks import MAX_WAIT_S, SubmitAnswer
+from microvm_orchestrator.service.tasks import SubmitAnswer
+from microvm_orchestrator.service.waiting import MAX_WAIT_S
 
 if TYPE_CHECKING:
     from microvm_orchestrator.mcp_server.callers import Context

@@ -1,0 +1,83 @@
+"""What an agent asks for itself, from its own machine.
+
+Who asks is known by the token that the agent was given. Above is the profile `agent`; below, the
+agents of this host.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.conversations.agents import Spawn
+from microvm_orchestrator.conversations.home import acting
+from microvm_orchestrator.conversations.token import agent_named
+from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.service.messages import awaited
+from microvm_orchestrator.service.roles import find_role
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.model.agent import Agent, Message
+    from microvm_orchestrator.service.calls import Caller
+    from microvm_orchestrator.service.service import Service
+
+
+async def agent_of(service: Service, caller: Caller) -> Agent:
+    """Find the agent that asks. Raises: Denied for who is none that lives."""
+    agent_id = agent_named(caller.principal.name) if caller.principal.token_id else None
+    if agent_id is not None:
+        with suppress(errors.NotFound):
+            found = await service.host.agents.get(agent_id, SYSTEM)
+            if not found.over:
+                return found
+    raise errors.Denied("these tools are for agents, in their own machines")
+
+
+async def say_as(service: Service, caller: Caller, agent: Agent, to: str, text: str) -> Message:
+    """Say something as an agent. Raises: Denied for who is no relative of it."""
+    agents = service.host.agents
+    other = next((each for _, each in await agents.kin(agent) if each.name == to), None)
+    if other is None:
+        await service.store.note(acting(agent, caller.via), agent.agent_id, errors.Denied.code)
+        raise errors.Denied(
+            f"{to} is neither your parent nor a child or peer of yours",
+            hint="`others` shows whom you may talk to",
+        )
+    return await agents.send(other.agent_id, text, acting(agent, caller.via), sender=agent)
+
+
+async def spawn_as(
+    service: Service,
+    caller: Caller,
+    agent: Agent,
+    name: str,
+    prompt: str,
+    *,
+    role: str | None,
+    system_prompt: str | None,
+) -> Message:
+    """Spawn a child of an agent, like it but for who it is, and tell it something."""
+    agents, by = service.host.agents, acting(agent, caller.via)
+    found = None if role is None else await find_role(service, role)
+    update = {"system_prompt": system_prompt, "role": found and found.name}
+    character = agent.character.model_copy(update=update)
+    prompted = found and found.prompt
+    wish = Spawn(name, agent.agent_id, character, agent.home, agent.budget, prompted)
+    try:
+        child = await agents.spawn(wish, by)
+    except errors.TooLarge:
+        await service.store.note(by, agent.agent_id, errors.TooLarge.code)
+        raise
+    return await agents.send(child.agent_id, prompt, by, sender=agent)
+
+
+async def wait_as(
+    service: Service, caller: Caller, agent: Agent, message_id: str, timeout_s: float
+) -> Message:
+    """Wait for the answer to what an agent said. Raises: NotFound for what others said."""
+    by = acting(agent, caller.via)
+    message = await service.host.agents.message(message_id, by)
+    if message.sender != agent.agent_id:
+        raise errors.NotFound(f"you said nothing that is called {message_id[:100]}")
+    return await awaited(service, caller, by, message_id, timeout_s)
