@@ -6,22 +6,22 @@ import json
 import os
 import signal
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import anyio
 import pytest
 
 import hosted
-from claude_image import KEY, MEMORY_MIB, NAME, VCPUS, Model, claude_image, scripted_model
 from judges.tools import CLAUDE
-from machines import LONG_S
 from microvm_orchestrator.conversations.turn import DOOR_PATH
 from model_api import say, turn, use
-from system.living import Stage, furnish, living, staged
+from system.agents import HOME, answer_of, let_in, said_to
+from system.living import Stage, furnish, staged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from claude_image import Model
 
 pytestmark = pytest.mark.skipif(
     not CLAUDE.exists(), reason="Claude Code is not installed: make judges"
@@ -40,21 +40,6 @@ for path, token in (("/v1/tasks", ""), ("/mcp", ""), (OWN, ""), (OWN, "Bearer mo
     except urllib.error.HTTPError as error:
         print(error.code, end=" ")
 """.replace("OWN", repr(DOOR_PATH))
-HOME = {"image": NAME, "memory_mib": MEMORY_MIB, "vcpus": VCPUS}
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    anyio.run(claude_image)
-    with scripted_model() as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def stage(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with living(tmp_path_factory.mktemp("agents") / "s", egress=model.settings) as stage:
-        let_in(stage)
-        yield stage
 
 
 @pytest.fixture
@@ -65,18 +50,6 @@ def ada(stage: Stage) -> Iterator[str]:
     [ended] = stage.ask("agent_end", agent="ada", force=True)["agents"]
     assert ended["state"] == "ended"
     stage.ask("agent_delete", agent=ended["agent_id"])
-
-
-def let_in(stage: Stage) -> None:
-    stage.ask("credential_set", name="model", kind="anthropic-api-key", value=KEY)
-
-
-def said_to(stage: Stage, agent: str, text: str) -> dict[str, Any]:
-    return answer_of(stage, stage.ask("agent_send", agent=agent, text=text, wait_s=0))
-
-
-def answer_of(stage: Stage, message: dict[str, Any]) -> dict[str, Any]:
-    return stage.ask("agent_wait", message_id=message["message_id"], timeout_s=LONG_S)
 
 
 def heard(model: Model) -> str:

@@ -9,23 +9,23 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import pytest
 
 import hosted
-from claude_image import KEY, MEMORY_MIB, NAME, VCPUS, Model, claude_image, scripted_model
+from claude_image import KEY, MEMORY_MIB, NAME, VCPUS
 from judges.tools import CLAUDE
 from machines import LONG_S
 from model_api import Turn, fail, say, turn, use
-from system.living import Stage, furnish, living, staged
+from system.agents import let_in
+from system.living import Stage, furnish, staged
 from system.pausing import paused_at
 from system.running import alias_of, ended, registered, started
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import git_repos
+    from claude_image import Model
     from model_api import Part
 
 pytestmark = pytest.mark.skipif(
@@ -42,20 +42,6 @@ EDIT: list[Part] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    anyio.run(claude_image)
-    with scripted_model() as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def stage(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with living(tmp_path_factory.mktemp("claude") / "s", egress=model.settings) as stage:
-        let_in(stage)
-        yield stage
-
-
 @pytest.fixture
 def repo(stage: Stage, tmp_path: Path) -> git_repos.Repo:
     return registered(stage, tmp_path / "sample")
@@ -67,10 +53,6 @@ def done(stage: Stage, task_id: str) -> dict[str, Any]:
         if stage.ask("task_wait", task_id=task_id, timeout_s=LONG_S)["finished"]:
             break
     return ended(stage, task_id)
-
-
-def let_in(stage: Stage) -> None:
-    stage.ask("credential_set", name="model", kind="anthropic-api-key", value=KEY)
 
 
 def asked(stage: Stage, repo: git_repos.Repo, prompt: str, **more: Any) -> str:
