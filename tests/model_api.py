@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -26,12 +26,33 @@ import anyio
 import h11
 from anyio.abc import SocketAttribute
 
+import model_forms
+from model_script import Fail, Part, Say, Turn, Turns, Usage, Use, fail, say, turn, use, write
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from anyio.abc import ByteStream
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+__all__ = [
+    "Fail",
+    "ModelApi",
+    "Part",
+    "Received",
+    "Say",
+    "Turn",
+    "Turns",
+    "Usage",
+    "Use",
+    "fail",
+    "open_model_api",
+    "say",
+    "turn",
+    "use",
+    "write",
+]
 
 PATIENCE_S = 60
 _CHUNK = 1 << 16
@@ -48,79 +69,6 @@ _KINDS = {
     500: ("api_error", "Internal server error"),
     529: ("overloaded_error", "Overloaded"),
 }
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a turn says it took, in tokens."""
-
-    input: int = 1000
-    output: int = 50
-    cache_write: int = 0
-    cache_read: int = 200
-
-
-@dataclass(frozen=True)
-class Say:
-    """The model writes text."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Use:
-    """The model calls a tool."""
-
-    name: str
-    input: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What the model does between two answers of its client."""
-
-    blocks: tuple[Say | Use, ...]
-    usage: Usage = Usage()
-    # Awaited with the number of each event of a stream before it is sent.
-    pause: Callable[[int], Awaitable[None]] | None = None
-    # The connection breaks after so many events.
-    cut_after: int | None = None
-    # A stream is sent in pieces of so many bytes, whatever events they cut through.
-    piece: int | None = None
-
-
-@dataclass(frozen=True)
-class Fail:
-    """An error in place of an answer: `times` times, and then the next turn; else always."""
-
-    status: int
-    times: int | None = None
-    kind: str | None = None
-    message: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-Part: TypeAlias = Turn | Fail | Say | Use
-Turns: TypeAlias = Sequence[Part]
-
-
-def say(text: str) -> Say:
-    return Say(text)
-
-
-def use(tool: str, /, **given: Any) -> Use:
-    return Use(tool, given)
-
-
-def turn(*blocks: Say | Use, usage: Usage | None = None) -> Turn:
-    """Several blocks in one turn."""
-    return Turn(blocks, usage or Usage())
-
-
-def fail(
-    status: int, *, times: int | None = None, kind: str | None = None, message: str | None = None
-) -> Fail:
-    return Fail(status, times, kind, message)
 
 
 @dataclass
@@ -151,6 +99,12 @@ class Received:
     @property
     def streams(self) -> bool:
         return self.body.get("stream") is True
+
+    @property
+    def has_tools(self) -> bool:
+        # Codex says them to newer models in the conversation.
+        told = any(entry.get("type") == "additional_tools" for entry in self.entries)
+        return told or bool(self.body.get("tools"))
 
     @property
     def openai(self) -> bool:
@@ -222,7 +176,7 @@ class ModelApi:
     @property
     def conversation(self) -> list[Received]:
         """The requests that a model would have thought about, without asides."""
-        return [each for each in self.requests if each.method == "POST" and each.body.get("tools")]
+        return [each for each in self.requests if each.method == "POST" and each.has_tools]
 
     async def serve(self, stream: ByteStream) -> None:
         async with stream:
@@ -278,7 +232,7 @@ class ModelApi:
     def _choose(self, request: Received) -> Turn | Fail:
         if callable(self._script):
             return _as_turn(self._script(request))
-        if not request.body.get("tools"):
+        if not request.has_tools:
             return Turn((Say("ok"),))
         script = self._script
         if isinstance(script, Mapping):
@@ -301,11 +255,11 @@ class ModelApi:
     async def _take(self, out: _Sender, request: Received, part: Turn) -> None:
         number = next(self._numbers)
         if request.path.endswith("/responses"):
-            whole, events = _response(part, request, number)
+            whole, events = model_forms.response(part, request, number)
         elif request.openai:
-            whole, events = _completion(part, request, number)
+            whole, events = model_forms.completion(part, request, number)
         else:
-            whole, events = _message(part, request, number)
+            whole, events = model_forms.message(part, request, number)
         if request.streams:
             await out.stream(part, events)
         else:
@@ -409,154 +363,6 @@ async def _refuse(out: _Sender, request: Received, part: Fail) -> None:
         error: dict[str, Any] = body["error"]
         body = {"error": {**error, "code": error["type"], "param": None}}
     await out.json(part.status, body, part.headers)
-
-
-def _sse(kind: str, /, **given: Any) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **given})}\n\n".encode()
-
-
-def _message(part: Turn, request: Received, number: int) -> tuple[dict[str, Any], list[bytes]]:
-    """Answer `POST /v1/messages`, whole and as events."""
-    blocks: list[dict[str, Any]] = [
-        {"type": "text", "text": each.text}
-        if isinstance(each, Say)
-        else {
-            "type": "tool_use",
-            "id": f"toolu_{number:04}x{at}",
-            "name": each.name,
-            "input": dict(each.input),
-        }
-        for at, each in enumerate(part.blocks)
-    ]
-    usage = {
-        "input_tokens": part.usage.input,
-        "cache_creation_input_tokens": part.usage.cache_write,
-        "cache_read_input_tokens": part.usage.cache_read,
-        "output_tokens": part.usage.output,
-    }
-    uses = any(isinstance(each, Use) for each in part.blocks)
-    whole = {
-        "id": f"msg_{number:06}",
-        "type": "message",
-        "role": "assistant",
-        "model": request.body.get("model"),
-        "content": blocks,
-        "stop_reason": "tool_use" if uses else "end_turn",
-        "stop_sequence": None,
-        "usage": usage,
-    }
-    begun = {**whole, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
-    events = [_sse("message_start", message=begun), _sse("ping")]
-    for at, block in enumerate(blocks):
-        shell: dict[str, Any]
-        if block["type"] == "text":
-            shell, name, text = {**block, "text": ""}, "text", block["text"]
-        else:
-            shell = {**block, "input": dict[str, Any]()}
-            name, text = "partial_json", json.dumps(block["input"])
-        kind = "text_delta" if name == "text" else "input_json_delta"
-        events.append(_sse("content_block_start", index=at, content_block=shell))
-        half = len(text) // 2
-        events += [
-            _sse("content_block_delta", index=at, delta={"type": kind, name: piece})
-            for piece in (text[:half], text[half:])
-        ]
-        events.append(_sse("content_block_stop", index=at))
-    ended = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
-    events.append(_sse("message_delta", delta=ended, usage={"output_tokens": part.usage.output}))
-    return whole, [*events, _sse("message_stop")]
-
-
-def _response(part: Turn, request: Received, number: int) -> tuple[dict[str, Any], list[bytes]]:
-    """Answer `POST /v1/responses`, whole and as events."""
-    items: list[dict[str, Any]] = [
-        {
-            "type": "message",
-            "id": f"item_{number}_{at}",
-            "role": "assistant",
-            "status": "completed",
-            "content": [{"type": "output_text", "text": each.text, "annotations": []}],
-        }
-        if isinstance(each, Say)
-        else {
-            "type": "function_call",
-            "id": f"item_{number}_{at}",
-            "call_id": f"call_{request.turns_taken}_{at}",
-            "name": each.name,
-            "arguments": json.dumps(dict(each.input)),
-            "status": "completed",
-        }
-        for at, each in enumerate(part.blocks)
-    ]
-    taken = part.usage.input + part.usage.cache_read
-    begun: dict[str, Any] = {
-        "id": f"resp_{number}",
-        "object": "response",
-        "created_at": 0,
-        "model": request.body.get("model"),
-        "status": "in_progress",
-        "output": [],
-        "usage": None,
-    }
-    whole = {
-        **begun,
-        "status": "completed",
-        "output": items,
-        "usage": {
-            "input_tokens": taken,
-            "input_tokens_details": {"cached_tokens": part.usage.cache_read},
-            "output_tokens": part.usage.output,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": taken + part.usage.output,
-        },
-    }
-    events = [_sse("response.created", response=begun)]
-    for at, item in enumerate(items):
-        events.append(_sse("response.output_item.added", output_index=at, item=item))
-        if item["type"] == "message":
-            text = item["content"][0]["text"]
-            where = {"item_id": item["id"], "output_index": at, "content_index": 0}
-            events.append(_sse("response.output_text.delta", **where, delta=text))
-        events.append(_sse("response.output_item.done", output_index=at, item=item))
-    return whole, [*events, _sse("response.completed", response=whole)]
-
-
-def _completion(part: Turn, request: Received, number: int) -> tuple[dict[str, Any], list[bytes]]:
-    """Answer `POST /v1/chat/completions`, whole and as events."""
-    calls = [
-        {
-            "index": at,
-            "id": f"call_{number}_{at}",
-            "type": "function",
-            "function": {"name": each.name, "arguments": json.dumps(dict(each.input))},
-        }
-        for at, each in enumerate(part.blocks)
-        if isinstance(each, Use)
-    ]
-    text = "".join(each.text for each in part.blocks if isinstance(each, Say))
-    said: dict[str, Any] = {"role": "assistant", "content": text or None}
-    if calls:
-        said["tool_calls"] = calls
-    taken = part.usage.input + part.usage.cache_read
-    usage = {
-        "prompt_tokens": taken,
-        "completion_tokens": part.usage.output,
-        "total_tokens": taken + part.usage.output,
-        "prompt_tokens_details": {"cached_tokens": part.usage.cache_read},
-    }
-    base = {"id": f"chatcmpl-{number}", "created": 0, "model": request.body.get("model")}
-    ended = "tool_calls" if calls else "stop"
-    choice = {"index": 0, "message": said, "finish_reason": ended}
-    whole = {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
-    chunk = {**base, "object": "chat.completion.chunk"}
-    parts: list[dict[str, Any]] = [
-        {**chunk, "choices": [{"index": 0, "delta": said, "finish_reason": None}]},
-        {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": ended}]},
-    ]
-    if request.body.get("stream_options", {}).get("include_usage"):
-        parts.append({**chunk, "choices": [], "usage": usage})
-    events = [f"data: {json.dumps(each)}\n\n".encode() for each in parts]
-    return whole, [*events, b"data: [DONE]\n\n"]
 
 
 @asynccontextmanager

@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 NODE_TOOLS = ROOT / "tests/judges/node_modules/.bin"
 PYTHON_TOOLS = ROOT / ".venv-judges/bin"
 CLAUDE = ROOT / "tests/judges/node_modules/@anthropic-ai/claude-code-linux-x64/claude"
+_CODEX = ROOT / "tests/judges/node_modules/@openai/codex-linux-x64"
+CODEX = _CODEX / "vendor/x86_64-unknown-linux-musl/bin/codex"
+OPENCODE = ROOT / "tests/judges/node_modules/opencode-linux-x64-baseline/bin/opencode"
 # Some judges start slowly on a busy machine; only a hung one is cut off.
 PATIENCE_S = 300.0
 

@@ -8,24 +8,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import uuid
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 from pydantic import JsonValue
 
-from microvm_orchestrator import proc
+from judges.tools import CLAUDE
 from microvm_orchestrator.agents.drivers.base import (
     AgentTask,
     Cause,
-    Ended,
-    Endpoint,
-    Event,
     KeyKind,
     Retrying,
     Said,
@@ -35,18 +29,14 @@ from microvm_orchestrator.agents.drivers.base import (
 )
 from microvm_orchestrator.agents.drivers.claude import ClaudeDriver
 from model_api import Turn, fail, open_model_api, say, turn, use
+from system.driven import ODD, ODD_PROMPTS, PLACEHOLDER, SERVER, Place, Program, place_in, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
-    from microvm_orchestrator.agents.drivers.base import Reader
+    from microvm_orchestrator import proc
     from model_api import ModelApi, Part, Received
 
-CLAUDE = (
-    Path(__file__).parents[1] / "judges/node_modules/@anthropic-ai/claude-code-linux-x64/claude"
-)
-PATIENCE_S = 120
-PLACEHOLDER = "sk-ant-placeholder"
 MODEL = "claude-sonnet-4-5"
 
 pytestmark = [
@@ -55,126 +45,13 @@ pytestmark = [
 ]
 
 
-@dataclass
-class Place:
-    """Where an agent works: a home of its own and a repository."""
-
-    home: Path
-    tree: Path
-
-    def git(self, *words: str) -> str:
-        argv = ["git", "-C", str(self.tree), *words]
-        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    place = Place(tmp_path / "home", tmp_path / "tree")
-    place.home.mkdir()
-    place.tree.mkdir()
-    place.git("init", "-q", "-b", "main")
-    place.git("config", "user.name", "A User")
-    place.git("config", "user.email", "user@example.com")
-    (place.tree / "a.txt").write_text("one\n")
-    place.git("add", ".")
-    place.git("commit", "-qm", "begin")
-    return place
+    return place_in(tmp_path)
 
 
-@dataclass
-class Performed:
-    """What came of a run of the program."""
-
-    ended: Ended
-    events: list[Event]
-    stdout: bytes
-    status: int | None = None
-
-    def of(self, kind: type) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-
-@dataclass
-class Agent:
-    """Claude Code in a place, at a model API."""
-
-    place: Place
-    api: ModelApi
-    kind: KeyKind = KeyKind.API_KEY
-    driver: ClaudeDriver = field(default_factory=ClaudeDriver)
-
-    async def perform(
-        self, task: AgentTask, meanwhile: Callable[[proc.Process], Awaitable[None]] | None = None
-    ) -> Performed:
-        endpoint = Endpoint(self.api.url, PLACEHOLDER, self.kind)
-        given = self.driver.prepare(task, endpoint, str(self.place.home), str(self.place.tree))
-        for file in given.files:
-            lay(Path(file.path), file.content, file.mode)
-        env = {"PATH": os.defpath, "LANG": "C.UTF-8", "TMPDIR": str(self.place.home), **given.env}
-        performed = Performed(Ended(success=False), [], b"")
-        reader = self.driver.reader(task)
-        stderr: list[bytes] = []
-        with anyio.fail_after(PATIENCE_S):
-            async with (
-                proc.spawn(
-                    [str(CLAUDE), *given.argv[1:]],
-                    cwd=self.place.tree,
-                    env=env,
-                    stdin=proc.PIPE,
-                    stdout=proc.PIPE,
-                    stderr=proc.PIPE,
-                ) as process,
-                anyio.create_task_group() as group,
-            ):
-                group.start_soon(feed, process, given.stdin)
-                group.start_soon(listen, process.stdout, reader, performed)
-                group.start_soon(collect, process.stderr, stderr)
-                if meanwhile is not None:
-                    await meanwhile(process)
-                performed.status = await process.wait()
-        assert performed.status is not None
-        killed = performed.status < 0
-        performed.ended = reader.finish(
-            None if killed else performed.status,
-            -performed.status if killed else None,
-            b"".join(stderr),
-        )
-        return performed
-
-
-def lay(path: Path, content: bytes, mode: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    path.chmod(mode)
-
-
-async def feed(process: proc.Process, data: bytes) -> None:
-    assert process.stdin is not None
-    await process.stdin.write(data)
-    process.stdin.close()
-
-
-async def listen(stdout: proc.Reader | None, reader: Reader, performed: Performed) -> None:
-    assert stdout is not None
-    while chunk := await stdout.read():
-        performed.stdout += chunk
-        performed.events += reader.feed(chunk)
-
-
-async def collect(stderr: proc.Reader | None, said: list[bytes]) -> None:
-    assert stderr is not None
-    while chunk := await stderr.read():
-        said.append(chunk)
-
-
-def texts(request: Received) -> list[str]:
-    """Give every text that a request's conversation has, its author before it."""
-    found: list[str] = []
-    for entry in request.entries:
-        content = entry["content"]
-        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        found += [f"{entry['role']}: {block['text']}" for block in blocks if "text" in block]
-    return found
+def claude(place: Place, api: ModelApi, kind: KeyKind = KeyKind.API_KEY) -> Program:
+    return Program(ClaudeDriver(), CLAUDE, place, api, kind)
 
 
 async def test_it_edits_a_file_runs_a_command_and_commits(place: Place) -> None:
@@ -187,7 +64,7 @@ async def test_it_edits_a_file_runs_a_command_and_commits(place: Place) -> None:
     ]
     async with open_model_api(script, keys=[PLACEHOLDER]) as api:
         task = AgentTask("Count on.", model=MODEL, session_id=str(uuid.uuid4()))
-        done = await Agent(place, api).perform(task)
+        done = await claude(place, api).perform(task)
 
     assert (place.tree / "b.txt").read_text() == "two\n"
     assert place.git("log", "--format=%s", "main").split("\n")[:2] == ["count on", "begin"]
@@ -220,7 +97,7 @@ async def test_it_edits_a_file_runs_a_command_and_commits(place: Place) -> None:
 
 async def test_it_stops_as_failed_when_it_has_taken_all_its_turns(place: Place) -> None:
     async with open_model_api([use("Bash", command="true")] * 9) as api:
-        done = await Agent(place, api).perform(AgentTask("Go on and on.", max_turns=2))
+        done = await claude(place, api).perform(AgentTask("Go on and on.", max_turns=2))
 
     assert done.ended.error is not None
     assert done.ended.error.code is Cause.MAX_TURNS
@@ -240,7 +117,7 @@ async def test_an_api_that_fails_for_good_is_told_by_its_own_code(
     place: Place, status: int, cause: Cause, retryable: bool
 ) -> None:
     async with open_model_api([fail(status)]) as api:
-        done = await Agent(place, api).perform(AgentTask("Do it.", retries=1))
+        done = await claude(place, api).perform(AgentTask("Do it.", retries=1))
 
     error = done.ended.error
     assert error is not None
@@ -251,7 +128,7 @@ async def test_an_api_that_fails_for_good_is_told_by_its_own_code(
 
 async def test_an_api_that_fails_once_is_asked_again(place: Place) -> None:
     async with open_model_api([fail(529, times=1), say("Done.")]) as api:
-        done = await Agent(place, api).perform(AgentTask("Do it.", retries=2))
+        done = await claude(place, api).perform(AgentTask("Do it.", retries=2))
 
     assert done.ended.success
     assert done.of(Retrying) == [Retrying(529, 1)]
@@ -281,7 +158,7 @@ async def test_a_conversation_that_was_broken_off_goes_on_with_all_that_was_said
         "Go on.": [use("Bash", command="echo ended >> c.txt"), say("All of it.")],
     }
     async with open_model_api(script) as api:
-        agent = Agent(place, api)
+        agent = claude(place, api)
         first = await agent.perform(AgentTask("Begin.", session_id=session), break_off)
         before = len(api.conversation)
         second = await agent.perform(AgentTask("Go on.", session_id=session, resume=True))
@@ -311,7 +188,7 @@ async def test_a_conversation_whose_budget_was_spent_goes_on_with_all_that_was_s
         return spent if "tool_result" in seen else use("Bash", command="echo begun > c.txt")
 
     async with open_model_api(answer) as api:
-        agent = Agent(place, api)
+        agent = claude(place, api)
         first = await agent.perform(AgentTask("Begin.", session_id=session))
         before = len(api.conversation)
         second = await agent.perform(AgentTask("Go on.", session_id=session, resume=True))
@@ -341,7 +218,7 @@ async def test_an_interrupt_ends_what_a_tool_runs_as_well(place: Place) -> None:
 
     script = [use("Bash", command="echo > begun; sleep 600; touch late"), say("Never said.")]
     async with open_model_api(script) as api:
-        done = await Agent(place, api).perform(AgentTask("Do it."), interrupt)
+        done = await claude(place, api).perform(AgentTask("Do it."), interrupt)
 
     assert done.ended.error is not None
     assert done.ended.error.code is Cause.INTERRUPTED
@@ -350,7 +227,7 @@ async def test_an_interrupt_ends_what_a_tool_runs_as_well(place: Place) -> None:
 
 async def test_it_is_offered_nothing_that_would_keep_it_after_its_last_turn(place: Place) -> None:
     async with open_model_api([say("Done.")]) as api:
-        done = await Agent(place, api).perform(AgentTask("Do it."))
+        done = await claude(place, api).perform(AgentTask("Do it."))
 
     (shell,) = (tool for tool in api.conversation[0].body["tools"] if tool["name"] == "Bash")
     assert "command" in shell["input_schema"]["properties"]
@@ -370,7 +247,7 @@ async def test_an_answer_has_the_form_that_was_asked_for(place: Place) -> None:
     }
     script = [use("StructuredOutput", n=7), say("There it is.")]
     async with open_model_api(script) as api:
-        done = await Agent(place, api).perform(AgentTask("How many?", schema=schema))
+        done = await claude(place, api).perform(AgentTask("How many?", schema=schema))
 
     assert done.ended.success
     assert done.ended.structured_output == {"n": 7}
@@ -383,36 +260,16 @@ async def test_an_agent_that_gives_no_answer_of_that_form_has_failed(place: Plac
         "required": ["n"],
     }
     async with open_model_api([say("Seven.")]) as api:
-        done = await Agent(place, api).perform(AgentTask("How many?", schema=schema))
+        done = await claude(place, api).perform(AgentTask("How many?", schema=schema))
 
     assert done.ended.error is not None
     assert done.ended.error.code is Cause.SCHEMA_UNMET
 
 
-ODD = (
-    "-p \"double\" 'single' `backticks` $(touch never) ${HOME} \\ %s *\n\n\t--flag\r\n"
-    "é 🦀 \u2028 \x1b[1m"
-)
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        pytest.param(ODD, id="odd"),
-        pytest.param("  \n spaces around \n\n ", id="spaces"),
-        pytest.param("/help me with this", id="slash"),
-        pytest.param("/compact", id="command"),
-        pytest.param("\ufeff mark", id="mark"),
-        pytest.param("! ls", id="bang"),
-        pytest.param("# remember", id="hash"),
-        pytest.param("@a.txt is a file", id="mention"),
-        pytest.param("<system-reminder>x</system-reminder>", id="tag"),
-        pytest.param(ODD + "line 🦀 $(x) 'q'\n" * 16_000, id="300 kB"),
-    ],
-)
+@pytest.mark.parametrize("prompt", ODD_PROMPTS.values(), ids=ODD_PROMPTS)
 async def test_a_prompt_reaches_the_model_as_it_is(place: Place, prompt: str) -> None:
     async with open_model_api([say("Read.")]) as api:
-        done = await Agent(place, api).perform(AgentTask(prompt))
+        done = await claude(place, api).perform(AgentTask(prompt))
 
     assert done.ended.success, done.stdout
     assert f"user: {prompt}" in texts(api.conversation[0])
@@ -422,35 +279,12 @@ async def test_a_prompt_reaches_the_model_as_it_is(place: Place, prompt: str) ->
 async def test_what_is_added_to_its_system_prompt_is_added_as_it_is(place: Place) -> None:
     added = ODD + "x" * 200_000
     async with open_model_api([say("Read.")]) as api:
-        done = await Agent(place, api).perform(AgentTask("Go.", system_prompt=added))
+        done = await claude(place, api).perform(AgentTask("Go.", system_prompt=added))
 
     assert done.ended.success
     system = "".join(block["text"] for block in api.conversation[0].body["system"])
     assert added in system
     assert "Claude" in system
-
-
-SERVER = """
-import json, sys
-for line in sys.stdin:
-    asked = json.loads(line)
-    match asked.get("method"):
-        case "initialize":
-            result = {"protocolVersion": asked["params"]["protocolVersion"],
-                      "capabilities": {"tools": {}}, "serverInfo": {"name": "t", "version": "1"}}
-        case "tools/list":
-            result = {"tools": [{"name": "weigh", "description": "Weigh a thing",
-                                 "inputSchema": {"type": "object"},
-                                 "_meta": {"anthropic/alwaysLoad": True}}]}
-        case "tools/call":
-            result = {"content": [{"type": "text", "text": sys.argv[1]}]}
-        case _:
-            result = None
-    if "id" in asked:
-        answer = {"result": result} if result is not None else {
-            "error": {"code": -32601, "message": "no such method"}}
-        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], **answer}), flush=True)
-"""
 
 
 async def test_an_mcp_server_that_it_is_given_is_offered_to_the_model(
@@ -464,7 +298,7 @@ async def test_an_mcp_server_that_it_is_given_is_offered_to_the_model(
     }
     script = [use("mcp__scales__weigh"), say("Weighed.")]
     async with open_model_api(script) as api:
-        done = await Agent(place, api).perform(AgentTask("Weigh it.", mcp_servers=servers))
+        done = await claude(place, api).perform(AgentTask("Weigh it.", mcp_servers=servers))
 
     assert done.ended.success
     assert done.of(Started)[0].mcp_servers == {"scales": "connected"}
@@ -475,7 +309,7 @@ async def test_an_mcp_server_that_it_is_given_is_offered_to_the_model(
 
 async def test_the_placeholder_of_a_subscription_goes_where_its_token_would(place: Place) -> None:
     async with open_model_api([say("Done.")], keys=[PLACEHOLDER]) as api:
-        done = await Agent(place, api, KeyKind.OAUTH).perform(AgentTask("Do it.", retries=0))
+        done = await claude(place, api, KeyKind.OAUTH).perform(AgentTask("Do it.", retries=0))
 
     assert done.ended.success
     assert api.conversation[0].headers["authorization"] == f"Bearer {PLACEHOLDER}"
@@ -485,7 +319,7 @@ async def test_the_placeholder_of_a_subscription_goes_where_its_token_would(plac
 async def test_a_conversation_that_is_not_there_is_an_end_with_a_reason(place: Place) -> None:
     async with open_model_api([say("Never.")]) as api:
         task = AgentTask("Go on.", session_id=str(uuid.uuid4()), resume=True)
-        done = await Agent(place, api).perform(task)
+        done = await claude(place, api).perform(task)
 
     assert done.ended.error is not None
     assert "No conversation found" in done.ended.error.message

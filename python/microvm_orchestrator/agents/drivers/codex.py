@@ -1,9 +1,11 @@
 """Codex without a terminal: how it is started, and what its stream of records means.
 
-Written and tried with release 0.169.0; recorded output of it lies with the unit tests. It speaks
-OpenAI's Responses API. It names its conversations itself, has no limit of turns, and does not tell
-of the model's: its turn is all that follows on a prompt. Its account of tokens is of the whole
-conversation, what came before it was resumed included. Interrupted, it ends without a result.
+Written and tried with release 0.169.0; recorded output of it lies with the unit tests, and
+`tests/system/test_codex_driver.py` runs the real program. It speaks OpenAI's Responses API. It
+names its conversations itself, has no limit of turns, and does not tell of the model's: its turn is
+all that follows on a prompt. Its account of tokens is of the whole conversation, what came before
+it was resumed included. Interrupted, it ends without a result. Newer models write programs that
+call its tools: those run in a second program of its package, `codex-code-mode-host`, beside it.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from microvm_orchestrator.agents.drivers.base import (
     own_file,
     plain_input,
 )
-from microvm_orchestrator.agents.drivers.mcp import McpServer, read_servers
+from microvm_orchestrator.agents.drivers.mcp import CALL_S, START_S, McpServer, read_servers
 from microvm_orchestrator.agents.drivers.stream import (
     MAX_MESSAGE,
     Count,
@@ -113,7 +115,8 @@ def _config(task: AgentTask, endpoint: Endpoint, folder: str) -> File:
         "base_url": endpoint.base_url.rstrip("/") + "/v1",
         "env_key": _KEY,
         "wire_api": "responses",
-        "request_max_retries": task.retries,
+        # It multiplies these two, and tells of the second alone. A 429 it never asks again.
+        "request_max_retries": 0,
         "stream_max_retries": task.retries,
     }
     settings: dict[str, JsonValue] = {
@@ -122,6 +125,8 @@ def _config(task: AgentTask, endpoint: Endpoint, folder: str) -> File:
         "check_for_update_on_startup": False,
         "analytics": {"enabled": False},
         "feedback": {"enabled": False},
+        # It would look for newer ones of its maker's at github.com and chatgpt.com.
+        "features": {"plugins": False},
         "mcp_servers": {
             name: _server(server) for name, server in read_servers(task.mcp_servers).items()
         },
@@ -133,9 +138,10 @@ def _config(task: AgentTask, endpoint: Endpoint, folder: str) -> File:
 
 
 def _server(server: McpServer) -> JsonValue:
+    waits: dict[str, JsonValue] = {"startup_timeout_sec": START_S, "tool_timeout_sec": CALL_S}
     if server.url is not None:
-        return {"url": server.url, "http_headers": {**server.headers}}
-    return {"command": server.command, "args": [*server.args], "env": {**server.env}}
+        return {"url": server.url, "http_headers": {**server.headers}, **waits}
+    return {"command": server.command, "args": [*server.args], "env": {**server.env}, **waits}
 
 
 def toml(value: JsonValue) -> str:

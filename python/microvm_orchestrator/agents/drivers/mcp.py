@@ -10,6 +10,11 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_va
 
 from microvm_orchestrator import errors
 
+# How long a program waits for one to come up, which is slow in a machine without KVM, and for the
+# answer to a call: an agent that asks another waits for ten minutes. Their own bounds are seconds.
+START_S = 60
+CALL_S = 900
+
 # It becomes a part of the names of tools, and a table of a configuration.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
