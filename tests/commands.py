@@ -21,6 +21,7 @@ SPOKEN = {
     "kernel_log_events": ("kernel-log", "events"),
     "node_exec_all": ("node", "exec-all"),
     "agent_send_many": ("agent", "send-many"),
+    **{f"agent_file_{verb}": ("agent", f"file-{verb}") for verb in ("list", "get", "put")},
     "fault_heal_all": ("fault", "heal-all"),
     **{f"cluster_artifact_{verb}": ("cluster", f"artifact-{verb}") for verb in ("sync", "install")},
     **{f"node_source_{verb}": ("node", f"source-{verb}") for verb in ("sync", "build")},

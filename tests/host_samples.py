@@ -212,6 +212,32 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"agents": ["ada", "bob"], "children_of": "lead", "text": "hello", "wait_s": 0.0},
     ),
     "agent_delete": (["ada"], {"agent": "ada"}),
+    "agent_file_list": (
+        ["ada", "--path", "src", "--limit", "5"],
+        {"agent": "ada", "path": "src", "limit": 5},
+    ),
+    "agent_file_get": (
+        ["ada", "a.md", "--max-size", "9"],
+        {"agent": "ada", "path": "a.md", "max_size": 9},
+    ),
+    "agent_file_put": (
+        [
+            *("ada", "a.md", "--content", "x", "--mode", "0600", "--no-parents"),
+            *("--user", "dev"),
+        ],
+        {
+            "agent": "ada",
+            "path": "a.md",
+            "content": "x",
+            "mode": "0600",
+            "parents": False,
+            "user": "dev",
+        },
+    ),
+    "agent_follow": (
+        ["ada", "--cursor", "begin", "--timeout-s", "0"],
+        {"agent": "ada", "cursor": "begin", "timeout_s": 0.0},
+    ),
     "role_list": ([], {}),
     "role_get": (["architect"], {"name": "architect"}),
     "snapshot_create": (["box", "--wait-s", "0"], {"machine": "box", "wait_s": 0.0}),

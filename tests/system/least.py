@@ -20,6 +20,7 @@ LEAST = {
         run_output run_diff artifact_list artifact_get artifact_trees artifact_show artifact_diff
         image_list image_get pool_list operation_get operation_wait operation_list
         agent_get agent_list agent_tree agent_children agent_peers agent_wait agent_output
+        agent_follow
         role_list role_get
         whoami metrics_get""",
     Role.WORKER: """
@@ -44,7 +45,7 @@ LEAST = {
         run_approve run_reject run_merge merge_resolve
         agent_spawn agent_send agent_send_many agent_branch agent_budget agent_interrupt
         agent_suspend agent_end
-        agent_delete""",
+        agent_delete agent_file_list agent_file_get agent_file_put""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove
         repo_add repo_update repo_remove artifact_register artifact_remove
@@ -56,6 +57,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "machine_exec": {"argv": ["true"]},
     "file_put": {"path": "/tmp/x", "content": "x"},
     "file_get": {"path": "/tmp/x"},
+    "agent_file_put": {"path": "/tmp/x", "content": "x"},
+    "agent_file_get": {"path": "/tmp/x"},
     "forward_add": {"guest": "80"},
     "agent_send": {"text": "x"},
     "agent_send_many": {"text": "x"},

@@ -249,6 +249,9 @@ def _house(ledger: Ledger) -> None:
     act("agent_send_many", agent, agents=["ada"], text="all", wait_s=0)
     act("agent_interrupt", agent, agent="ada")
     act("agent_budget", agent, agent="ada", tokens=9)
+    home = ledger.world.ask("agent_get", by="admin", agent="ada")["agent"]["machine_id"]
+    path = str(ledger.world.daemon.state_dir / "g")
+    act("agent_file_put", home, agent="ada", path=path, content="x")
     # Begun too; what stands for QEMU here has no layers of disks, and ends of it.
     act("agent_branch", agent, agent="ada", name="copy")
     act("agent_suspend", agent, agent="ada")

@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -54,10 +54,15 @@ _MAX_ENTRIES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class _There:
-    """A place in a machine."""
+    """A place in a machine, or of an agent."""
 
-    machine: str
+    noun: str
+    name: str
     path: str
+
+    def opened(self, client: Client, call: str, **more: object) -> Duplex:
+        own = "" if self.noun == "machine" else f"{self.noun}_"
+        return open_duplex(client, own + call, {self.noun: self.name, "path": self.path, **more})
 
 
 @dataclass(slots=True)
@@ -135,16 +140,29 @@ def cp(
     nothing that is here is written over by a folder. Links and devices do not travel.
     """
     far, near = _place(source), _place(target)
+    copied(here, far, near, recursive=recursive, parents=parents, user=user)
+
+
+def copied(
+    here: Session,
+    far: _There | str,
+    near: _There | str,
+    *,
+    recursive: bool | None,
+    parents: bool | None,
+    user: str | None,
+) -> None:
+    """Copy between a place here and one there. Raises: InvalidInput, UnknownOutcome."""
     try:
         if isinstance(near, _There) and isinstance(far, str):
             copy = _send_tree if recursive else _send_file
-            path = _inside(near.path, far)
-            told = copy(here.client, far, _There(near.machine, path), parents=parents, user=user)
+            there = replace(near, path=_inside(near.path, far))
+            told = copy(here.client, far, there, parents=parents, user=user)
         elif isinstance(far, _There) and isinstance(near, str):
             told = (_fetch_tree if recursive else _fetch_file)(here.client, far, near)
         else:
             raise errors.InvalidInput(
-                "one of SRC and DST is in a machine, written MACHINE:PATH", hint="as in box:/srv/"
+                "one of SRC and DST is there, written NAME:PATH", hint="as in box:/srv/"
             )
     except Cut as cut:
         raise errors.UnknownOutcome(
@@ -158,12 +176,18 @@ def cp(
 
 
 def _place(word: str) -> _There | str:
-    machine, colon, path = word.partition(":")
-    if not colon or not machine or "/" in machine or machine.startswith("."):
-        return word
-    if not path.startswith("/"):
+    found = place(word, "machine")
+    if isinstance(found, _There) and not found.path.startswith("/"):
         raise errors.InvalidInput(f"{word}: a path in a machine begins with /")
-    return _There(machine, path)
+    return found
+
+
+def place(word: str, noun: str) -> _There | str:
+    """Read NAME:PATH as a place there, and anything else as one here."""
+    name, colon, path = word.partition(":")
+    if not colon or not name or "/" in name or name.startswith("."):
+        return word
+    return _There(noun, name, path)
 
 
 def _inside(path: str, source: str) -> str:
@@ -185,14 +209,12 @@ def _send_file(
         if not stat.S_ISREG(status.st_mode):
             raise errors.InvalidInput(f"{source} is no file", hint="-r copies a folder")
         asked = {
-            "machine": target.machine,
-            "path": target.path,
             "size": status.st_size,
             "mode": f"{status.st_mode & 0o777:04o}" if source != _STDIO else "0644",
             "parents": parents,
             "user": user,
         }
-        duplex = open_duplex(client, "file_put", asked)
+        duplex = target.opened(client, "file_put", **asked)
         return _send(duplex, _read(file, status.st_size), status.st_size)
 
 
@@ -229,8 +251,7 @@ def _send_tree(
         raise errors.InvalidInput("--parents is for a file; a folder is made with those above it")
     if not Path(source).is_dir():
         raise errors.InvalidInput(f"{source} is no folder")
-    asked = {"machine": target.machine, "path": target.path, "user": user}
-    duplex = open_duplex(client, "tree_put", asked)
+    duplex = target.opened(client, "tree_put", user=user)
     try:
         return _send(duplex, _tree(os.fsencode(source), b""), 0)
     except OSError as error:
@@ -309,8 +330,7 @@ def _refused(frames: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
 
 
 def _fetch_file(client: Client, source: _There, target: str) -> dict[str, Any]:
-    asked = {"machine": source.machine, "path": source.path}
-    duplex = open_duplex(client, "file_get", asked)
+    duplex = source.opened(client, "file_get")
     size, mode = int(duplex.told["size"]), int(duplex.told["mode"]) & 0o777
     with contextlib.closing(duplex.sock):
         if target == _STDIO:
@@ -367,8 +387,7 @@ def _fetch_tree(client: Client, source: _There, target: str) -> dict[str, Any]:
     path = Path(target)
     if target.endswith("/"):
         path /= _name(source.path)
-    asked = {"machine": source.machine, "path": source.path}
-    duplex = open_duplex(client, "tree_get", asked)
+    duplex = source.opened(client, "tree_get")
     with contextlib.closing(duplex.sock):
         try:
             path.mkdir(parents=True, exist_ok=True)

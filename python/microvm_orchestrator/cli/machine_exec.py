@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from microvm_orchestrator.cli.client import Client
 
 # A person may leave it open for the weekend.
-_SHELL_S = 7 * 24 * 3600.0
-_SHELL = "if command -v bash >/dev/null; then exec bash -l; fi; exec sh -l"
+SHELL_S = 7 * 24 * 3600.0
+SHELL = "if command -v bash >/dev/null; then exec bash -l; fi; exec sh -l"
 _RETRY_S = 0.3
 
 Words = Annotated[
@@ -124,7 +124,7 @@ def exec_(
         here.give(answer, execs.show)
         return execs.status_of(answer.value)
     if tty:
-        return _on_terminal(here, given | {"env": _with_term(env)})
+        return on_terminal(here, "machine_exec", given | {"env": with_term(env)})
     return _beside(here, given, stdin=None if no_stdin else 0)
 
 
@@ -144,13 +144,13 @@ def shell(
     given: dict[str, object] = {
         "machine": machine,
         "argv": argv or None,
-        "script": None if argv else _SHELL,
-        "env": _with_term(env),
+        "script": None if argv else SHELL,
+        "env": with_term(env),
         "cwd": cwd,
         "user": user,
-        "timeout_s": _SHELL_S,
+        "timeout_s": SHELL_S,
     }
-    return _on_terminal(here, given)
+    return on_terminal(here, "machine_exec", given)
 
 
 @interactive_command(app, "attach", example="machine attach box")
@@ -185,7 +185,8 @@ def attach_exec(
     return _Run(here.client, "exec_attach", {"exec_id": exec_id}, offset or 0).to_the_end()
 
 
-def _on_terminal(here: Session, given: dict[str, object]) -> int:
+def on_terminal(here: Session, call: str, given: dict[str, object]) -> int:
+    """Have a program there on this terminal, and exit as it does. Raises: InvalidInput."""
     if not sys.stdin.isatty():
         raise errors.InvalidInput(
             "standard input is no terminal", hint="use `machine exec` without --tty"
@@ -197,10 +198,11 @@ def _on_terminal(here: Session, given: dict[str, object]) -> int:
         "terminal": {"rows": max(1, size.lines), "columns": max(1, size.columns)},
         "exec_id": given.get("exec_id") or _new_id(),
     }
-    return _Run(here.client, "machine_exec", asked).to_the_end()
+    return _Run(here.client, call, asked).to_the_end()
 
 
-def _with_term(env: list[str] | None) -> dict[str, str]:
+def with_term(env: list[str] | None) -> dict[str, str]:
+    """Give variables as words have them, and which terminal this is."""
     return {"TERM": os.environ.get("TERM", "dumb"), **(pairs(env, "--env") or {})}
 
 

@@ -37,6 +37,8 @@ from microvm_orchestrator.model.run import Usage
 from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from microvm_orchestrator.conversations.ground import AgentGround, Door
 
 # For an agent that is ended: to break off what it is in the middle of.
@@ -158,6 +160,16 @@ class Agents:
         """What an agent says at this moment; nothing if it is not busy."""
         living = self._living.get(agent_id)
         return living.conversation.saying if living else ""
+
+    def output(self, message: Message) -> Path:
+        """The file with what an agent's program said while it heard a message."""
+        return self._ground.output(message.message_id)
+
+    async def awake(self, reference: str, by: Actor) -> Agent:
+        """Have an agent's machine run, as for a message. Raises: NotFound, StateForbids."""
+        conversation = self._conversation(await self.get(reference, by))
+        await conversation.awake()
+        return conversation.agent
 
     def _conversation(self, agent: Agent) -> Conversation:
         living = self._living.get(agent.agent_id)

@@ -26,6 +26,7 @@ from microvm_orchestrator.conversations.home import (
 )
 from microvm_orchestrator.conversations.turn import limits_of, take_turn
 from microvm_orchestrator.model.agent import (
+    OVER,
     Agent,
     AgentBudget,
     AgentState,
@@ -114,6 +115,28 @@ class Conversation:
             await self._news.wait()
         return self.agent
 
+    async def awake(self) -> RunningMachine:
+        """Have its machine run as for a message, also in the middle of a turn, and give it.
+
+        Raises: StateForbids for one that is over; what machines raise.
+        """
+        await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
+        while self._machine is None:
+            if self.agent.over:
+                raise errors.StateForbids(f"agent {self.agent.name} is {self.agent.state}")
+            news = self._news
+            try:
+                self._quiet.acquire_nowait()
+            except anyio.WouldBlock:
+                await news.wait()
+                continue
+            try:
+                self._machine = await open_home(self.agent, self._ground)
+            finally:
+                self._quiet.release()
+            await self.stand(AgentState.IDLE)
+        return self._machine
+
     async def save(self, snapshot_id: str) -> None:
         """Save its machine as it is between two turns.
 
@@ -164,6 +187,7 @@ class Conversation:
                 async with self._quiet:
                     await self._hear(self._queue[0])
                 self._queue.popleft()
+                self._wake()
             elif self._to_suspend:
                 async with self._quiet:
                     await close_home(self.agent, self._ground)

@@ -5,7 +5,7 @@ Above are the front ends; below, the way into the guest.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, dec
 from microvm_orchestrator.service.execs import Encoded
 from microvm_orchestrator.service.machines import NamedMachine
 from microvm_orchestrator.service.service import Service, actor
+
+if TYPE_CHECKING:
+    from microvm_orchestrator.model.records import Actor
 
 # What fits into one request and one answer.
 MAX_SMALL = 1 << 20
@@ -68,7 +71,11 @@ class FileRead(Answer):
 @declare("file_put", "PUT /v1/machines/{machine}/files", role=Role.OPERATOR, idempotent=True)
 async def file_put(service: Service, caller: Caller, request: PutFile) -> FileWritten:
     """Write a small file in a machine, whole or not at all."""
-    by = actor(caller, "file_put")
+    return await write_small(service, actor(caller, "file_put"), request)
+
+
+async def write_small(service: Service, by: Actor, request: PutFile) -> FileWritten:
+    """Write a small file as somebody. Raises: as `Execs.awake`; what guests refuse with."""
     machine, running = await service.host.execs.awake(request.machine, by)
     data = octets.given(request.content, request.content_base64, "content", MAX_SMALL) or b""
     shell = await running.reached()
@@ -86,7 +93,11 @@ async def file_put(service: Service, caller: Caller, request: PutFile) -> FileWr
 @declare("file_get", "GET /v1/machines/{machine}/files", role=Role.OPERATOR, effect=Effect.READ)
 async def file_get(service: Service, caller: Caller, request: GetFile) -> FileRead:
     """Read a small file in a machine."""
-    by = actor(caller, "file_get")
+    return await read_small(service, actor(caller, "file_get"), request)
+
+
+async def read_small(service: Service, by: Actor, request: GetFile) -> FileRead:
+    """Read a small file as somebody. Raises: as `Execs.awake`; what guests refuse with."""
     machine, running = await service.host.execs.awake(request.machine, by)
     shell = await running.reached()
     async with shell.get(request.path, max_size=request.max_size) as file:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from microvm_orchestrator.service import (
+    agent_files,
+    agent_follow,
     agents,
     artifact_trees,
     artifacts,
@@ -59,6 +61,8 @@ CALLS: tuple[Call, ...] = (
     *landing.CALLS,
     *agents.CALLS,
     *messages.CALLS,
+    *agent_files.CALLS,
+    *agent_follow.CALLS,
     *roles.CALLS,
     *templates.CALLS,
     *workers.CALLS,

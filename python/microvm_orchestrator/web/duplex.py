@@ -16,8 +16,8 @@ import anyio
 from anyio import DelimiterNotFound, EndOfStream, IncompleteRead
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.service.agent_streams import STREAMS
 from microvm_orchestrator.service.calls import Caller
-from microvm_orchestrator.service.streams import STREAMS
 from microvm_orchestrator.service.talk import ClientGone, Kind, Stream
 from microvm_orchestrator.web.body import parse
 
