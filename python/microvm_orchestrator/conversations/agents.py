@@ -55,6 +55,7 @@ class Spawn:
     home: Home
     budget: AgentBudget
     role_prompt: str | None = None
+    title: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -196,6 +197,7 @@ class Agents:
         agent = Agent(
             agent_id=agent_id,
             name=wish.name or agent_id,
+            title=wish.title,
             owner=by.name if parent is None else parent.owner,
             parent=parent and parent.agent_id,
             state=AgentState.STARTING,

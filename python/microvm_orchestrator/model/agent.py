@@ -106,6 +106,9 @@ class Agent(_Part):
 
     agent_id: str
     name: str
+    title: Line | None = Field(
+        default=None, description="what people call it, where a profile lets them use any words"
+    )
     owner: str
     parent: str | None = Field(default=None, description="id of the agent that it belongs to")
     state: AgentState

@@ -31,7 +31,7 @@ from microvm_orchestrator.service.roles import find_role
 from microvm_orchestrator.service.service import Service, actor
 
 if TYPE_CHECKING:
-    from microvm_orchestrator.model.records import Record
+    from microvm_orchestrator.model.records import Actor, Record
     from microvm_orchestrator.operations import Report
 
 AgentRef = Annotated[str, Field(min_length=1, max_length=100, description="its name or id")]
@@ -133,7 +133,19 @@ async def agent_spawn(service: Service, caller: Caller, request: SpawnAgent) -> 
     It lives until `agent_end`, whoever leaves and whatever becomes of the daemon. The operation's
     result is the agent as soon as it can be talked to; its target is the agent's id at once.
     """
-    by = actor(caller, "agent_spawn")
+    agent = await spawned(service, request, actor(caller, "agent_spawn"))
+
+    async def work(report: Report) -> JsonValue:
+        await report(None, "makes its machine ready")
+        return (await service.host.agents.up(agent.agent_id)).model_dump(mode="json")
+
+    return await long_call(service, caller, "agent_spawn", agent.agent_id, request.wait_s, work)
+
+
+async def spawned(
+    service: Service, request: SpawnAgent, by: Actor, *, title: str | None = None
+) -> Agent:
+    """Begin to spawn an agent as somebody, and tell it its first message. Raises: as `Agents`."""
     agents = service.host.agents
     role = None if request.role is None else await find_role(service, request.role)
     character = Character.model_validate(request.model_dump(include=set(Character.model_fields)))
@@ -144,16 +156,12 @@ async def agent_spawn(service: Service, caller: Caller, request: SpawnAgent) -> 
         Home.model_validate(request.model_dump(include=set(Home.model_fields))),
         AgentBudget(tokens=request.tokens, cost_usd=request.cost_usd),
         role and role.prompt,
+        title,
     )
     agent = await agents.spawn(wish, by)
     if request.prompt is not None:
         await agents.send(agent.agent_id, request.prompt, by)
-
-    async def work(report: Report) -> JsonValue:
-        await report(None, "makes its machine ready")
-        return (await agents.up(agent.agent_id)).model_dump(mode="json")
-
-    return await long_call(service, caller, "agent_spawn", agent.agent_id, request.wait_s, work)
+    return agent
 
 
 @declare("agent_get", "GET /v1/agents/{agent}", role=Role.VIEWER, effect=Effect.READ)
