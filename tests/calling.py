@@ -31,7 +31,7 @@ VIEWER = Principal("viewer", Role.VIEWER)
 PATIENCE_S = 20
 
 
-async def _silent(done: float, total: float | None, message: str) -> None:
+async def silent(done: float, total: float | None, message: str) -> None:
     del done, total, message
 
 
@@ -43,7 +43,7 @@ class House:
     async def ask(self, call: str, /, **arguments: Any) -> dict[str, Any]:
         """Make a call, `by` somebody, and give its answer as a client would read it."""
         principal = arguments.pop("by", ADMIN)
-        caller = Caller(principal=principal, via="test", progress=_silent)
+        caller = Caller(principal=principal, via="test", progress=silent)
         answer = await self.service.invoke(caller, call, arguments)
         return answer.model_dump(mode="json")
 

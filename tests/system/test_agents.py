@@ -163,22 +163,6 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_turn_hears_its_answer_once(
 
 
 @pytest.mark.long
-def test_an_agent_whose_budget_is_used_up_is_told_so_and_answers_no_more(
-    stage: Stage, model: Model
-) -> None:
-    model.scripts["Spend."] = [say("Spent.")]
-    stage.done("agent_spawn", name="bob", tokens=1000, **HOME)
-    assert said_to(stage, "bob", "Spend.")["state"] == "answered"
-    refused = said_to(stage, "bob", "Spend.")
-    assert (refused["state"], refused["error"]["code"]) == ("failed", "model-payment-required")
-    stage.ask("agent_budget", agent="bob", tokens=100_000)
-    assert said_to(stage, "bob", "Spend.")["state"] == "answered"
-    [ended] = stage.ask("agent_end", agent="bob")["agents"]
-    usage = ended["usage"]
-    assert usage["tokens_in"] + usage["tokens_out"] + usage["tokens_cached"] >= 1000
-
-
-@pytest.mark.long
 def test_a_copy_of_an_agent_knows_the_same_and_goes_its_own_way(
     stage: Stage, model: Model, ada: str
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from microvm_orchestrator.cli import failure, output, values
+from microvm_orchestrator.cli import agent_options, failure, output, values
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.operation import WaitS, follow
 from microvm_orchestrator.cli.options import Cursor, Limit, complete_agent, complete_role
@@ -24,14 +24,6 @@ AgentRef = Annotated[
         autocompletion=complete_agent,
         show_default=False,
     ),
-]
-_Tokens = Annotated[
-    int | None,
-    typer.Option("--tokens", metavar="N", help="Of model APIs, as many as it may ever take."),
-]
-_CostUsd = Annotated[
-    float | None,
-    typer.Option("--cost-usd", metavar="USD", help="Of model APIs, as much as it may ever take."),
 ]
 _Answered = Annotated[
     float | None,
@@ -125,8 +117,16 @@ def spawn(
             "--credential", metavar="NAME", help="A credential by its name; may be repeated."
         ),
     ] = None,
-    tokens: _Tokens = None,
-    cost_usd: _CostUsd = None,
+    tokens: agent_options.Tokens = None,
+    cost_usd: agent_options.CostUsd = None,
+    turns: agent_options.Turns = None,
+    wall_s: agent_options.WallS = None,
+    tree_tokens: agent_options.TreeTokens = None,
+    tree_cost_usd: agent_options.TreeCostUsd = None,
+    tree_turns: agent_options.TreeTurns = None,
+    tree_wall_s: agent_options.TreeWallS = None,
+    at_limit: agent_options.AtLimit = None,
+    warn_at: agent_options.WarnAt = None,
     wait_s: WaitS = None,
 ) -> int:
     """Spawn an agent: a program with a model, in a machine of its own, that can be talked to.
@@ -151,6 +151,14 @@ def spawn(
         "credentials": credentials or None,
         "tokens": tokens,
         "cost_usd": cost_usd,
+        "turns": turns,
+        "wall_s": wall_s,
+        "tree_tokens": tree_tokens,
+        "tree_cost_usd": tree_cost_usd,
+        "tree_turns": tree_turns,
+        "tree_wall_s": tree_wall_s,
+        "at_limit": at_limit,
+        "warn_at": warn_at or None,
     }
     return follow(here, "agent_spawn", given, wait_s, output.record)
 
@@ -160,7 +168,8 @@ def get(here: Session, agent: AgentRef) -> None:
     """Look at an agent: how it stands, what it used, and what it says at this moment."""
 
     def show(answer: dict[str, Any]) -> None:
-        output.record({**answer["agent"], "saying": answer["saying"]})
+        told = {name: each for name, each in answer.items() if name != "agent"}
+        output.record({**answer["agent"], **told})
 
     here.tell("agent_get", {"agent": agent}, show)
 
@@ -335,12 +344,40 @@ def branch(
     return follow(here, "agent_branch", given, wait_s, output.record)
 
 
-@command(app, "budget", example="agent budget ada --tokens 400000")
+@command(
+    app,
+    "budget",
+    example="agent budget ada --tokens 400000\n"
+    "agent budget lead --tree-cost-usd 20 --warn-at 0.5 --warn-at 0.9",
+)
 def budget(
-    here: Session, agent: AgentRef, tokens: _Tokens = None, cost_usd: _CostUsd = None
+    here: Session,
+    agent: AgentRef,
+    tokens: agent_options.Tokens = None,
+    cost_usd: agent_options.CostUsd = None,
+    turns: agent_options.Turns = None,
+    wall_s: agent_options.WallS = None,
+    tree_tokens: agent_options.TreeTokens = None,
+    tree_cost_usd: agent_options.TreeCostUsd = None,
+    tree_turns: agent_options.TreeTurns = None,
+    tree_wall_s: agent_options.TreeWallS = None,
+    at_limit: agent_options.AtLimit = None,
+    warn_at: agent_options.WarnAt = None,
 ) -> None:
     """Give an agent another budget; what is not said has no limit."""
-    given = {"agent": agent, "tokens": tokens, "cost_usd": cost_usd}
+    given = {
+        "agent": agent,
+        "tokens": tokens,
+        "cost_usd": cost_usd,
+        "turns": turns,
+        "wall_s": wall_s,
+        "tree_tokens": tree_tokens,
+        "tree_cost_usd": tree_cost_usd,
+        "tree_turns": tree_turns,
+        "tree_wall_s": tree_wall_s,
+        "at_limit": at_limit,
+        "warn_at": warn_at or None,
+    }
     here.tell("agent_budget", given, output.record)
 
 

@@ -18,28 +18,33 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
-from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
+from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation, inherited
 from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
+from microvm_orchestrator.conversations.keeper import Keeper
 from microvm_orchestrator.conversations.token import end_token
+from microvm_orchestrator.conversations.turn import used_by
 from microvm_orchestrator.model.agent import (
     OVER,
     Agent,
-    AgentBudget,
     AgentState,
     Character,
     Home,
     Message,
     MessageState,
 )
+from microvm_orchestrator.model.agent_budget import Taken
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import Usage
 from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from microvm_orchestrator.conversations.accounts import Accounts
     from microvm_orchestrator.conversations.ground import AgentGround, Door
+    from microvm_orchestrator.model.agent_budget import AgentBudget
 
 # For an agent that is ended: to break off what it is in the middle of.
 _END_S = 30.0
@@ -71,6 +76,7 @@ class Agents:
     def __init__(self, ground: AgentGround) -> None:
         self._ground = ground
         self._records = ground.records
+        self._accounts = ground.records.accounts
         self._living: dict[str, _Living] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         # Between looking whether a name is free and taking it.
@@ -81,10 +87,16 @@ class Agents:
         """Let agents hear what is said to them until the block ends. Their machines go on."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            for agent in await self._records.visible(SYSTEM):
+            every = await self._records.visible(SYSTEM)
+            for agent in every:
+                self._accounts.learn(agent)
+            for agent in every:
                 if not agent.over:
                     messages = await self._records.messages(agent.agent_id, SYSTEM)
+                    used = await used_by(agent, self._ground)
+                    self._accounts.recount(agent.agent_id, messages, used)
                     self._take_on(agent, [each for each in messages if not each.settled])
+            tasks.start_soon(Keeper(self, self._accounts).keep)
             try:
                 yield
             finally:
@@ -110,6 +122,15 @@ class Agents:
     def door(self) -> Door:
         """Where agents ask from their machines."""
         return self._ground.door
+
+    @property
+    def accounts(self) -> Accounts:
+        """What each agent has taken, and may."""
+        return self._accounts
+
+    def conversations(self) -> Sequence[Conversation]:
+        """Give those who live."""
+        return [each.conversation for each in self._living.values()]
 
     # What is known
 
@@ -279,6 +300,10 @@ class Agents:
                 "snapshot_id": snapshot_id,
                 "machine_id": new_id("m"),
                 "usage": Usage(),
+                "turns": 0,
+                "gone": Taken(),
+                "counted": [],
+                "warned": [],
                 "created_at": moment(time.time()),
             }
         )
@@ -295,7 +320,11 @@ class Agents:
         agent = await self.get(reference, by)
         conversation = self._conversation(agent)
         await self._records.note(agent, by)
-        return await conversation.allow(budget)
+        agent = await conversation.allow(budget)
+        for each in self.conversations():
+            # It may be one above them whose budget kept them from hearing what waits.
+            each.wake()
+        return agent
 
     async def interrupt(self, reference: str, by: Actor) -> bool:
         """Break off the turn that an agent is in; false if it is in none. Raises: NotFound."""
@@ -335,7 +364,14 @@ class Agents:
             )
         return [await self._end(each, by) for each in ending]
 
-    async def _end(self, agent: Agent, by: Actor) -> Agent:
+    async def retire(self, agent_id: str, reason: str) -> None:
+        """End an agent with all below it, as its budget is used up."""
+        agent = await self.get(agent_id, SYSTEM)
+        for each in reversed(family.below(await self._living_ones(SYSTEM), agent)):
+            await self._end(each, SYSTEM, reason)
+        await self._end(agent, SYSTEM, reason)
+
+    async def _end(self, agent: Agent, by: Actor, reason: str = "") -> Agent:
         living = self._living.get(agent.agent_id)
         if living is not None:
             with anyio.move_on_after(_END_S, shield=True):
@@ -343,11 +379,14 @@ class Agents:
                 await living.over.wait()
             agent = living.conversation.agent
         with anyio.CancelScope(shield=True):
+            if living is not None:
+                usage, turns = await living.conversation.taken()
+                agent = agent.model_copy(update={"usage": usage, "turns": turns})
             if not agent.over:
                 agent = agent.model_copy(
                     update={
                         "state": AgentState.ENDED,
-                        "reason": "",
+                        "reason": reason,
                         "ended_at": moment(time.time()),
                     }
                 )
@@ -376,6 +415,20 @@ class Agents:
             raise errors.StateForbids(f"agent {agent.name} is {agent.state}", hint="end it first")
         await remove_home(agent, self._ground)
         await anyio.to_thread.run_sync(shutil.rmtree, self._ground.of(agent.agent_id), True)  # noqa: FBT003  # run_sync passes positions only
+        await self._bequeath(agent)
         await self._records.erase(agent, by)
         self._living.pop(agent.agent_id, None)
         return agent
+
+    async def _bequeath(self, agent: Agent) -> None:
+        """Have the one above count for good what an agent and all below it have taken."""
+        total = self._accounts.of_tree(agent.agent_id)
+        with contextlib.suppress(errors.NotFound):
+            parent = await self.get(agent.parent or "", SYSTEM)
+            living = self._living.get(parent.agent_id)
+            if living is not None:
+                await living.conversation.inherit(agent.agent_id, total)
+            else:
+                update = inherited(parent, agent.agent_id, total, self._accounts)
+                heir = parent.model_copy(update=update)
+                await self._records.save(heir, SYSTEM, "inherited")

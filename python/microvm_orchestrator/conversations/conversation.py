@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.agents.drivers.base import Cause
 from microvm_orchestrator.conversations.home import (
     acting,
     close_home,
@@ -24,15 +25,8 @@ from microvm_orchestrator.conversations.home import (
     forget_origin,
     open_home,
 )
-from microvm_orchestrator.conversations.turn import limits_of, take_turn
-from microvm_orchestrator.model.agent import (
-    OVER,
-    Agent,
-    AgentBudget,
-    AgentState,
-    Message,
-    MessageState,
-)
+from microvm_orchestrator.conversations.turn import take_turn, used_by
+from microvm_orchestrator.model.agent import OVER, Agent, AgentState, Message, MessageState
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.task import TaskError
@@ -44,15 +38,20 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+    from microvm_orchestrator.conversations.accounts import Accounts, Reached, Threshold
     from microvm_orchestrator.conversations.ground import AgentGround
     from microvm_orchestrator.lifecycle.egress import WayOut
     from microvm_orchestrator.machine.base import Machine as RunningMachine
+    from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
+    from microvm_orchestrator.model.run import Result, Usage
 
 _log = log.get(__name__)
 
 # As many may wait to be heard.
 QUEUE_MOST = 1000
 _REASON = 1000
+# The code of a message's error whose turn met a limit.
+USED_UP = "budget-exhausted"
 # The store says no more now; soon it may.
 _AGAIN_S = 1.0
 # Claude Code takes the first, at some moments, for a request that failed, and makes it again.
@@ -75,7 +74,9 @@ class Conversation:
         self._news = anyio.Event()
         # Held while it is in a turn, or its machine is saved or stopped.
         self._quiet = anyio.Lock()
-        self._way_out: WayOut | None = None
+        self._accounts = ground.records.accounts
+        # Why its turn was broken off, where nobody asked for it.
+        self._broken_off = ""
         # One at a time reads and writes the record.
         self._writing = anyio.Lock()
 
@@ -88,12 +89,12 @@ class Conversation:
     def hears(self, message: Message) -> None:
         """Have a message heard that is written down."""
         self._queue.append(message)
-        self._wake()
+        self.wake()
 
     def suspend(self) -> None:
         """Have its machine stopped as soon as it is idle."""
         self._to_suspend = True
-        self._wake()
+        self.wake()
 
     async def interrupt(self) -> bool:
         """Break off the turn that it is in, if it is in one; what was said before it keeps."""
@@ -149,12 +150,34 @@ class Conversation:
 
     async def allow(self, budget: AgentBudget) -> Agent:
         """Give it another budget, from now on."""
-        await self.stand(self.agent.state, self.agent.reason, budget=budget)
-        if self._way_out is not None:
-            self._way_out.egress.set_budget(limits_of(budget))
+        await self.stand(self.agent.state, self.agent.reason, budget=budget, warned=[])
         return self.agent
 
-    def _wake(self) -> None:
+    async def warn(self, told: Threshold) -> None:
+        """Tell that a share of its budget is reached; once of each."""
+        await self._write(
+            "budget_warning",
+            {
+                "measure": told.measure,
+                "tree": told.tree,
+                "share": told.share,
+                "used": told.used,
+                "limit": told.limit,
+            },
+            warned=[*self.agent.warned, told.key],
+        )
+
+    async def inherit(self, child: str, total: Taken) -> None:
+        """Count for good what a child that is deleted has taken."""
+        await self._write("inherited", {}, **inherited(self.agent, child, total, self._accounts))
+
+    async def break_off(self, why: str) -> None:
+        """Break off the turn that it is in, which then fails with this."""
+        self._broken_off = why
+        await self.interrupt()
+
+    def wake(self) -> None:
+        """Have it look again what is to be done."""
         self._news.set()
         self._news = anyio.Event()
 
@@ -183,11 +206,14 @@ class Conversation:
             await self._look_home()
         while True:
             news = self._news
-            if self._queue:
+            limit = await self._limit()
+            first = self._queue[0] if self._queue else None
+            # One that it has begun to hear it hears to the end.
+            if first and (limit is None or first.state is MessageState.DELIVERED):
                 async with self._quiet:
-                    await self._hear(self._queue[0])
+                    await self._hear(first)
                 self._queue.popleft()
-                self._wake()
+                self.wake()
             elif self._to_suspend:
                 async with self._quiet:
                     await close_home(self.agent, self._ground)
@@ -228,39 +254,92 @@ class Conversation:
             AgentState.SUSPENDED, f"its machine is {change.state}: {change.reason}".rstrip(": ")
         )
 
+    async def _limit(self) -> Reached | None:
+        """Tell which limit keeps it from hearing more, and stand so."""
+        found = self._accounts.reached(self.agent.agent_id)
+        reason = "" if found is None else found.seen_by(self.agent.agent_id)
+        if self.agent.state is AgentState.IDLE or (
+            reason and self._queue and self.agent.state is AgentState.SUSPENDED
+        ):
+            await self.stand(self.agent.state, reason)
+        return found
+
     async def _hear(self, message: Message) -> None:
+        self._broken_off = ""
         try:
-            if self._machine is None:
-                self._machine = await open_home(self.agent, self._ground)
-            if message.state is MessageState.QUEUED:
-                message = await self._deliver(message)
-            await self.stand(AgentState.BUSY)
-            turn = await take_turn(self.agent, message, self._machine, self._ground, self)
+            message, machine = await self._ready(message)
+            result = await take_turn(self.agent, message, machine, self._ground, self)
         except errors.OrchestratorError as error:
-            await self._settle(message, MessageState.FAILED, error=TaskError.of(error))
-            if self._machine is None or self._machine.state.ended:
-                self._machine = None
-                await self.stand(AgentState.SUSPENDED, error.message)
-            else:
-                await self.stand(AgentState.IDLE)
-            return
+            self._accounts.turn_over(self.agent.agent_id)
+            await self._failed(message, error)
+        else:
+            self._accounts.turn_over(self.agent.agent_id)
+            await self._heard_out(message, result)
         finally:
-            self.saying, self._way_out = "", None
-        result = turn.result
+            self._accounts.turn_over(self.agent.agent_id)
+            self.saying = ""
+
+    async def _ready(self, message: Message) -> tuple[Message, RunningMachine]:
+        """Begin to hear a message, or go on with it."""
+        if message.state is MessageState.QUEUED:
+            with self._accounts.place(self.agent.agent_id):
+                machine = await self._at_home()
+                message = await self._deliver(message)
+        else:
+            machine = await self._at_home()
+        if message.began_at is not None:
+            self._accounts.turn_began(self.agent.agent_id, message.began_at.timestamp())
+        await self.stand(AgentState.BUSY)
+        return message, machine
+
+    async def _at_home(self) -> RunningMachine:
+        if self._machine is None:
+            self._machine = await open_home(self.agent, self._ground)
+        return self._machine
+
+    async def _failed(self, message: Message, error: errors.OrchestratorError) -> None:
+        usage, turns = await self.taken()
+        if self._machine is None or self._machine.state.ended:
+            self._machine = None
+            await self.stand(AgentState.SUSPENDED, error.message, usage=usage, turns=turns)
+        else:
+            await self.stand(AgentState.IDLE, usage=usage, turns=turns)
+        await self._settle(message, MessageState.FAILED, error=TaskError.of(error))
+
+    async def _heard_out(self, message: Message, result: Result) -> None:
+        usage, turns = await self.taken()
         await self.stand(
             AgentState.IDLE,
-            usage=turn.usage,
+            usage=usage,
+            turns=turns,
             # One that failed may have no session that can be gone on with.
             session_id=(result.session_id if result.success else None) or self.agent.session_id,
         )
         if result.success:
             await self._settle(message, MessageState.ANSWERED, answer=result.summary[:MAX_TEXT])
         else:
-            code, _, why = (result.error or "").partition(": ")
-            error = TaskError(code=code or "agent-failed", message=why or "it did not say why")
             await self._settle(
-                message, MessageState.FAILED, answer=result.summary[:MAX_TEXT] or None, error=error
+                message,
+                MessageState.FAILED,
+                answer=result.summary[:MAX_TEXT] or None,
+                error=self._why(result),
             )
+
+    def _why(self, result: Result) -> TaskError:
+        """Say why a turn has failed; its program does not know of every limit."""
+        code, _, why = (result.error or "").partition(": ")
+        limit = self._broken_off
+        if code == Cause.MODEL_PAYMENT_REQUIRED:
+            limit = limit or str(self._accounts.of_models(self.agent.agent_id) or "")
+        if limit:
+            return TaskError(code=USED_UP, message=limit, detail="agent_budget gives an agent more")
+        return TaskError(code=code or "agent-failed", message=why or "it did not say why")
+
+    async def taken(self) -> tuple[Usage, int]:
+        """Tell what it has used by now, and how many messages it has heard."""
+        taken = self._accounts.taken(self.agent.agent_id)
+        usage = await used_by(self.agent, self._ground)
+        return usage.model_copy(update={"wall_s": taken.wall_s}), taken.turns
 
     # What a turn tells
 
@@ -268,8 +347,8 @@ class Conversation:
         self.saying = said
 
     def goes_by(self, way_out: WayOut) -> None:
-        """Have its budget changed there too while it is in a turn."""
-        self._way_out = way_out
+        """Have counted what it takes there."""
+        self._accounts.metered(self.agent.agent_id, way_out.usage)
 
     # What is written down
 
@@ -294,14 +373,28 @@ class Conversation:
 
     async def stand(self, state: AgentState, reason: str = "", **known: object) -> None:
         """Write down how it stands, where that is new."""
+        reason = reason[:_REASON]
+        told: dict[str, JsonValue] = {"reason": reason} if reason else {}
+        await self._write(f"{state}", told, state=state, reason=reason, **known)
+
+    async def _write(self, what: str, told: dict[str, JsonValue], **known: object) -> None:
         async with self._writing:
-            agent = self.agent.model_copy(
-                update={"state": state, "reason": reason[:_REASON], **known}
-            )
+            agent = self.agent.model_copy(update=known)
             if agent == self.agent:
                 return
-            told: dict[str, JsonValue] = {"reason": agent.reason} if agent.reason else {}
             with anyio.CancelScope(shield=True):
-                await self._ground.records.save(agent, SYSTEM, f"{state}", told)
+                await self._ground.records.save(agent, SYSTEM, what, told)
             self.agent = agent
-        self._wake()
+        self.wake()
+
+
+def inherited(parent: Agent, child: str, total: Taken, accounts: Accounts) -> dict[str, object]:
+    """What a parent's record says once it counts for good what a child has taken.
+
+    A child may still be written down then, if the daemon ended before it was forgotten; it does not
+    count twice.
+    """
+    if child in parent.counted:
+        return {}
+    counted = [each for each in parent.counted if accounts.knows(each)]
+    return {"gone": parent.gone + total, "counted": [*counted, child]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.conversations.accounts import Accounts
 from microvm_orchestrator.model import token
 from microvm_orchestrator.model.agent import AGENT, MESSAGE, Agent, Message
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
@@ -28,6 +29,8 @@ class AgentRecords:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        # Those of an earlier daemon have to be told to it.
+        self.accounts = Accounts()
 
     async def visible(self, by: Actor) -> list[Agent]:
         """The agents that somebody may know of, oldest first."""
@@ -61,6 +64,7 @@ class AgentRecords:
         body: dict[str, JsonValue] = {"name": agent.name, "state": agent.state, **(told or {})}
         record = Record(AGENT, agent.agent_id, agent.model_dump(mode="json"))
         await self._store.save(record, by, expect=expect, tell=Tell(what, body, audited=audited))
+        self.accounts.learn(agent)
 
     async def erase(self, agent: Agent, by: Actor) -> None:
         """Forget an agent with all that was said to it."""
@@ -68,6 +72,7 @@ class AgentRecords:
             # One deed, however much was said.
             await self._store.erase(MESSAGE, message.message_id, SYSTEM)
         await self._store.erase(AGENT, agent.agent_id, by)
+        self.accounts.forget(agent.agent_id)
 
     # Tokens
 

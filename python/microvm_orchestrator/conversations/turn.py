@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
+
+import anyio.to_thread
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.agents.drivers import find_driver
@@ -21,7 +23,7 @@ from microvm_orchestrator.conversations.home import acting
 from microvm_orchestrator.conversations.token import token_of
 from microvm_orchestrator.egress.budget import Budget as Limits
 from microvm_orchestrator.execs.execs import Wish
-from microvm_orchestrator.lifecycle.egress import Leave
+from microvm_orchestrator.lifecycle.egress import Leave, spent_in
 from microvm_orchestrator.lifecycle.following import follow
 from microvm_orchestrator.lifecycle.guest import HOME, WORKSPACE
 from microvm_orchestrator.lifecycle.port import held_open
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.egress.budget import Exhausted
     from microvm_orchestrator.lifecycle.egress import WayOut
     from microvm_orchestrator.machine.base import Machine as RunningMachine
-    from microvm_orchestrator.model.agent import Agent, AgentBudget, Message
+    from microvm_orchestrator.model.agent import Agent, Message
     from microvm_orchestrator.model.run import Result, Usage
 
 # A port of its guest, behind which is the daemon, and the one path that is served there.
@@ -52,6 +54,8 @@ OWN_SERVER = "orchestrator"
 # What is kept of a turn's output in the daemon's memory; its file has the rest.
 _TAIL = 1 << 16
 _SYNC_S = 60.0
+# Those that there are, its account knows, with what others take of them at the same time.
+_NO_LIMITS = Limits()
 
 
 class Hearer(Protocol):
@@ -66,21 +70,13 @@ class Hearer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """How a turn ended, and what its agent has used by then."""
-
-    result: Result
-    usage: Usage
-
-
 async def take_turn(
     agent: Agent,
     message: Message,
     machine: RunningMachine,
     ground: AgentGround,
     hearer: Hearer,
-) -> Turn:
+) -> Result:
     """Have an agent hear a message to the end, or go on with a turn that was begun.
 
     Raises: MachineLost when nobody knows what became of it; what its driver and its machine raise.
@@ -110,30 +106,28 @@ async def take_turn(
         stdin=invocation.stdin,
     )
     folder = ground.of(agent.agent_id)
-    leave = Leave(
-        agent.home.egress,
-        agent.home.credentials,
-        limits_of(agent.budget),
-    )
+    leave = Leave(agent.home.egress, agent.home.credentials, _NO_LIMITS)
     listener = Listener(driver.reader(task))
-    way_out_of = ground.ways_out.of(leave, machine, folder, _refused, holds=False)
+    way_out_of = ground.ways_out.of(
+        leave,
+        machine,
+        folder,
+        _refused,
+        holds=False,
+        shared=partial(ground.records.accounts.of_models, agent.agent_id),
+    )
     async with held_open(machine, DOOR_PORT, ground.door.serve), way_out_of as way_out:
         hearer.goes_by(way_out)
         job = await ground.execs.start(agent.machine_id, wish, acting(agent))
         await job.started.wait()
         await follow(job, ground.output(message.message_id), listener, hearer.says)
-        usage = way_out.usage()
         await _write_down(machine)
     if job.failure is not None:
         raise job.failure
     told = job.exec
     if told.exit_code is None and told.signal is None:
         raise errors.MachineLost(f"what became of its turn is not known: {told.reason}")
-    return Turn(listener.finish(told.exit_code, told.signal, timed_out=told.timed_out), usage)
-
-
-def limits_of(budget: AgentBudget) -> Limits:
-    return Limits(tokens=budget.tokens, cost_usd=budget.cost_usd)
+    return listener.finish(told.exit_code, told.signal, timed_out=told.timed_out)
 
 
 async def _write_down(machine: RunningMachine) -> None:
@@ -174,3 +168,8 @@ def _own_server(token: str) -> JsonValue:
         "url": f"http://127.0.0.1:{DOOR_PORT}{DOOR_PATH}",
         "headers": {"Authorization": f"Bearer {token}"},
     }
+
+
+async def used_by(agent: Agent, ground: AgentGround) -> Usage:
+    """Tell what an agent has used of models, though its way out is shut."""
+    return await anyio.to_thread.run_sync(spent_in, ground.of(agent.agent_id))

@@ -7,6 +7,7 @@ endpoint; below, the reading of answers and the prices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -45,19 +46,31 @@ class Exhausted:
     measure: Measure
     used: float
     limit: float
+    whose: str = "the budget"
 
     def __str__(self) -> str:
-        return f"the budget is used up: {self.used:.10g} of {self.limit:.10g} {self.measure}"
+        return f"{self.whose} is used up: {self.used:.10g} of {self.limit:.10g} {self.measure}"
+
+
+# Tells of a limit of others that this one's requests count for too, once it is reached.
+Shared = Callable[[], Exhausted | None]
 
 
 class Account:
     """The budget of one run, and what it has spent of it."""
 
-    def __init__(self, budget: Budget, prices: Prices, spent: Spent | None = None) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        prices: Prices,
+        spent: Spent | None = None,
+        shared: Shared | None = None,
+    ) -> None:
         """`spent` is what an earlier endpoint of the same run has counted."""
         self.budget = budget
         self.spent = spent or Spent()
         self._prices = prices
+        self._shared = shared
 
     def exhausted(self) -> Exhausted | None:
         """Name a limit that is reached."""
@@ -70,7 +83,7 @@ class Account:
         for measure, used, limit in measures:
             if limit is not None and used >= limit:
                 return Exhausted(measure, used, limit)
-        return None
+        return None if self._shared is None else self._shared()
 
     def begin(self) -> None:
         """Count a request that goes out."""

@@ -21,7 +21,7 @@ from anyio.abc import ByteStream, SocketStream
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.egress.addresses import Resolver, look_up
-from microvm_orchestrator.egress.budget import Account, Budget, Exhausted, Spent
+from microvm_orchestrator.egress.budget import Account, Budget, Exhausted, Shared, Spent
 from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.egress.exchange import Draft, OnExchange
 from microvm_orchestrator.egress.http import Connection, Head, Patience, Refusal
@@ -224,6 +224,7 @@ async def open_egress(
     folder: Path | None = None,
     budget: Budget | None = None,
     spent: Spent | None = None,
+    shared: Shared | None = None,
     prices: Prices | None = None,
     on_exhausted: OnExhausted = _untold,
     on_spent: OnSpent = _untold,
@@ -238,7 +239,8 @@ async def open_egress(
     With a `folder`, which nobody else may enter, it listens there on a socket called `egress`.
     `on_exchange` is told of each request once it is over, `on_exhausted` once when one is refused
     because the budget is used up, and again after another budget was set; `holds` lets such
-    requests wait for another budget instead. `spent` is what was spent before, in an earlier
+    requests wait for another budget instead. `shared` is asked before each request for a limit that
+    others spend of too. `spent` is what was spent before, in an earlier
     endpoint of the same run, and `on_spent` is told what is spent by now whenever that changes.
     Without `upstream` it opens connections of its own; a daemon shares one among its runs.
 
@@ -248,7 +250,7 @@ async def open_egress(
     refuse_unusable(credentials, policy.secrets, policy.credentials)
     async with AsyncExitStack() as life:
         upstream = upstream or await life.enter_async_context(open_upstream())
-        account = Account(budget or Budget(), prices or Prices({}), spent)
+        account = Account(budget or Budget(), prices or Prices({}), spent, shared)
         listening = None if folder is None else life.enter_context(_listen(folder / SOCKET))
         egress = Egress(
             None if folder is None else folder / SOCKET,

@@ -32,6 +32,7 @@ from microvm_orchestrator.model.values import rfc3339
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from microvm_orchestrator.egress.budget import Shared
     from microvm_orchestrator.egress.credentials import Credentials
     from microvm_orchestrator.egress.exchange import Exchange
     from microvm_orchestrator.egress.models import OnExhausted
@@ -86,11 +87,13 @@ class WaysOut:
         on_exhausted: OnExhausted,
         *,
         holds: bool = True,
+        shared: Shared | None = None,
     ) -> AsyncGenerator[WayOut]:
         """Keep the way of a machine open, over any number of connections into its guest.
 
         A request to a model that goes beyond the budget is told, and waits for a higher one unless
-        nothing `holds` it. What is spent is added to what the folder tells of before.
+        nothing `holds` it; so does one beyond a limit that others spend of too, which `shared`
+        tells. What is spent is added to what the folder tells of before.
         """
         reached = anyio.Path(folder / REACHED)
         policy = Policy.of(self._settings, leave.hosts, leave.credentials)
@@ -112,6 +115,7 @@ class WaysOut:
                 self._credentials,
                 on_exchange,
                 budget=leave.budget,
+                shared=shared,
                 spent=await anyio.to_thread.run_sync(_read_spent, folder / SPENT),
                 on_spent=on_spent,
                 on_exhausted=on_exhausted,

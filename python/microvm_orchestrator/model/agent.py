@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from microvm_orchestrator.model.run import CredentialNames, Dollars, Tokens, Usage
+from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
+from microvm_orchestrator.model.run import CredentialNames, Usage
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import MAX_TEXT, Json, Line, Moment, Name, Text
 
@@ -94,13 +95,6 @@ class Home(_Part):
     credentials: CredentialNames = []
 
 
-class AgentBudget(_Part):
-    """What an agent may take of model APIs in its life; at a limit it hears nothing more."""
-
-    tokens: Tokens | None = Field(default=None, description="those read from caches too")
-    cost_usd: Dollars | None = Field(default=None, description="at list prices")
-
-
 class Agent(_Part):
     """An agent that lives in a machine of its own, and can be talked to."""
 
@@ -127,7 +121,17 @@ class Agent(_Part):
     )
     home: Home
     budget: AgentBudget
-    usage: Usage = Usage()
+    usage: Usage = Field(default=Usage(), description="`wall_s` is the time of its turns")
+    turns: int = Field(default=0, description="how many messages it has heard")
+    gone: Taken = Field(
+        default=Taken(), description="what those below it took who were deleted since"
+    )
+    counted: list[str] = Field(
+        default=[], description="ids of children whose part is in `gone` by now"
+    )
+    warned: list[Line] = Field(
+        default=[], description="of which limits, and at which share, was warned"
+    )
     session_id: Line | None = Field(
         default=None, description="of its conversation, in the words of its program"
     )

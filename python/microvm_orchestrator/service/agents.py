@@ -14,14 +14,13 @@ from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import (
     AGENT,
     Agent,
-    AgentBudget,
     AgentState,
     Character,
     Home,
     Said,
 )
+from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
 from microvm_orchestrator.model.operation import Operation
-from microvm_orchestrator.model.run import Dollars, Tokens
 from microvm_orchestrator.model.values import Flag, Name
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
@@ -43,7 +42,7 @@ class NamedAgent(Request):
     agent: AgentRef
 
 
-class SpawnAgent(Character, Home, Request):
+class SpawnAgent(Character, Home, AgentBudget, Request):
     """An agent to spawn, in a machine of its own."""
 
     parent: AgentRef | None = Field(
@@ -53,12 +52,6 @@ class SpawnAgent(Character, Home, Request):
         default=None, description="what it is called; by default as its id, no two at a time"
     )
     prompt: Said | None = Field(default=None, description="what it is told first")
-    tokens: Tokens | None = Field(
-        default=None, description="how many tokens of model APIs it may take in its life"
-    )
-    cost_usd: Dollars | None = Field(
-        default=None, description="how much of model APIs it may take in its life, at list prices"
-    )
     wait_s: WaitS = USUAL_WAIT_S
 
 
@@ -108,6 +101,10 @@ class AgentAnswer(Answer):
 
     agent: Agent
     saying: str = Field(description="what it said last in the turn that it is in")
+    taken: Taken = Field(description="what it has taken by now")
+    tree_taken: Taken = Field(
+        description="what it and all below it have taken, those who are gone too"
+    )
 
 
 class BranchAgent(NamedAgent):
@@ -117,13 +114,8 @@ class BranchAgent(NamedAgent):
     wait_s: WaitS = USUAL_WAIT_S
 
 
-class AgentLimits(NamedAgent):
+class AgentLimits(AgentBudget, NamedAgent):
     """An agent, and all that it may take from now on, with what it has taken before."""
-
-    tokens: Tokens | None = Field(default=None, description="of model APIs; none is no limit")
-    cost_usd: Dollars | None = Field(
-        default=None, description="of model APIs, at list prices; none is no limit"
-    )
 
 
 @declare("agent_spawn", "POST /v1/agents", role=Role.OPERATOR, waits=True)
@@ -154,7 +146,7 @@ async def spawned(
         request.parent,
         character.model_copy(update={"role": role and role.name}),
         Home.model_validate(request.model_dump(include=set(Home.model_fields))),
-        AgentBudget(tokens=request.tokens, cost_usd=request.cost_usd),
+        _budget(request),
         role and role.prompt,
         title,
     )
@@ -169,7 +161,12 @@ async def agent_get(service: Service, caller: Caller, request: NamedAgent) -> Ag
     """Look at an agent: how it stands, what it used, and what it says at this moment."""
     agents = service.host.agents
     agent = await agents.get(request.agent, actor(caller, "agent_get"))
-    return AgentAnswer(agent=agent, saying=agents.saying(agent.agent_id))
+    return AgentAnswer(
+        agent=agent,
+        saying=agents.saying(agent.agent_id),
+        taken=agents.accounts.taken(agent.agent_id),
+        tree_taken=agents.accounts.of_tree(agent.agent_id),
+    )
 
 
 @declare("agent_list", "GET /v1/agents", role=Role.VIEWER, effect=Effect.READ)
@@ -240,10 +237,16 @@ async def agent_branch(service: Service, caller: Caller, request: BranchAgent) -
 
 @declare("agent_budget", "POST /v1/agents/{agent}/budget", role=Role.OPERATOR)
 async def agent_budget(service: Service, caller: Caller, request: AgentLimits) -> Agent:
-    """Give an agent another budget; one that had used up its own answers again."""
+    """Give an agent another budget; one that had used up its own hears what waits for it.
+
+    What is left out has no limit. A limit of the tree holds over the agent and all below it.
+    """
     by = actor(caller, "agent_budget")
-    budget = AgentBudget(tokens=request.tokens, cost_usd=request.cost_usd)
-    return await service.host.agents.allow(request.agent, budget, by)
+    return await service.host.agents.allow(request.agent, _budget(request), by)
+
+
+def _budget(request: AgentBudget) -> AgentBudget:
+    return AgentBudget.model_validate(request.model_dump(include=set(AgentBudget.model_fields)))
 
 
 @declare("agent_suspend", "POST /v1/agents/{agent}/suspend", role=Role.OPERATOR, waits=True)

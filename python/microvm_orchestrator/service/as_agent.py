@@ -63,7 +63,11 @@ async def spawn_as(
     update = {"system_prompt": system_prompt, "role": found and found.name}
     character = agent.character.model_copy(update=update)
     prompted = found and found.prompt
-    wish = Spawn(name, agent.agent_id, character, agent.home, agent.budget, prompted)
+    budget, used_up = agents.accounts.for_child(agent.agent_id)
+    if used_up is not None:
+        await service.store.note(by, agent.agent_id, errors.StateForbids.code)
+        raise errors.StateForbids(f"of your {used_up} nothing is left for a child")
+    wish = Spawn(name, agent.agent_id, character, agent.home, budget, prompted)
     try:
         child = await agents.spawn(wish, by)
     except errors.TooLarge:

@@ -6,7 +6,8 @@ import pytest
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
-from microvm_orchestrator.model.agent import Agent, AgentBudget, AgentState, Character, Home
+from microvm_orchestrator.model.agent import Agent, AgentState, Character, Home
+from microvm_orchestrator.model.agent_budget import AgentBudget
 from microvm_orchestrator.model.values import moment
 
 

@@ -1,0 +1,58 @@
+"""What an agent may take, as words of the command line: for those who spawn it or give it more.
+
+Above are the commands of agents.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+Tokens = Annotated[
+    int | None,
+    typer.Option("--tokens", metavar="N", help="Of model APIs, as many as it may ever take."),
+]
+CostUsd = Annotated[
+    float | None,
+    typer.Option("--cost-usd", metavar="USD", help="Of model APIs, as much as it may ever take."),
+]
+Turns = Annotated[
+    int | None, typer.Option("--turns", metavar="N", help="As many messages it may ever hear.")
+]
+WallS = Annotated[
+    float | None,
+    typer.Option("--wall-s", metavar="SECONDS", help="As long as its turns may take in all."),
+]
+TreeTokens = Annotated[
+    int | None,
+    typer.Option("--tree-tokens", metavar="N", help="Tokens, by it and all below it together."),
+]
+TreeCostUsd = Annotated[
+    float | None,
+    typer.Option("--tree-cost-usd", metavar="USD", help="Cost, of it and all below it together."),
+]
+TreeTurns = Annotated[
+    int | None,
+    typer.Option("--tree-turns", metavar="N", help="Messages, by it and all below it together."),
+]
+TreeWallS = Annotated[
+    float | None,
+    typer.Option(
+        "--tree-wall-s", metavar="SECONDS", help="Time in turns, of it and all below it together."
+    ),
+]
+AtLimit = Annotated[
+    Literal["pause", "end"] | None,
+    typer.Option(
+        "--at-limit", help="Hear nothing until it may take more, or end with all below it; pause."
+    ),
+]
+WarnAt = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--warn-at",
+        metavar="SHARE",
+        help="A share of each limit at which an event warns; 0.8. May be repeated.",
+    ),
+]

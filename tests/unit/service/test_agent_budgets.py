@@ -1,0 +1,145 @@
+"""Budgets of agents over the service: what waits at a limit, what is told, who ends.
+
+The guests here have no program of an agent in them. So every message fails as soon as it is heard,
+which is a turn as well.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from calling import ADMIN, PATIENCE_S, house, silent
+from machines import fake_program, publish_no_image
+from microvm_orchestrator import errors
+from microvm_orchestrator.model.agent import Agent
+from microvm_orchestrator.service.as_agent import spawn_as
+from microvm_orchestrator.service.calls import Caller
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from calling import House
+
+
+@asynccontextmanager
+async def home(tmp_path: Path) -> AsyncGenerator[House]:
+    machines: dict[str, object] = {"qemu": str(fake_program(tmp_path))}
+    async with house(tmp_path, machines=machines) as here:
+        if not here.service.host.images.list():
+            publish_no_image(here.service.host.images, "mute")
+        yield here
+
+
+async def spawned(here: House, name: str, **wish: Any) -> str:
+    told = await here.ask("agent_spawn", name=name, image="mute", wait_s=PATIENCE_S, **wish)
+    assert told["state"] == "succeeded", told
+    return str(told["target"])
+
+
+async def said(here: House, agent: str, wait_s: float = PATIENCE_S) -> dict[str, Any]:
+    return await here.ask("agent_send", agent=agent, text="hello", wait_s=wait_s)
+
+
+async def agent_of(here: House, agent: str) -> dict[str, Any]:
+    found: dict[str, Any] = (await here.ask("agent_get", agent=agent))["agent"]
+    return found
+
+
+async def stands(here: House, agent: str, state: str, reason: str) -> dict[str, Any]:
+    async def so() -> bool:
+        found = await agent_of(here, agent)
+        return (found["state"], found["reason"]) == (state, reason)
+
+    await here.until(so)
+    return await agent_of(here, agent)
+
+
+async def kinds(here: House, agent: str) -> list[str]:
+    events = (await here.ask("event_wait", subjects=[agent], limit=1000))["events"]
+    return [each["kind"] for each in events]
+
+
+async def test_what_is_said_at_a_limit_waits_until_more_may_be_taken(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada", turns=1)
+        assert (await said(here, ada))["state"] == "failed"
+        waiting = await said(here, ada, wait_s=0)
+        used_up = "its budget is used up: 1 of 1 turns"
+        assert (await stands(here, ada, "idle", used_up))["turns"] == 1
+        assert "agent.budget_warning" in await kinds(here, ada)
+    async with home(tmp_path) as here:
+        message = await here.ask("agent_wait", message_id=waiting["message_id"], timeout_s=0)
+        assert message["state"] == "queued"
+        raised = await here.ask("agent_budget", agent=ada, turns=2, warn_at=[])
+        assert raised["budget"]["turns"] == 2
+        asked = {"message_id": waiting["message_id"], "timeout_s": PATIENCE_S}
+        assert (await here.ask("agent_wait", **asked))["state"] == "failed"
+        found = await stands(here, ada, "idle", "its budget is used up: 2 of 2 turns")
+        assert found["turns"] == 2
+        assert found["usage"]["wall_s"] > 0
+        await here.ask("agent_budget", agent=ada)
+        await stands(here, ada, "idle", "")
+        await here.ask("agent_end", agent=ada)
+
+
+async def test_a_budget_of_a_tree_is_used_by_all_of_it_also_by_those_who_are_gone(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        lead = await spawned(here, "lead", tree_turns=2, warn_at=[0.5])
+        ada = await spawned(here, "ada", parent=lead)
+        bob = await spawned(here, "bob", parent=lead)
+        await said(here, ada)
+        await here.ask("agent_end", agent=ada)
+        await here.ask("agent_delete", agent=ada)
+        assert (await here.ask("agent_get", agent=lead))["tree_taken"]["turns"] == 1
+        await said(here, bob)
+        waiting = [await said(here, each, wait_s=0) for each in (lead, bob)]
+        used_up = "budget for it and all below it is used up: 2 of 2 turns"
+        await stands(here, lead, "idle", f"its {used_up}")
+        await stands(here, bob, "idle", f"agent lead's {used_up}")
+        warned = [each for each in await kinds(here, lead) if each == "agent.budget_warning"]
+        assert warned == ["agent.budget_warning"]
+        await here.ask("agent_budget", agent=lead, tree_turns=4)
+        for each in waiting:
+            asked = {"message_id": each["message_id"], "timeout_s": PATIENCE_S}
+            assert (await here.ask("agent_wait", **asked))["state"] == "failed"
+        assert (await here.ask("agent_get", agent=lead))["tree_taken"]["turns"] == 4
+        await here.ask("agent_end", agent=lead, cascade=True)
+
+
+async def test_who_is_to_end_at_a_limit_ends_with_all_below_it(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        lead = await spawned(here, "lead", tree_turns=1, at_limit="end")
+        ada = await spawned(here, "ada", parent=lead)
+        await said(here, ada)
+        reason = "its budget for it and all below it is used up: 1 of 1 turns"
+        for each in (lead, ada):
+            found = await stands(here, each, "ended", reason)
+            assert found["ended_at"] is not None
+
+        async def nothing_left() -> bool:
+            return not (await here.ask("machine_list"))["items"]
+
+        await here.until(nothing_left)
+
+
+async def test_an_agent_spawns_no_child_once_nothing_is_left_for_it(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        lead = await spawned(here, "lead", tree_turns=2)
+        await said(here, lead)
+        caller = Caller(principal=ADMIN, via="test", progress=silent)
+        agent = Agent.model_validate(await agent_of(here, lead))
+        more: dict[str, Any] = {"role": None, "system_prompt": None}
+        first = await spawn_as(here.service, caller, agent, "ada", "begin", **more)
+        ada = await agent_of(here, "ada")
+        assert (ada["budget"]["turns"], ada["budget"]["tree_turns"]) == (1, None)
+        asked = {"message_id": first.message_id, "timeout_s": PATIENCE_S}
+        assert (await here.ask("agent_wait", **asked))["state"] == "failed"
+        with pytest.raises(errors.StateForbids, match="of your turns nothing is left"):
+            await spawn_as(here.service, caller, agent, "bob", "begin", **more)
+        await here.ask("agent_end", agent=lead, cascade=True)
