@@ -232,6 +232,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "warn_at": [0.5, 0.9],
         },
     ),
+    "agent_metrics": (["ada"], {"agent": "ada"}),
     "agent_tree": ([], {}),
     "agent_children": (["ada"], {"agent": "ada"}),
     "agent_peers": (["ada"], {"agent": "ada"}),

@@ -20,7 +20,7 @@ LEAST = {
         run_output run_diff artifact_list artifact_get artifact_trees artifact_show artifact_diff
         image_list image_get pool_list operation_get operation_wait operation_list
         agent_get agent_list agent_tree agent_children agent_peers agent_wait agent_output
-        agent_follow
+        agent_follow agent_metrics
         role_list role_get
         whoami metrics_get""",
     Role.WORKER: """

@@ -11,7 +11,7 @@ import typer
 
 from microvm_orchestrator import places
 from microvm_orchestrator.cli import (
-    agent_home,
+    agent_health,
     allow,
     artifact_tree,
     audit,
@@ -63,7 +63,7 @@ NOUNS = {
     "plan": plan.app,
     "repo": repo.app,
     "run": run_noun.app,
-    "agent": agent_home.app,
+    "agent": agent_health.app,
     "role": role.app,
     "artifact": artifact_tree.app,
     "group": group.app,

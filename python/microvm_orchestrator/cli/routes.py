@@ -134,6 +134,7 @@ ROUTES: dict[str, Route] = {
         "agent_file_get": "GET /v1/agents/{agent}/files/content",
         "agent_file_put": "PUT /v1/agents/{agent}/files/content",
         "agent_follow": "GET /v1/agents/{agent}/follow",
+        "agent_metrics": "GET /v1/agent-metrics",
         "role_list": "GET /v1/roles",
         "role_get": "GET /v1/roles/{name}",
         "snapshot_create": "POST /v1/machines/{machine}/snapshots",

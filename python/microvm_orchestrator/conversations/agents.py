@@ -21,6 +21,7 @@ from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation, inherited
 from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
 from microvm_orchestrator.conversations.keeper import Keeper
+from microvm_orchestrator.conversations.tally import Tally, tally_of
 from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.conversations.turn import used_by
 from microvm_orchestrator.model.agent import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from microvm_orchestrator.conversations.accounts import Accounts
     from microvm_orchestrator.conversations.ground import AgentGround, Door
+    from microvm_orchestrator.conversations.tally import Tallies
     from microvm_orchestrator.model.agent_budget import AgentBudget
 
 # For an agent that is ended: to break off what it is in the middle of.
@@ -95,6 +97,7 @@ class Agents:
                     messages = await self._records.messages(agent.agent_id, SYSTEM)
                     used = await used_by(agent, self._ground)
                     self._accounts.recount(agent.agent_id, messages, used)
+                    self.tallies.learn(agent.agent_id, messages)
                     self._take_on(agent, [each for each in messages if not each.settled])
             tasks.start_soon(Keeper(self, self._accounts).keep)
             try:
@@ -127,6 +130,23 @@ class Agents:
     def accounts(self) -> Accounts:
         """What each agent has taken, and may."""
         return self._accounts
+
+    @property
+    def tallies(self) -> Tallies:
+        """What became of what was said to those who live, or ended since the daemon came up."""
+        return self._records.tallies
+
+    async def tally(self, agent: Agent) -> Tally:
+        """Tell what became of what was said to an agent."""
+        kept = self.tallies.find(agent.agent_id)
+        if kept is not None or not agent.over:
+            return kept or Tally()
+        return tally_of(await self._records.messages(agent.agent_id, SYSTEM))
+
+    def waiting(self, agent: Agent) -> int:
+        """How many messages wait for an agent, with the one that it hears."""
+        living = self._living.get(agent.agent_id)
+        return living.conversation.waiting if living else 0
 
     def conversations(self) -> Sequence[Conversation]:
         """Give those who live."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.accounts import Accounts
+from microvm_orchestrator.conversations.tally import Tallies
 from microvm_orchestrator.model import token
 from microvm_orchestrator.model.agent import AGENT, MESSAGE, Agent, Message
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
@@ -31,6 +32,7 @@ class AgentRecords:
         self._store = store
         # Those of an earlier daemon have to be told to it.
         self.accounts = Accounts()
+        self.tallies = Tallies()
 
     async def visible(self, by: Actor) -> list[Agent]:
         """The agents that somebody may know of, oldest first."""
@@ -73,6 +75,7 @@ class AgentRecords:
             await self._store.erase(MESSAGE, message.message_id, SYSTEM)
         await self._store.erase(AGENT, agent.agent_id, by)
         self.accounts.forget(agent.agent_id)
+        self.tallies.forget(agent.agent_id)
 
     # Tokens
 
@@ -113,6 +116,7 @@ class AgentRecords:
         told: dict[str, JsonValue] = {"agent_id": message.agent_id, "sender": message.sender}
         tell = Tell(what, told, audited=audited, target=message.agent_id)
         await self._store.save(record, by, expect=expect, tell=tell)
+        self.tallies.settled(message)
 
     async def note(self, agent: Agent, by: Actor) -> None:
         """Write down that somebody did something to an agent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from microvm_orchestrator.service import (
     agent_files,
     agent_follow,
+    agent_health,
     agents,
     artifact_trees,
     artifacts,
@@ -63,6 +64,7 @@ CALLS: tuple[Call, ...] = (
     *messages.CALLS,
     *agent_files.CALLS,
     *agent_follow.CALLS,
+    *agent_health.CALLS,
     *roles.CALLS,
     *templates.CALLS,
     *workers.CALLS,

@@ -8,6 +8,7 @@ loaded.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from microvm_orchestrator.model.agent_health import AgentFigures
     from microvm_orchestrator.model.report import Measures
     from microvm_orchestrator.service.service import Service
     from microvm_orchestrator.web.identity import Identity
@@ -146,12 +148,13 @@ async def _health(service: Service, _request: Request) -> Response:
 
 
 async def _metrics(service: Service, meter: Meter, request: Request) -> Response:
-    try:
-        now = await service.invoke(caller_of(request), "metrics_get", {})
-    except errors.Unavailable:
+    now = agents = None
+    with suppress(errors.Unavailable):
         # What went wrong before is in the counters, and now of all times worth seeing.
-        now = None
-    text = meter.text(cast("Measures | None", now))
+        now = await service.invoke(caller_of(request), "metrics_get", {})
+        agents = await service.invoke(caller_of(request), "agent_metrics", {})
+    totals = None if agents is None else cast("AgentFigures", agents).totals
+    text = meter.text(cast("Measures | None", now), totals)
     return Response(text, headers={"content-type": CONTENT_TYPE})
 
 

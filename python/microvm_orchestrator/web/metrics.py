@@ -12,8 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from microvm_orchestrator import __version__
+from microvm_orchestrator.model.agent import AgentState
 
 if TYPE_CHECKING:
+    from microvm_orchestrator.model.agent_health import AgentTotals
     from microvm_orchestrator.model.report import Measures
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -49,10 +51,14 @@ class Meter:
         self._requests.labels(call, via, outcome).inc()
         self._seconds.labels(call).observe(seconds)
 
-    def text(self, now: Measures | None) -> bytes:
-        """Write it all down; without `now`, only what was counted here."""
-        counted = generate_latest(self.registry)
-        return counted if now is None else counted + generate_latest(_standing(now))
+    def text(self, now: Measures | None, agents: AgentTotals | None = None) -> bytes:
+        """Write it all down; of what is not given, only what was counted here."""
+        text = generate_latest(self.registry)
+        if now is not None:
+            text += generate_latest(_standing(now))
+        if agents is not None:
+            text += generate_latest(_agents(agents))
+        return text
 
 
 def _standing(now: Measures) -> CollectorRegistry:
@@ -66,4 +72,29 @@ def _standing(now: Measures) -> CollectorRegistry:
         registry=registry,
     ).set(now.oldest_ready_s or 0.0)
     Gauge("microvm_orchestrator_workers", "Known workers", registry=registry).set(len(now.workers))
+    return registry
+
+
+def _agents(totals: AgentTotals) -> CollectorRegistry:
+    """Agents as a whole: how many there are is for their owners to choose, and so no label."""
+    registry = CollectorRegistry()
+    agents = Gauge("microvm_orchestrator_agents", "Agents by state", ["state"], registry=registry)
+    for state in AgentState:
+        agents.labels(state).set(totals.states.get(state, 0))
+    outcomes = Gauge(
+        "microvm_orchestrator_agent_messages",
+        "What became of messages to agents that live or ended since the daemon came up",
+        ["outcome"],
+        registry=registry,
+    )
+    for outcome in ("answered", "failed", "interrupted"):
+        outcomes.labels(outcome).set(getattr(totals, outcome))
+    for name, what in (
+        ("tokens", "Tokens of model APIs that known agents have taken"),
+        ("cost_usd", "Cost of model APIs that known agents have taken, at list prices"),
+        ("turns", "Messages that known agents have heard"),
+        ("wall_s", "Seconds that turns of known agents took"),
+    ):
+        gauge = Gauge(f"microvm_orchestrator_agent_{name}", what, registry=registry)
+        gauge.set(getattr(totals.taken, name))
     return registry

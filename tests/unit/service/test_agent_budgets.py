@@ -86,6 +86,31 @@ async def test_what_is_said_at_a_limit_waits_until_more_may_be_taken(tmp_path: P
         await here.ask("agent_end", agent=ada)
 
 
+async def test_figures_tell_what_became_of_messages_also_after_a_restart_and_the_end(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada")
+        assert (await said(here, ada))["state"] == "failed"
+        figures = await here.ask("agent_metrics")
+        [told] = figures["agents"]
+        assert (told["answered"], told["failed"], told["waiting"]) == (0, 1, 0)
+        assert sum(told["errors"].values()) == 1
+        assert (told["health"], told["success_rate"]) == (50, 0.0)
+        assert figures["totals"]["active"] == figures["totals"]["states"]["idle"] == 1
+    async with home(tmp_path) as here:
+        [again] = (await here.ask("agent_metrics"))["agents"]
+        counted = ("failed", "errors", "health", "success_rate", "response")
+        assert [again[each] for each in counted] == [told[each] for each in counted]
+        await here.ask("agent_end", agent=ada)
+        figures = await here.ask("agent_metrics")
+        assert (figures["agents"], figures["totals"]["active"]) == ([], 0)
+        assert figures["totals"]["taken"]["turns"] == 1
+    async with home(tmp_path) as here:
+        [after] = (await here.ask("agent_metrics", agent=ada))["agents"]
+        assert (after["failed"], after["health"], after["state"]) == (1, None, "ended")
+
+
 async def test_a_budget_of_a_tree_is_used_by_all_of_it_also_by_those_who_are_gone(
     tmp_path: Path,
 ) -> None:

@@ -199,3 +199,5 @@ async def test_requests_are_counted_by_call_and_outcome(tmp_path: Path) -> None:
     assert 'requests_total{call="task_get",outcome="not-found",via="rest"} 1.0' in text
     assert "microvm_orchestrator_build_info{" in text
     assert 'microvm_orchestrator_tasks{state="ready"} 1.0' in text
+    assert 'microvm_orchestrator_agents{state="idle"} 0.0' in text
+    assert "microvm_orchestrator_agent_tokens 0.0" in text
