@@ -322,6 +322,11 @@ class Agents(Section):
         description="The folder of this host's own roles, each a Markdown file of its name; by "
         "default `roles` in the state directory.",
     )
+    teams_dir: Directory | None = Field(
+        default=None,
+        description="The folder of this host's own templates of teams, each a Markdown file of its "
+        "name; by default `teams` in the state directory.",
+    )
 
 
 class Artifacts(Section):

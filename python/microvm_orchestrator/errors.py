@@ -45,6 +45,7 @@
         │   ├── MachineLost
         │   ├── SnapshotDamaged
         │   └── NodesFailed   some nodes of a cluster did not; the others are kept
+        ├── CoordinationFailed  agents did not come to an end together; what each did is kept
         ├── PackageRefused    what was fetched is not what it should be
         ├── ImageDamaged      an image is no longer what it was built as
         └── UnknownOutcome    the one exception: it may have happened
@@ -356,6 +357,12 @@ class NodesFailed(MachineFailed):
     """Some nodes of a cluster did not do what was asked; it names them, and what is left."""
 
     code = "nodes-failed"
+
+
+class CoordinationFailed(Unavailable):
+    """Agents that were coordinated came to no result; each step says what became of it."""
+
+    code = "coordination-failed"
 
 
 class PackageRefused(Unavailable):

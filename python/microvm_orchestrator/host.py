@@ -26,8 +26,10 @@ from microvm_orchestrator.clusters.kernel_events import KernelEvents
 from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.clusters.room import ClusterRoom, furnished
 from microvm_orchestrator.conversations.agents import Agents
+from microvm_orchestrator.conversations.coordinations import OPERATION_KIND, Coordinations
 from microvm_orchestrator.conversations.ground import AgentGround, Door
 from microvm_orchestrator.conversations.records import AgentRecords
+from microvm_orchestrator.conversations.teams import Teams
 from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.faults.ledger import Ledger
@@ -115,6 +117,8 @@ class Host:
     trees: ArtifactTrees
     runs: Runs
     agents: Agents
+    teams: Teams
+    coordinations: Coordinations
     forgetting: Forgetting
     # The keys that are added for guests.
     credentials: Credentials
@@ -209,7 +213,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         kernel_logs = KernelLogs(store, machines)
         kernel_events = KernelEvents(store, machines, kernel_logs)
         seeded = SeededRuns(hypervisor, slots, boot)
-        operations = Operations(store)
+        operations = Operations(store, lasting={OPERATION_KIND})
         repos = Repos(store, state_dir / places.REPOS)
         artifacts = Artifacts(
             state_dir / places.ARTIFACTS, state_dir / places.RUNS, quotas(settings.artifacts)
@@ -280,6 +284,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 timeout_s=settings.runs.timeout_s,
             )
         )
+        teams = Teams(store, agents)
+        coordinations = Coordinations(store, agents, operations)
         # Before machines are connected, so that none hears what it must not.
         await networks.restore()
         await faults.reconcile()
@@ -302,6 +308,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         await artifacts.reconcile({*known, *await trees.known()})
         await life.enter_async_context(runs.running())
         await life.enter_async_context(agents.running())
+        await life.enter_async_context(teams.running())
+        await life.enter_async_context(coordinations.running())
         forgetting = Forgetting(
             store, repos, lambda task_id: runs.find(task_id) is not None, artifacts.forget
         )
@@ -330,6 +338,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             trees=trees,
             runs=runs,
             agents=agents,
+            teams=teams,
+            coordinations=coordinations,
             forgetting=forgetting,
             credentials=credentials,
             find_acceleration=hypervisor.acceleration,

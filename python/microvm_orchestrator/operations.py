@@ -2,13 +2,14 @@
 
 Above are the services that begin operations; below is the store, where each has a record from
 before it starts until long after it ended. No client's leaving ends one. One that was running when
-the daemon went down is `lost` when it comes up again: whoever began it decides what to do.
+the daemon went down is `lost` when it comes up again: whoever began it decides what to do. But for
+kinds of work that are written down step by step: these go on where they were.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 import anyio
@@ -48,8 +49,12 @@ class _Running:
 class Operations:
     """The long work of one daemon; lives as long as `running`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, lasting: Collection[str] = ()) -> None:
         self._store = store
+        # The kinds that outlive a daemon: whoever does the work goes on with it.
+        self._lasting = lasting
+        # Of these, what an earlier daemon was in the middle of, by kind and target.
+        self._left: dict[tuple[str, str], _Running] = {}
         self._running: dict[str, _Running] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
 
@@ -92,6 +97,31 @@ class Operations:
                 raise errors.Stopping("the daemon takes on no more work")
             tasks.start_soon(self._perform, running, work)
         return operation
+
+    async def go_on(self, kind: str, target: str, by: Actor, work: Work) -> None:
+        """Go on with lasting work as the operation it was; as a new one if it had none.
+
+        Raises: Stopping.
+        """
+        left = self._left.pop((kind, target), None)
+        if left is None:
+            await self.begin(kind, target, by, work)
+            return
+        if self._tasks is None:
+            raise errors.Stopping("the daemon takes on no more work")
+        self._running[left.operation.operation_id] = left
+        self._tasks.start_soon(self._perform, left, work)
+
+    def is_left(self, kind: str, target: str) -> bool:
+        """Whether an earlier daemon was in the middle of it, and nobody goes on with it yet."""
+        return (kind, target) in self._left
+
+    async def lose_left(self, kind: str) -> None:
+        """Call lost what nobody goes on with."""
+        for key in [key for key in self._left if key[0] == kind]:
+            left = self._left.pop(key)
+            self._running[left.operation.operation_id] = left
+            await self._finish(left, {"state": OperationState.LOST, "error": _LOST})
 
     async def get(self, operation_id: str, by: Actor) -> Operation:
         """Raises: NotFound, also for what the actor cannot see."""
@@ -139,8 +169,12 @@ class Operations:
             told = TaskError(code="internal-error", message="it failed in the daemon; see its log")
             end = {"state": OperationState.FAILED, "error": told}
         finally:
-            with anyio.move_on_after(_LAST_WORD_S, shield=True):
-                await self._finish(running, end)
+            if end["state"] is OperationState.LOST and running.operation.kind in self._lasting:
+                # It stays written down as running, and the next daemon goes on with it.
+                del self._running[running.operation.operation_id]
+            else:
+                with anyio.move_on_after(_LAST_WORD_S, shield=True):
+                    await self._finish(running, end)
 
     async def _finish(self, running: _Running, end: dict[str, object]) -> None:
         end["finished_at"] = moment(await self._store.now())
@@ -167,14 +201,19 @@ class Operations:
     async def _save(self, running: _Running, by: Actor, tell: Tell) -> None:
         operation = running.operation
         record = Record(OPERATION, operation.operation_id, operation.model_dump(mode="json"))
-        saved = await self._store.save(record, by, expect=running.version, tell=tell)
-        running.version = saved.version
+        # What is cancelled meanwhile is saved all the same, and the next version is one more.
+        with anyio.CancelScope(shield=True):
+            saved = await self._store.save(record, by, expect=running.version, tell=tell)
+            running.version = saved.version
 
     async def _lose_interrupted(self) -> None:
         for record in await every_record(self._store, OPERATION, SYSTEM):
             operation = Operation.model_validate(record.body)
             if not operation.finished:
                 lost = _Running(operation, record.version)
+                if operation.kind in self._lasting:
+                    self._left[operation.kind, operation.target] = lost
+                    continue
                 self._running[operation.operation_id] = lost
                 await self._finish(lost, {"state": OperationState.LOST, "error": _LOST})
 

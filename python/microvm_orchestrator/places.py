@@ -40,6 +40,8 @@ CACHES = "caches"
 TOPOLOGIES = "topologies"
 # What agents can be spawned as, likewise.
 ROLES = "roles"
+# Of which teams some are spawned, likewise.
+TEAMS = "teams"
 # Our key for machines that have an SSH server instead of our agent.
 SSH = "ssh"
 

@@ -21,7 +21,7 @@ LEAST = {
         image_list image_get pool_list operation_get operation_wait operation_list
         agent_get agent_list agent_tree agent_children agent_peers agent_wait agent_output
         agent_follow agent_metrics
-        role_list role_get
+        role_list role_get team_list team_get coordination_get coordination_list
         whoami metrics_get""",
     Role.WORKER: """
         task_claim task_heartbeat task_complete task_fail task_release task_extend worker_register
@@ -44,7 +44,7 @@ LEAST = {
         fault_heal fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
         run_approve run_reject run_merge merge_resolve
         agent_spawn agent_send agent_send_many agent_branch agent_budget agent_interrupt
-        agent_suspend agent_end
+        agent_suspend agent_end team_spawn team_coordinate
         agent_delete agent_file_list agent_file_get agent_file_put""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove

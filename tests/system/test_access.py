@@ -22,7 +22,7 @@ from microvm_orchestrator.images.store import ImageStore
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.service.calls import Effect
 from microvm_orchestrator.service.table import CALLS
-from system import cluster_deeds, doors
+from system import agent_deeds, cluster_deeds, doors
 from system.least import BESIDE, LEAST
 from system.world import SLOTS, World, world_in
 
@@ -243,20 +243,7 @@ def _house(ledger: Ledger) -> None:
     broken = act("fault_inject", network="lan", kind="link_down", machine="cached")["fault_id"]
     act("fault_heal_all", broken, network="lan")
     ledger.world.ask("machine_delete", by="admin", machine="peer")
-    # What boots here has no such program in it, which is the answer to what it is told.
-    agent = act("agent_spawn", name="ada")["target"]
-    act("agent_send", agent, agent="ada", text="hello", wait_s=0)
-    act("agent_send_many", agent, agents=["ada"], text="all", wait_s=0)
-    act("agent_interrupt", agent, agent="ada")
-    act("agent_budget", agent, agent="ada", tokens=9)
-    home = ledger.world.ask("agent_get", by="admin", agent="ada")["agent"]["machine_id"]
-    path = str(ledger.world.daemon.state_dir / "g")
-    act("agent_file_put", home, agent="ada", path=path, content="x")
-    # Begun too; what stands for QEMU here has no layers of disks, and ends of it.
-    act("agent_branch", agent, agent="ada", name="copy")
-    act("agent_suspend", agent, agent="ada")
-    act("agent_end", agent, agent="ada")
-    act("agent_delete", agent, agent=agent)
+    agent_deeds.do_all(ledger)
     made = act("forward_add", machine="cached", guest="80")["forward_id"]
     act("forward_remove", made, forward_id=made)
     act("machine_kill", cached, machine="cached")

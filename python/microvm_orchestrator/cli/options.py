@@ -77,6 +77,8 @@ complete_cluster = _completion("cluster_list", "name", "state")
 complete_agent = _completion("agent_list", "name", "state")
 # It has no pages.
 complete_role = _completion("role_list", "name", "description", limit=None)
+complete_team = _completion("team_list", "name", "description", limit=None)
+complete_coordination = _completion("coordination_list", "coordination_id", "state")
 complete_repo = _completion("repo_list", "alias", "path")
 complete_snapshot = _completion("snapshot_list", "snapshot_id", "machine_id")
 complete_exec = _completion("exec_list", "exec_id", "state")

@@ -52,6 +52,11 @@ if TYPE_CHECKING:
 _END_S = 30.0
 
 
+def new_message_id(agent_id: str) -> str:
+    """Name a message to an agent that is to be sent."""
+    return f"{agent_id}.{new_id('msg')}"
+
+
 @dataclass(frozen=True, slots=True)
 class Spawn:
     """An agent as it is asked for."""
@@ -63,6 +68,8 @@ class Spawn:
     budget: AgentBudget
     role_prompt: str | None = None
     title: str | None = None
+    # Known before it is written down, for whoever writes down first whom it begins.
+    agent_id: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -234,7 +241,7 @@ class Agents:
         parent = None if wish.parent is None else await self.get(wish.parent, by)
         if parent is not None:
             self._conversation(parent)
-        agent_id = new_id("a")
+        agent_id = wish.agent_id or new_id("a")
         agent = Agent(
             agent_id=agent_id,
             name=wish.name or agent_id,
@@ -262,7 +269,9 @@ class Agents:
             if parent is not None:
                 family.refuse_more(every, parent)
             await anyio.Path(self._ground.of(agent.agent_id)).mkdir(parents=True, exist_ok=True)
-            await self._records.save(agent, by, "spawned", expect=0)
+            # Whoever leaves now leaves nobody who is written down and never comes up.
+            with anyio.CancelScope(shield=True):
+                await self._records.save(agent, by, "spawned", expect=0)
         self._take_on(agent, [])
 
     async def up(self, agent_id: str) -> Agent:
@@ -276,18 +285,28 @@ class Agents:
         return agent
 
     async def send(
-        self, reference: str, text: str, by: Actor, *, sender: Agent | None = None
+        self,
+        reference: str,
+        text: str,
+        by: Actor,
+        *,
+        sender: Agent | None = None,
+        message_id: str | None = None,
     ) -> Message:
         """Say something to an agent, who hears it when it has answered all before.
 
+        Who brings a `message_id`, of `new_message_id`, says the same once however often it asks.
         Raises: NotFound, StateForbids, Unavailable when too much waits.
         """
+        if message_id is not None:
+            with contextlib.suppress(errors.NotFound):
+                return await self._records.message(message_id, by)
         agent = await self.get(reference, by)
         conversation = self._conversation(agent)
         if conversation.waiting >= QUEUE_MOST:
             raise errors.Unavailable(f"{QUEUE_MOST} messages wait for agent {agent.name} already")
         message = Message(
-            message_id=f"{agent.agent_id}.{new_id('msg')}",
+            message_id=message_id or new_message_id(agent.agent_id),
             agent_id=agent.agent_id,
             owner=agent.owner,
             sender=by.name if sender is None else sender.agent_id,
@@ -296,9 +315,25 @@ class Agents:
             state=MessageState.QUEUED,
             created_at=moment(time.time()),
         )
-        await self._records.save_message(message, by, "queued", audited=True, expect=0)
-        conversation.hears(message)
+        # Whoever leaves now leaves no message that is written down and never heard.
+        with anyio.CancelScope(shield=True):
+            await self._records.save_message(message, by, "queued", audited=True, expect=0)
+            conversation.hears(message)
         return message
+
+    async def settled(self, message_id: str, by: Actor) -> Message:
+        """Wait until a message is answered, or never will be. Raises: NotFound."""
+        return await self._records.settled(message_id, by)
+
+    async def withdraw(self, message_id: str, by: Actor) -> None:
+        """Have a message heard no more: one that waits is cancelled, a turn broken off.
+
+        Raises: NotFound.
+        """
+        message = await self._records.message(message_id, by)
+        living = self._living.get(message.agent_id)
+        if living is not None and not message.settled:
+            await living.conversation.withdraw(message_id)
 
     async def branch(self, reference: str, name: str | None, by: Actor) -> Agent:
         """Begin to start a copy of an agent, with its machine and its conversation as they are.
@@ -411,6 +446,8 @@ class Agents:
                     }
                 )
                 await self._records.save(agent, by, "ended", audited=True)
+                if living is not None:
+                    living.conversation.ended(agent)
             else:
                 await self._records.note(agent, by)
             await self._settle_rest(agent)

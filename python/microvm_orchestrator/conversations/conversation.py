@@ -69,6 +69,8 @@ class Conversation:
         self._ground = ground
         self._queue = deque(unsettled)
         self._machine: RunningMachine | None = None
+        # The message that comes next, when it is to be heard no more.
+        self._withdrawn: str | None = None
         # Whether its machine is to be stopped once it is idle.
         self._to_suspend = False
         self._news = anyio.Event()
@@ -109,6 +111,24 @@ class Conversation:
                     await job.ended.wait()
                     return True
         return self._heard is not message
+
+    async def withdraw(self, message_id: str) -> None:
+        """Have a message heard no more; a turn in which it is heard is broken off."""
+        found = next((each for each in self._queue if each.message_id == message_id), None)
+        if found is None:
+            return
+        if found is self._queue[0] and self._quiet.locked():
+            # It is on its way, or is heard.
+            self._withdrawn = message_id
+            await self.interrupt()
+        else:
+            self._queue.remove(found)
+            await self._settle(found, MessageState.CANCELLED)
+
+    def ended(self, agent: Agent) -> None:
+        """Tell those who wait for it that it is over."""
+        self.agent = agent
+        self.wake()
 
     async def until(self, *states: AgentState) -> Agent:
         """Wait until it stands so."""
@@ -284,6 +304,8 @@ class Conversation:
         if message.state is MessageState.QUEUED:
             with self._accounts.place(self.agent.agent_id):
                 machine = await self._at_home()
+                if message.message_id == self._withdrawn:
+                    raise errors.StateForbids("it is to be heard no more")
                 message = await self._deliver(message)
         else:
             machine = await self._at_home()

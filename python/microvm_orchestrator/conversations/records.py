@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
+
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.accounts import Accounts
 from microvm_orchestrator.conversations.tally import Tallies
@@ -33,6 +35,8 @@ class AgentRecords:
         # Those of an earlier daemon have to be told to it.
         self.accounts = Accounts()
         self.tallies = Tallies()
+        # Somebody waits until these messages are settled.
+        self._awaited: dict[str, anyio.Event] = {}
 
     async def visible(self, by: Actor) -> list[Agent]:
         """The agents that somebody may know of, oldest first."""
@@ -117,6 +121,18 @@ class AgentRecords:
         tell = Tell(what, told, audited=audited, target=message.agent_id)
         await self._store.save(record, by, expect=expect, tell=tell)
         self.tallies.settled(message)
+        if message.settled and (awaited := self._awaited.pop(message.message_id, None)):
+            awaited.set()
+
+    async def settled(self, message_id: str, by: Actor) -> Message:
+        """Wait until a message is settled. Raises: NotFound, also for what `by` cannot see."""
+        while True:
+            awaited = self._awaited.setdefault(message_id, anyio.Event())
+            message = await self.message(message_id, by)
+            if message.settled:
+                self._awaited.pop(message_id, None)
+                return message
+            await awaited.wait()
 
     async def note(self, agent: Agent, by: Actor) -> None:
         """Write down that somebody did something to an agent."""

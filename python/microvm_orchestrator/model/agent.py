@@ -60,24 +60,29 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Character(_Part):
-    """Who an agent is."""
+class Program(_Part):
+    """Which program an agent is, and with what it is started."""
 
     driver: Literal["claude", "codex", "opencode"] = Field(
         default="claude", description="which program it is"
     )
     model: Line | None = Field(default=None, description="as the program names it")
-    role: Line | None = Field(
-        default=None,
-        description="what it is, by a name of `role_list` or an alias; its prompt comes first",
-    )
-    system_prompt: Text | None = Field(default=None, description="added to the program's own")
     mcp_servers: Annotated[dict[Name, Json], Field(max_length=32)] = Field(
         default={}, description="further MCP servers, as in the program's own configuration"
     )
     max_turns: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = Field(
         default=None, description="of its model, for one message"
     )
+
+
+class Character(Program):
+    """Who an agent is."""
+
+    role: Line | None = Field(
+        default=None,
+        description="what it is, by a name of `role_list` or an alias; its prompt comes first",
+    )
+    system_prompt: Text | None = Field(default=None, description="added to the program's own")
 
 
 class Home(_Part):

@@ -8,16 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Source(StrEnum):
-    """Who wrote a role."""
+    """Who wrote something for agents."""
 
     # It comes with this program.
     SHIPPED = "shipped"
-    # It lies in the folder of the setting agents.roles_dir.
+    # It lies in a folder that the settings name, as agents.roles_dir.
     USER = "user"
 
 
-class RoleBrief(BaseModel):
-    """A role in a list."""
+class WrittenForAgents(BaseModel):
+    """Something that is written in a file of its name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,14 +27,18 @@ class RoleBrief(BaseModel):
     source: Source
 
 
+class RoleBrief(WrittenForAgents):
+    """A role in a list."""
+
+
 class AgentRole(RoleBrief):
     """A role that an agent can take on."""
 
     prompt: str = Field(description="what an agent is told that takes it on")
 
 
-class BrokenRole(BaseModel):
-    """A file of the folder that cannot be read as a role."""
+class BrokenFile(BaseModel):
+    """A file of a folder that cannot be read as what it is there for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

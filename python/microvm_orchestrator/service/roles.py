@@ -11,9 +11,10 @@ import anyio.to_thread
 from pydantic import Field
 
 from microvm_orchestrator import errors, places
-from microvm_orchestrator.agents.roles.shelf import Shelf, read_shelf
+from microvm_orchestrator.agents.roles.shelf import read_shelf
+from microvm_orchestrator.agents.shelf import Shelf
 from microvm_orchestrator.model.access import Role
-from microvm_orchestrator.model.agent_role import AgentRole, BrokenRole, RoleBrief
+from microvm_orchestrator.model.agent_role import AgentRole, BrokenFile, RoleBrief
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.service import Service
 
@@ -32,7 +33,7 @@ class RoleList(Answer):
     """The roles there are."""
 
     items: list[RoleBrief]
-    broken: list[BrokenRole] = Field(description="files of the folder that are no roles, and why")
+    broken: list[BrokenFile] = Field(description="files of the folder that are no roles, and why")
 
 
 async def find_role(service: Service, word: str) -> AgentRole:
@@ -43,7 +44,7 @@ async def find_role(service: Service, word: str) -> AgentRole:
         raise errors.InvalidInput(error.message, hint=error.hint) from error
 
 
-async def _shelf(service: Service) -> Shelf:
+async def _shelf(service: Service) -> Shelf[AgentRole]:
     settings = service.settings
     folder = settings.agents.roles_dir or settings.state_dir / places.ROLES
     return await anyio.to_thread.run_sync(read_shelf, folder)
@@ -65,7 +66,7 @@ async def role_list(service: Service, caller: Caller, request: NoRoleFilter) -> 
                 aliases=role.aliases,
                 source=role.source,
             )
-            for role in shelf.roles.values()
+            for role in shelf.known.values()
         ],
         broken=list(shelf.broken.values()),
     )

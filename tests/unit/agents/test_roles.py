@@ -9,12 +9,8 @@ import pytest
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.agents.roles.shelf import read_shelf, shipped_roles
-from microvm_orchestrator.agents.roles.text import (
-    MAX_ALIASES,
-    MAX_DESCRIPTION,
-    MAX_PROMPT,
-    parse_role,
-)
+from microvm_orchestrator.agents.roles.text import parse_role
+from microvm_orchestrator.agents.written import MAX_ALIASES, MAX_DESCRIPTION, MAX_PROMPT
 from microvm_orchestrator.model.agent_role import Source
 
 NAMES = {
@@ -83,11 +79,11 @@ def test_a_role_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path,
 
 
 def test_a_file_of_the_folder_is_a_role_as_soon_as_it_lies_there(tmp_path: Path) -> None:
-    assert "lead" not in read_shelf(tmp_path).roles
+    assert "lead" not in read_shelf(tmp_path).known
     (tmp_path / "lead.md").write_text(LEAD)
     (tmp_path / "notes.txt").write_text("x")
     shelf = read_shelf(tmp_path)
-    assert set(shelf.roles) == NAMES | {"lead"}
+    assert set(shelf.known) == NAMES | {"lead"}
     assert not shelf.broken
     lead = shelf.find("technical_lead")
     assert lead.model_dump(mode="json") == {
@@ -102,7 +98,7 @@ def test_a_file_of_the_folder_is_a_role_as_soon_as_it_lies_there(tmp_path: Path)
 def test_a_role_of_the_folder_takes_the_place_of_the_one_that_ships(tmp_path: Path) -> None:
     (tmp_path / "security_analyst.md").write_text(LEAD)
     shelf = read_shelf(tmp_path)
-    assert set(shelf.roles) == NAMES
+    assert set(shelf.known) == NAMES
     found = shelf.find("security")
     assert (found.source, found.prompt) == (Source.USER, "You lead.")
     assert found.aliases == ("boss", "security", "technical_lead")
@@ -122,7 +118,7 @@ def test_a_broken_file_is_named_and_takes_no_other_role_away(tmp_path: Path) -> 
     (tmp_path / "lead.md").write_text(LEAD)
     (tmp_path / "security_analyst.md").write_text("You are careful.")
     shelf = read_shelf(tmp_path)
-    assert set(shelf.roles) == NAMES - {"security_analyst"} | {"lead"}
+    assert set(shelf.known) == NAMES - {"security_analyst"} | {"lead"}
     why = "line 1: is not ---, with which a role begins"
     assert [(each.file, each.reason) for each in shelf.broken.values()] == [
         ("security_analyst.md", why)
@@ -155,7 +151,7 @@ def test_what_is_no_file_of_text_is_told_as_broken(tmp_path: Path) -> None:
     (tmp_path / "two words.md").write_text(LEAD)
     Path(os.fsdecode(bytes(tmp_path) + b"/\xff.md")).write_text(LEAD)
     shelf = read_shelf(tmp_path)
-    assert set(shelf.roles) == NAMES
+    assert set(shelf.known) == NAMES
     reasons = {each.file: each.reason for each in shelf.broken.values()}
     name = "its name is none of a role: letters, digits, dots, dashes and underscores, at most 64"
     assert reasons == {
@@ -172,7 +168,7 @@ def test_what_is_no_file_of_text_is_told_as_broken(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_told_and_takes_nothing_away(tmp_path: Path) -> None:
     (tmp_path / "roles").write_text("x")
     shelf = read_shelf(tmp_path / "roles")
-    assert set(shelf.roles) == NAMES
+    assert set(shelf.known) == NAMES
     [broken] = shelf.broken.values()
     assert broken.model_dump() == {
         "file": "roles",

@@ -1,0 +1,166 @@
+"""What agents are told in a coordination, in words.
+
+An answer of one agent that another hears stands between two lines with the id of the message that
+it answers, which its author did not know: none can speak for another. Pure; above are the kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from microvm_orchestrator.model.coordination import (
+    Coordination,
+    CoordinationKind,
+    Participant,
+    Step,
+    StepState,
+)
+
+# Of all answers that are told in one message; far below what a message may have.
+QUOTED_MOST = 100_000
+
+_VOTE_FORM = """\
+Answer with your vote as JSON between two lines of three backticks, and nothing behind it:
+
+```json
+{"vote": "agree", "reason": "one or two sentences"}
+```
+
+`vote` is `agree`, `disagree` or `abstain`; who disagrees has to say what would have to change."""
+
+_PLAN_FORM = """\
+Answer with a plan as JSON between two lines of three backticks, and nothing behind it:
+
+```json
+{"parts": [{"agent": "NAME", "task": "all that this agent has to know"}]}
+```
+
+Each of them has at most one part. They work at the same time, hear their own part and nothing else,
+and you will hear their answers."""
+
+
+def opening(here: Coordination) -> str:
+    """Say to somebody who takes part what this is."""
+    return (
+        f"You take part in a task with others; {here.coordinator.name} coordinates it. Others who "
+        f"take part: {', '.join(each.name for each in here.participants)}.\n\n"
+        f"The task:\n\n{here.task}"
+    )
+
+
+def for_coordinator(here: Coordination) -> str:
+    return (
+        f"You coordinate a task that {_listed(here.participants)} work on.\n\n"
+        f"The task:\n\n{here.task}"
+    )
+
+
+def turn_of(here: Coordination, before: Sequence[Step]) -> str:
+    """Ask somebody for its part of a sequence."""
+    if not before:
+        return (
+            f"{opening(here)}\n\nYou are the first. Do your part, and answer with what came of it."
+        )
+    return (
+        f"{opening(here)}\n\nThose before you have answered:\n\n{answers(before)}\n\n"
+        "Now do your part, and answer with what came of it."
+    )
+
+
+def at_once(here: Coordination) -> str:
+    return (
+        f"{opening(here)}\n\nAll work at the same time. Do your part, and answer with what came of "
+        "it."
+    )
+
+
+def sum_up(here: Coordination, steps: Sequence[Step]) -> str:
+    """Tell the coordinator all that was answered, and ask for the whole."""
+    how = {
+        CoordinationKind.SEQUENTIAL: "one after the other",
+        CoordinationKind.PARALLEL: "at the same time",
+        CoordinationKind.HIERARCHICAL: "each on its part",
+    }.get(here.rules.kind, "")
+    return (
+        f"{for_coordinator(here)}\n\nThey have worked on it {how}, and answered:\n\n"
+        f"{answers(steps)}\n\nMake one result of it, and answer with that. Say what is missing "
+        "where somebody gave no answer."
+    )
+
+
+def divide(here: Coordination, wrong: str | None) -> str:
+    """Ask the coordinator for a plan; `wrong` is what was wrong with the one before."""
+    if wrong is not None:
+        return f"Your plan could not be read: {wrong}.\n\n{_PLAN_FORM}"
+    return f"{for_coordinator(here)}\n\nDivide it among them.\n\n{_PLAN_FORM}"
+
+
+def part_of(here: Coordination, task: str) -> str:
+    return (
+        f"You take part in a task that {here.coordinator.name} coordinates. This is your part; "
+        f"answer with what came of it.\n\n{task}"
+    )
+
+
+def propose(here: Coordination, proposal: str | None, reasons: str) -> str:
+    """Ask the coordinator for a proposal, or for a better one."""
+    if proposal is None:
+        return (
+            f"{for_coordinator(here)}\n\nThey will vote on a proposal of yours. Answer with the "
+            "proposal, and nothing else."
+        )
+    return (
+        f"Your proposal did not find the {here.rules.needed} votes that it needs.\n\n{reasons}\n\n"
+        "Answer with the proposal that is voted on next, and nothing else."
+    )
+
+
+def vote(here: Coordination, number: int, proposal: str, reasons: str, unread: str | None) -> str:
+    """Ask for a vote; `unread` is why the one before could not be read."""
+    mended = (
+        f"\n\nYour vote in the round before could not be read, and did not count: {unread}."
+        if unread
+        else ""
+    )
+    heard = f"\n\n{reasons}" if reasons else ""
+    return (
+        f"{opening(here)}\n\nThis is round {number} of at most {here.rules.rounds}; "
+        f"{here.rules.needed} of {len(here.participants)} have to agree.{heard}{mended}\n\n"
+        f"The proposal:\n\n{proposal}\n\n{_VOTE_FORM}"
+    )
+
+
+def reasons_of(votes: Sequence[Step]) -> str:
+    """Tell how a round was voted, and why."""
+    most = QUOTED_MOST // max(1, len(votes))
+    lines = [
+        f"- {step.agent}: {step.vote.vote}. {_cut(step.vote.reason, most)}".rstrip()
+        if step.vote
+        else f"- {step.agent}: no vote"
+        for step in votes
+    ]
+    return "\n".join(["In the round before they have voted:", "", *lines])
+
+
+def answers(steps: Sequence[Step]) -> str:
+    """Quote what was answered, or say why it was not."""
+    most = QUOTED_MOST // max(1, len(steps))
+    return "\n\n".join(_answer(step, most) for step in steps)
+
+
+def _answer(step: Step, most: int) -> str:
+    if step.state is not StepState.ANSWERED or step.answer is None:
+        why = f": {step.error.message[:1000]}" if step.error else ""
+        return f"{step.agent} gave no answer{why}"
+    mark = step.message_id
+    return f"[{step.agent} answers, until {mark}]\n{_cut(step.answer, most)}\n[{mark}]"
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}\n[... {len(text) - most} characters more were left out]"
+
+
+def _listed(participants: Sequence[Participant]) -> str:
+    return ", ".join(each.name for each in participants)
