@@ -203,6 +203,7 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "agent_interrupt": (["ada"], {"agent": "ada"}),
     "agent_suspend": (["ada", "--wait-s", "0"], {"agent": "ada", "wait_s": 0.0}),
+    "agent_resume": (["ada"], {"agent": "ada"}),
     "agent_end": (
         ["ada", "--force", "--cascade"],
         {"agent": "ada", "force": True, "cascade": True},

@@ -15,7 +15,7 @@ from microvm_orchestrator.mcp_server.transport import serve_stream
 from microvm_orchestrator.model.access import Principal, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from microvm_orchestrator.mcp_server.server import McpFrontEnd
 
@@ -100,12 +100,13 @@ async def connected(
     principal: Principal = ALICE,
     profile: str = "",
     capabilities: dict[str, Any] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[Peer]:
     """Be served over a socket pair, as the listener would after an accept."""
     ours, theirs = socket.socketpair()
     async with anyio.create_task_group() as group:
         served = await SocketStream.from_socket(theirs)
-        group.start_soon(serve_stream, front, served, principal, profile)
+        group.start_soon(serve_stream, front, served, principal, profile, settings)
         # The server ends by itself when its client has gone; the group waits for that.
         async with await SocketStream.from_socket(ours) as stream:
             yield Peer(stream, capabilities or {})

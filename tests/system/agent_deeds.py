@@ -33,5 +33,6 @@ def do_all(ledger: Ledger) -> None:
     of_team = [each for each in ledger.world.every("agent_list") if "team-" in each["name"]]
     assert {each["state"] for each in of_team} <= {"ended", "failed"}
     act("agent_suspend", agent, agent="ada")
+    act("agent_resume", agent, agent="ada")
     act("agent_end", agent, agent="ada")
     act("agent_delete", agent, agent=agent)

@@ -387,6 +387,12 @@ def suspend(here: Session, agent: AgentRef, wait_s: WaitS = None) -> int:
     return follow(here, "agent_suspend", {"agent": agent}, wait_s, output.record)
 
 
+@command(app, "resume", example="agent resume ada")
+def resume(here: Session, agent: AgentRef) -> None:
+    """Start the machine of a suspended agent again, as its next message would."""
+    here.tell("agent_resume", {"agent": agent}, output.record)
+
+
 @command(app, "end", example="agent end ada\nagent end lead --cascade --force")
 def end(
     here: Session,

@@ -50,6 +50,10 @@ SETTINGS = {
         *("CALLBACK_PORT", "DEFAULT_VM_TEMPLATE", "DEFAULT_TIMEOUT", "DEFAULT_CPU"),
         *("DEFAULT_MEMORY", "DEFAULT_DISK", "HEARTBEAT_THRESHOLD_SECONDS"),
     ),
+    "madrox": (
+        *("MAX_INSTANCES", "MAX_TOKENS_PER_INSTANCE", "MAX_TOTAL_COST"),
+        "INSTANCE_TIMEOUT_MINUTES",
+    ),
 }
 # "Connection closed", as the SDKs of MCP number it.
 CLOSED = -32000

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mcp.server.context import ServerRequestContext
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import HTTPConnection
 
 from microvm_orchestrator import errors
@@ -30,6 +31,9 @@ Context: TypeAlias = ServerRequestContext[Any, Any]
 # Often enough that no client thinks a waiting call dead (they wait minutes), seldom enough that a
 # busy wait does not fill a model's terminal.
 PROGRESS_EVERY_S = 3.0
+# JSON of what users of a profile set in the environment of the program that it stands for.
+SETTINGS_HEADER = "x-profile-settings"
+_SETTINGS = TypeAdapter(dict[str, str])
 # The protocol wants progress to grow with each report; a wait that stands still grows by this.
 _STANDING_STILL = 0.001
 
@@ -55,9 +59,19 @@ def principal_of(ctx: Context) -> Principal:
 
 
 def settings_of(ctx: Context) -> Mapping[str, str]:
-    """Give what a client set for its profile when it connected; over HTTP there is no way to."""
+    """Give what a client set for its profile: when it connected, or over HTTP in a header."""
     request: object = ctx.request
+    if isinstance(request, HTTPConnection):
+        return http_settings(request.headers)
     return request.settings if isinstance(request, Peer) else {}
+
+
+def http_settings(headers: Headers) -> Mapping[str, str]:
+    """Read what a client set for its profile. Raises: InvalidInput."""
+    try:
+        return _SETTINGS.validate_json(headers.get(SETTINGS_HEADER, "{}"))
+    except ValidationError as error:
+        raise errors.InvalidInput(f"{SETTINGS_HEADER} is no JSON object of texts") from error
 
 
 def http_headers(ctx: Context) -> Headers | None:

@@ -266,6 +266,15 @@ async def agent_suspend(service: Service, caller: Caller, request: WaitingAgent)
     return await long_call(service, caller, "agent_suspend", agent.agent_id, request.wait_s, work)
 
 
+@declare("agent_resume", "POST /v1/agents/{agent}/resume", role=Role.OPERATOR, waits=True)
+async def agent_resume(service: Service, caller: Caller, request: NamedAgent) -> Agent:
+    """Start the machine of a suspended agent again, as its next message would."""
+    by = actor(caller, "agent_resume")
+    agent = await service.host.agents.get(request.agent, by)
+    await service.store.note(by, agent.agent_id, "ok")
+    return await service.host.agents.awake(agent.agent_id, by)
+
+
 @declare(
     "agent_end",
     "POST /v1/agents/{agent}/end",
@@ -301,6 +310,7 @@ CALLS: tuple[Call, ...] = (
     agent_branch,
     agent_budget,
     agent_suspend,
+    agent_resume,
     agent_end,
     agent_delete,
 )

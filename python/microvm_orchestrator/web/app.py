@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 # A store that takes longer for one read is not well.
 HEALTH_TIMEOUT_S = 2.0
 _MCP = "/mcp"
+# Of programs whose tools a profile has, where those had addresses beside MCP.
+_PROFILES = "/profiles/"
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -100,12 +102,13 @@ class _WithMcp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path != _MCP and not path.startswith(f"{_MCP}/"):
+        if path != _MCP and not path.startswith((f"{_MCP}/", _PROFILES)):
             await self._rest(scope, receive, send)
             return
         request = Request(scope)
         try:
-            if request.method == "POST":
+            bare = path.startswith(_PROFILES) and not _has_body(request)
+            if request.method == "POST" and not bare:
                 check_media_type(request)
         except HTTPException as error:
             await problem(error, request)(scope, receive, send)
@@ -113,6 +116,12 @@ class _WithMcp:
         if self._mcp is None:
             self._mcp = Router(await self._find_routes(), default=unknown_address)
         await self._mcp(scope, receive, send)
+
+
+def _has_body(request: Request) -> bool:
+    """Whether a body comes, or something says that one does."""
+    headers = request.headers
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 class _Document:

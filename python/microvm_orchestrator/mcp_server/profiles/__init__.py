@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from microvm_orchestrator.mcp_server.profiles.agent import agent
 from microvm_orchestrator.mcp_server.profiles.delegation import delegation
+from microvm_orchestrator.mcp_server.profiles.madrox import MadroxServer
 from microvm_orchestrator.mcp_server.profiles.microvm import MicrovmServer
 from microvm_orchestrator.mcp_server.profiles.orchestrator_server import orchestrator_server
 from microvm_orchestrator.mcp_server.profiles.vmcluster import vmcluster
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PROFILES: Mapping[str, Callable[[Service], QuietServer]] = {
     "agent": agent,
     "delegation": delegation,
+    "madrox": MadroxServer,
     "microvm-orchestrator-mcp": MicrovmServer,
     "orchestrator-server": orchestrator_server,
     "vmcluster": vmcluster,
