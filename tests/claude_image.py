@@ -1,6 +1,6 @@
-"""A guest with the real Claude Code, for tests, and a daemon whose model API is a script.
+"""A guest with a real agent, for tests, and a daemon whose model API is a script.
 
-The image is made once and kept in `.cache` of the repository, as the one without it is. The program
+An image is made once and kept in `.cache` of the repository, as the one without it is. Its program
 is the package that `make judges` has installed: what npm kept of it is not fetched again.
 """
 
@@ -21,7 +21,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from machines import CACHE, ROOT
 from microvm_orchestrator.images.build import ImageSpec, build
-from microvm_orchestrator.images.claude import Release
+from microvm_orchestrator.images.programs import PROGRAMS, Release
 from microvm_orchestrator.images.store import ImageStore
 from model_api import open_model_api
 
@@ -36,23 +36,38 @@ VCPUS = 2
 # The model answers nobody who comes without it, and it is in the daemon's keeping alone.
 KEY = "sk-ant-api03-the-key-of-the-tests-" + "0123456789" * 4
 
-_PACKAGE = "@anthropic-ai/claude-code-linux-x64"
+# The same for a client of the other API.
+OPENAI_KEY = "sk-proj-the-key-of-the-tests-" + "0123456789" * 4
+
+# Where each is installed by `make judges`.
+_INSTALLED = {
+    "claude": "@anthropic-ai/claude-code-linux-x64",
+    "codex": "@openai/codex-linux-x64",
+    "opencode": "opencode-linux-x64-baseline",
+}
 _FETCH_S = 600
 
 
 async def claude_image() -> Image:
     """The embedded guest with the release that the driver is written for."""
-    kept = CACHE / "build" / "claude"
-    release = _release()
+    return await program_image(NAME)
+
+
+async def program_image(name: str) -> Image:
+    """The embedded guest with a program of agents, by the program's name."""
+    kept = CACHE / "build" / name
+    release = _release(name)
     await anyio.to_thread.run_sync(_take_from_npm, release, kept)
-    spec = ImageSpec(NAME, claude=release.version)
+    spec = ImageSpec(name, programs={name: release.version})
     return await build(spec, ImageStore(CACHE / "images"), CACHE / "build")
 
 
-def _release() -> Release:
+def _release(name: str) -> Release:
     lock = json.loads((ROOT / "tests/judges/package-lock.json").read_text())
-    told = lock["packages"][f"node_modules/{_PACKAGE}"]
-    return Release(told["version"], told["integrity"].removeprefix("sha512-"))
+    told = lock["packages"][f"node_modules/{_INSTALLED[name]}"]
+    program = PROGRAMS[name]
+    version = told["version"].removesuffix(program.platform)
+    return Release(program, version, told["integrity"].removeprefix("sha512-"))
 
 
 def _take_from_npm(release: Release, kept: Path) -> None:
@@ -63,7 +78,7 @@ def _take_from_npm(release: Release, kept: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     fetched = kept / ".packed"
     fetched.mkdir(exist_ok=True)
-    words = ["pack", f"{_PACKAGE}@{release.version}", "--ignore-scripts", "--prefer-offline"]
+    words = ["pack", release.wanted, "--ignore-scripts", "--prefer-offline"]
     npm = ROOT / ".venv/bin/npm"
     subprocess.run([npm, *words, "--silent"], cwd=fetched, check=True, timeout=_FETCH_S)
     [package] = fetched.glob("*.tgz")
@@ -83,7 +98,7 @@ class Model:
     @property
     def settings(self) -> dict[str, Any]:
         """What a daemon is told so that its runs ask this one."""
-        return {"anthropic_url": self.api.url}
+        return {"anthropic_url": self.api.url, "openai_url": self.api.url}
 
     def gate(self) -> Gate:
         return Gate(self.portal, self.portal.call(anyio.Event), self.portal.call(anyio.Event))
@@ -122,6 +137,6 @@ def scripted_model() -> Generator[Model]:
     scripts: dict[str, Turns] = {}
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(open_model_api(scripts, keys=[KEY])) as api,
+        portal.wrap_async_context_manager(open_model_api(scripts, keys=[KEY, OPENAI_KEY])) as api,
     ):
         yield Model(api, portal, scripts)

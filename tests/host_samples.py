@@ -347,9 +347,16 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "image_build": (
         [
             *("--name", "x", "--with", "nodejs,npm", "--with", "jq"),
-            *("--claude", "1.2.3", "--wait-s", "0"),
+            *("--claude", "1.2.3", "--codex", "latest", "--opencode", "2.0.1", "--wait-s", "0"),
         ],
-        {"name": "x", "packages": ["nodejs", "npm", "jq"], "claude": "1.2.3", "wait_s": 0.0},
+        {
+            "name": "x",
+            "packages": ["nodejs", "npm", "jq"],
+            "claude": "1.2.3",
+            "codex": "latest",
+            "opencode": "2.0.1",
+            "wait_s": 0.0,
+        },
     ),
     "image_add": (
         [

@@ -11,7 +11,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from libvirtd import Libvirtd, running_libvirtd
 from microvm_orchestrator import errors
 from microvm_orchestrator.host import boot_of
 from microvm_orchestrator.images.build import ImageSpec, build
-from microvm_orchestrator.images.manifest import Agent, Inputs, Manifest
+from microvm_orchestrator.images.manifest import Agent, Input, Inputs, Manifest
 from microvm_orchestrator.images.manifest import Disk as ImageDisk
+from microvm_orchestrator.images.programs import PROGRAMS, Program
 from microvm_orchestrator.images.store import Image, ImageStore, stored
 from microvm_orchestrator.machine.base import (
     Accel,
@@ -149,7 +150,12 @@ def fake_program(folder: Path) -> Path:
     return program
 
 
-def publish_no_image(images: ImageStore, name: str, words: str = "") -> Image:
+def publish_no_image(
+    images: ImageStore,
+    name: str,
+    words: str = "",
+    programs: Iterable[Program] = PROGRAMS.values(),
+) -> Image:
     """Make an image of the files of `no_image`, whose kernel is told some words."""
     nothing = "0" * 64
     with images.new_folder() as folder:
@@ -162,7 +168,14 @@ def publish_no_image(images: ImageStore, name: str, words: str = "") -> Image:
             disks=(ImageDisk(**stored(folder / "root").model_dump(), serial="root"),),
             cmdline=f"console=ttyS0 {words}".strip(),
             agent=Agent(protocol=1, port="ctl"),
-            inputs=Inputs(builder=nothing, guest=nothing, packages={}, tools={}, extras={}),
+            inputs=Inputs(
+                builder=nothing,
+                guest=nothing,
+                packages={},
+                tools={},
+                # Agents are let into it: what they would be is the fake guest's business.
+                extras={each.listed: Input(version="1.0.0", checksum="") for each in programs},
+            ),
         )
         return images.name(images.publish(folder, manifest), name)
 

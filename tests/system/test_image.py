@@ -306,7 +306,7 @@ async def test_the_guest_with_claude_code_runs_it(tmp_path: Path, *, whole: bool
     if not whole:
         pytest.skip("fetches 100 MB; --whole does")
     began = time.monotonic()
-    spec = ImageSpec("claude", claude="latest")
+    spec = ImageSpec("claude", programs={"claude": "latest"})
     variant = await build(spec, ImageStore(tmp_path / "images"), FETCHED)
     took_s = time.monotonic() - began
     print(f"claude image: {variant.manifest.size() / 1e6:.0f} MB, built in {took_s:.1f} s")

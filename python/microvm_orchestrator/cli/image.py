@@ -24,7 +24,8 @@ ImageRef = Annotated[
     app,
     "build",
     example="image build\nimage build --name node --with nodejs,npm\n"
-    "image build --name claude --claude stable",
+    "image build --name claude --claude stable\n"
+    "image build --name both --claude latest --codex latest",
 )
 def build(
     here: Session,
@@ -47,6 +48,16 @@ def build(
             help="Put the Claude Code command line in: a version, stable or latest.",
         ),
     ] = None,
+    codex: Annotated[
+        str | None,
+        typer.Option("--codex", metavar="VERSION", help="Put Codex in: a version, or latest."),
+    ] = None,
+    opencode: Annotated[
+        str | None,
+        typer.Option(
+            "--opencode", metavar="VERSION", help="Put opencode in: a version, or latest."
+        ),
+    ] = None,
     wait_s: WaitS = None,
 ) -> int:
     """Build a guest from Debian packages, or find the one that was made of the same before.
@@ -54,7 +65,8 @@ def build(
     Needs no privilege and no Nix. What was fetched is kept; the same inputs give the same image.
     """
     named = [each for some in packages or () for each in some.split(",") if each]
-    given = {"name": name, "packages": named or None, "claude": claude}
+    programs = {"claude": claude, "codex": codex, "opencode": opencode}
+    given = {"name": name, "packages": named or None, **programs}
     return follow(here, "image_build", given, wait_s, _show)
 
 

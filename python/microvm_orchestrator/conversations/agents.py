@@ -19,6 +19,7 @@ import anyio.to_thread
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation, inherited
+from microvm_orchestrator.conversations.fit import refuse_unfit
 from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
 from microvm_orchestrator.conversations.keeper import Keeper
 from microvm_orchestrator.conversations.tally import Tally, tally_of
@@ -235,9 +236,11 @@ class Agents:
         """Write an agent down, and begin to make its machine ready.
 
         Raises: AlreadyExists for a name that an agent has who lives; NotFound for an image or a
-            parent; StateForbids for a parent that is over; TooLarge for a family that would be.
+            parent; StateForbids for a parent that is over; TooLarge for a family that would be;
+            NotOffered for what its program or its image has not.
         """
-        await self._ground.image(wish.home.image)
+        image = await self._ground.image(wish.home.image)
+        refuse_unfit(wish.character, wish.role_prompt, image)
         parent = None if wish.parent is None else await self.get(wish.parent, by)
         if parent is not None:
             self._conversation(parent)

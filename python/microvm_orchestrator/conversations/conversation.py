@@ -18,6 +18,7 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.agents.drivers.base import Cause
+from microvm_orchestrator.conversations.fit import look_for_program
 from microvm_orchestrator.conversations.home import (
     acting,
     close_home,
@@ -79,6 +80,8 @@ class Conversation:
         self._accounts = ground.records.accounts
         # Why its turn was broken off, where nobody asked for it.
         self._broken_off = ""
+        # The last message that somebody had broken off.
+        self._interrupted: str | None = None
         # One at a time reads and writes the record.
         self._writing = anyio.Lock()
 
@@ -107,6 +110,7 @@ class Conversation:
             job = self._ground.execs.find(message.exec_id, acting(self.agent))
             for number in _BREAKS_OFF:
                 await (await job.running()).signal(number)
+                self._interrupted = message.message_id
                 with anyio.move_on_after(_HEEDS_S):
                     await job.ended.wait()
                     return True
@@ -245,6 +249,9 @@ class Conversation:
     async def _begin(self) -> bool:
         try:
             self._machine = await open_home(self.agent, self._ground)
+            if self.agent.snapshot_id is None:
+                image = await self._ground.image(self.agent.home.image)
+                await look_for_program(self.agent.character, image, self._machine)
         except errors.OrchestratorError as error:
             await forget_origin(self.agent, self._ground)
             await self.stand(AgentState.FAILED, error.message)
@@ -334,8 +341,8 @@ class Conversation:
             AgentState.IDLE,
             usage=usage,
             turns=turns,
-            # One that failed may have no session that can be gone on with.
-            session_id=(result.session_id if result.success else None) or self.agent.session_id,
+            # What the program told is on its disk, also of a turn that failed or was broken off.
+            session_id=result.session_id or self.agent.session_id,
         )
         if result.success:
             await self._settle(message, MessageState.ANSWERED, answer=result.summary[:MAX_TEXT])
@@ -344,10 +351,10 @@ class Conversation:
                 message,
                 MessageState.FAILED,
                 answer=result.summary[:MAX_TEXT] or None,
-                error=self._why(result),
+                error=self._why(message, result),
             )
 
-    def _why(self, result: Result) -> TaskError:
+    def _why(self, message: Message, result: Result) -> TaskError:
         """Say why a turn has failed; its program does not know of every limit."""
         code, _, why = (result.error or "").partition(": ")
         limit = self._broken_off
@@ -355,6 +362,9 @@ class Conversation:
             limit = limit or str(self._accounts.of_models(self.agent.agent_id) or "")
         if limit:
             return TaskError(code=USED_UP, message=limit, detail="agent_budget gives an agent more")
+        if self._interrupted == message.message_id:
+            # Not every program says so.
+            code = Cause.INTERRUPTED
         return TaskError(code=code or "agent-failed", message=why or "it did not say why")
 
     async def taken(self) -> tuple[Usage, int]:

@@ -19,6 +19,7 @@ import anyio.to_thread
 from microvm_orchestrator import errors
 from microvm_orchestrator.agents.drivers import find_driver
 from microvm_orchestrator.agents.drivers.base import AgentTask, Endpoint, KeyKind
+from microvm_orchestrator.conversations.fit import OWN_SERVER, system_prompt
 from microvm_orchestrator.conversations.home import acting
 from microvm_orchestrator.conversations.token import token_of
 from microvm_orchestrator.egress.budget import Budget as Limits
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 # A port of its guest, behind which is the daemon, and the one path that is served there.
 DOOR_PORT = 8486
 DOOR_PATH = "/mcp/profiles/agent"
-# As which MCP server an agent knows it.
-OWN_SERVER = "orchestrator"
 # What is kept of a turn's output in the daemon's memory; its file has the rest.
 _TAIL = 1 << 16
 _SYNC_S = 60.0
@@ -144,7 +143,6 @@ async def _refused(limit: Exhausted) -> None:
 def task_of(agent: Agent, message: Message, token: str) -> AgentTask:
     """Say what an agent's program shall do to have it hear a message."""
     character = agent.character
-    told = [text for text in (agent.role_prompt, character.system_prompt) if text]
     # A session of which nobody knows whether it began is not gone on with.
     fresh = str(uuid.uuid5(uuid.NAMESPACE_OID, message.message_id))
     prompt = message.text
@@ -153,7 +151,7 @@ def task_of(agent: Agent, message: Message, token: str) -> AgentTask:
     return AgentTask(
         prompt=prompt,
         model=character.model,
-        system_prompt="\n\n".join(told) or None,
+        system_prompt=system_prompt(character, agent.role_prompt),
         max_turns=character.max_turns,
         mcp_servers={**character.mcp_servers, OWN_SERVER: _own_server(token)},
         session_id=agent.session_id or fresh,

@@ -8,14 +8,15 @@ modes of the guest's files exist only in the archives we write.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from microvm_orchestrator import proc
-from microvm_orchestrator.images import bytecode, claude, guest_files, kernel, packages, root
+from microvm_orchestrator.images import bytecode, guest_files, kernel, packages, programs, root
 from microvm_orchestrator.images.files import scratch_folder
 from microvm_orchestrator.images.initrd import make_initrd
 from microvm_orchestrator.images.manifest import Agent, Disk, Input, Inputs, Manifest
@@ -65,8 +66,8 @@ class ImageSpec:
     name: str = "embedded"
     # Besides those that every guest has.
     packages: tuple[str, ...] = ()
-    # A version of the Claude Code command line, or the name of a channel.
-    claude: str | None = None
+    # Those of agents, by name: each a version, or the name of a channel.
+    programs: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +79,18 @@ class _Plan:
     kernel: list[Package]
     # Those the guest does not have anyway.
     tools: list[Package]
-    claude: claude.Release | None
+    programs: list[programs.Release]
 
     def inputs(self) -> Inputs:
-        extras: dict[str, Input] = {}
-        if self.claude:
-            extras["claude-code"] = Input(version=self.claude.version, checksum=self.claude.sha512)
         return Inputs(
             builder=guest_files.builder_digest(),
             guest=guest_files.guest_digest(),
             packages=_named([*self.guest, *self.kernel]),
             tools=_named(self.tools),
-            extras=extras,
+            extras={
+                release.program.listed: Input(version=release.version, checksum=release.sha512)
+                for release in self.programs
+            },
         )
 
 
@@ -120,7 +121,7 @@ async def build(
 async def _make_plan(spec: ImageSpec, cache: Path, progress: Progress, fresh_s: float) -> _Plan:
     index = await open_index(cache / "apt", progress, fresh_s=fresh_s)
     progress(Stage.RESOLVE, 0, 1)
-    asked = sorted({*spec.packages, *(claude.PACKAGES if spec.claude else ())})
+    asked = sorted({*spec.packages, *(programs.PACKAGES if spec.programs else ())})
     everything, wanted, kernels, tools = await together(
         [
             partial(index.resolve, sorted({*root.PACKAGES, *asked})),
@@ -141,9 +142,12 @@ async def _make_plan(spec: ImageSpec, cache: Path, progress: Progress, fresh_s: 
     def chosen(versions: dict[str, str]) -> list[Package]:
         return [described[name] for name in sorted(versions)]
 
-    release = await claude.find_release(spec.claude, cache / "claude") if spec.claude else None
+    releases = [
+        await programs.find_release(programs.PROGRAMS[name], version, cache / name)
+        for name, version in sorted(spec.programs.items())
+    ]
     progress(Stage.RESOLVE, 1, 1)
-    return _Plan(index, chosen(guest), chosen(kernels), chosen(tools), release)
+    return _Plan(index, chosen(guest), chosen(kernels), chosen(tools), releases)
 
 
 async def _make(
@@ -151,8 +155,8 @@ async def _make(
 ) -> Image:
     kept = cache / "packages"
     await plan.index.fetch([*plan.guest, *plan.kernel, *plan.tools], kept, progress)
-    if plan.claude:
-        await claude.fetch(plan.claude, cache / "claude", progress)
+    for release in plan.programs:
+        await programs.fetch(release, cache / release.program.name, progress)
     async with scratch_folder(cache, ".building-") as scratch:
         tree, its_kernel, toolbox = await _read_packages(plan, kept, scratch, progress)
         applets = await _list_applets(toolbox)
@@ -162,13 +166,13 @@ async def _make(
         with store.new_folder() as folder:
             progress(Stage.PACK, 0, 1)
             disks = [partial(_pack, tree, "root", toolbox, scratch, folder)]
-            if plan.claude:
-                tree.put("usr/local/bin/claude", Link("/" + claude.PROGRAM))
-                program = await anyio.to_thread.run_sync(
-                    claude.read_program, plan.claude, cache / "claude", scratch
+            for release in plan.programs:
+                program = release.program
+                tree.put(f"usr/local/bin/{program.name}", Link(f"/{program.command}"))
+                its_tree = await anyio.to_thread.run_sync(
+                    programs.read_program, release, cache / program.name, scratch
                 )
-                name = claude.SERIAL
-                disks.append(partial(_pack, program, name, toolbox, scratch, folder))
+                disks.append(partial(_pack, its_tree, program.serial, toolbox, scratch, folder))
             packed = await together(disks)
             progress(Stage.PACK, 1, 1)
             image = await anyio.to_thread.run_sync(

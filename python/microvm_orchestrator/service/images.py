@@ -16,6 +16,7 @@ from pydantic import Field, JsonValue
 from microvm_orchestrator import errors
 from microvm_orchestrator.images import disk
 from microvm_orchestrator.images.build import ImageSpec, build
+from microvm_orchestrator.images.programs import PROGRAMS
 from microvm_orchestrator.images.progress import Progress, Stage
 from microvm_orchestrator.images.runner import add
 from microvm_orchestrator.images.store import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 ImageName = Annotated[str, Field(min_length=1, max_length=64)]
 _Path = Annotated[str, Field(min_length=1, max_length=4096)]
+_Version = Annotated[str, Field(min_length=1, max_length=40)]
 _REFERENCE = "a name, or the whole digest"
 _MIB = 1 << 20
 # More news of a build than anybody reads; older ones may be dropped.
@@ -56,9 +58,15 @@ class BuildImage(Request):
     packages: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=200)
     ] = Field(default=[], description="Debian packages besides those that every guest has")
-    claude: Annotated[str, Field(min_length=1, max_length=40)] | None = Field(
+    claude: _Version | None = Field(
         default=None,
         description="the version of the Claude Code command line to put in, or `stable`, `latest`",
+    )
+    codex: _Version | None = Field(
+        default=None, description="the version of Codex to put in, or `latest`"
+    )
+    opencode: _Version | None = Field(
+        default=None, description="the version of opencode to put in, or `latest`"
     )
     wait_s: WaitS = USUAL_WAIT_S
 
@@ -159,13 +167,11 @@ async def image_build(service: Service, caller: Caller, request: BuildImage) -> 
     Needs no privilege and no Nix. The operation's result is the image.
     """
     check_name(request.name)
+    programs = request.model_dump(include=set(PROGRAMS), exclude_none=True)
+    spec = ImageSpec(request.name, tuple(request.packages), programs)
 
     async def work(report: Report) -> JsonValue:
-        image = await built(
-            service,
-            ImageSpec(request.name, tuple(request.packages), request.claude),
-            report,
-        )
+        image = await built(service, spec, report)
         return _info(image).model_dump(mode="json")
 
     return await long_call(service, caller, "image_build", request.name, request.wait_s, work)
