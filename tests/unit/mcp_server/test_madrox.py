@@ -38,6 +38,15 @@ TOOLS: dict[str, tuple[str, str]] = {
     "spawn_claude": (f"{_SPAWN} role system_prompt wait_for_ready", "name"),
     "spawn_codex": (f"{_SPAWN} sandbox_mode profile", "name"),
     "spawn_multiple_instances": ("instances", "instances"),
+    "spawn_team_from_template": (
+        "template_name task_description supervisor_role parent_instance_id",
+        "template_name",
+    ),
+    "coordinate_instances": (
+        "coordinator_id participant_ids task_description coordination_type",
+        "coordinator_id participant_ids task_description",
+    ),
+    "get_job_status": ("job_id wait_for_completion max_wait", "job_id"),
     "send_to_instance": (
         "instance_id message wait_for_response timeout_seconds priority",
         "instance_id message",
@@ -339,6 +348,61 @@ async def test_families_are_shown_told_and_ended_together(client: Client) -> Non
     assert [each["id"] for each in (await client("list_persisted_instances"))["instances"]] == [
         stranger
     ]
+
+
+async def test_a_coordination_is_carried_through_and_its_job_says_what_came_of_it(
+    client: Client,
+) -> None:
+    lead, one, two = [await client.spawned(name) for name in ("lead", "one", "two")]
+    told = await client(
+        "coordinate_instances",
+        coordinator_id=lead,
+        participant_ids=[one, two],
+        task_description="Build it.",
+        coordination_type="parallel",
+    )
+    job = told.pop("task_id")
+    assert told == {
+        "success": True,
+        "status": "started",
+        "coordinator_id": lead,
+        "participant_ids": [one, two],
+        "coordination_type": "parallel",
+        "message": f"Started coordination task {job}",
+    }
+    done = await client("get_job_status", job_id=job)
+    assert (done["task_id"], done["description"]) == (job, "Build it.")
+    # There is no such program on these machines: nobody can answer, and nobody says they did.
+    assert (done["status"], bool(done["error"])) == ("failed", True)
+    assert set(done["results"]) == {one, two}
+    assert {each["status"] for each in done["results"].values()} == {"failed"}
+    assert {step["agent_id"] for step in done["steps"]} >= {one, two}
+    assert done["completed_at"] >= done["started_at"]
+    assert await client("get_job_status", job_id="nobody") is None
+    twice = await client(
+        "coordinate_instances",
+        coordinator_id=lead,
+        participant_ids=[lead],
+        task_description="x",
+    )
+    assert twice["message"].startswith("Failed to start coordination: ")
+
+
+async def test_a_team_is_spawned_whole_or_not_at_all(tmp_path: Path) -> None:
+    async with place(tmp_path, {"MAX_INSTANCES": "5"}) as client:
+        told = await client.refusal(
+            "spawn_team_from_template", template_name="software_engineering_team"
+        )
+        assert "MAX_INSTANCES is 5" in told
+        told = await client.refusal("spawn_team_from_template", template_name="none_such")
+        assert told.startswith("not-found: ")
+        told = await client(
+            "spawn_team_from_template", template_name="data_pipeline_team", supervisor_role=None
+        )
+        assert (told["status"], len(told["members"])) == ("spawned", 5), told
+        assert told["instance_ids"][0] == told["supervisor_id"]
+        children = await client("get_children", parent_id=told["supervisor_id"])
+        assert [each["id"] for each in children] == told["instance_ids"][1:]
 
 
 async def test_an_instance_is_suspended_and_resumed_and_one_in_no_turn_not_interrupted(

@@ -21,6 +21,7 @@ from microvm_orchestrator.mcp_server.profiles import madrox_words as words
 from microvm_orchestrator.mcp_server.profiles.madrox_files import Files
 from microvm_orchestrator.mcp_server.profiles.madrox_instances import Instances
 from microvm_orchestrator.mcp_server.profiles.madrox_talk import Talk
+from microvm_orchestrator.mcp_server.profiles.madrox_teams import Teams
 from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
 from microvm_orchestrator.mcp_server.schemas import request_schema
@@ -52,6 +53,7 @@ _WRAPPED = {
 
 def _tools(service: Service, instances: Instances) -> dict[str, Offer[_Answer]]:
     talk, files = Talk(service, instances), Files(service, instances)
+    teams = Teams(service, instances)
     return {
         "spawn_claude": Offer(
             "Spawn a Claude instance with a role, in a machine of its own.",
@@ -63,6 +65,12 @@ def _tools(service: Service, instances: Instances) -> dict[str, Offer[_Answer]]:
         ),
         "spawn_multiple_instances": Offer(
             "Spawn several instances at once.", words.SpawnMany, instances.several
+        ),
+        "spawn_team_from_template": Offer(
+            "Spawn a supervisor with a team: software_engineering_team, research_analysis_team, "
+            "security_audit_team, data_pipeline_team or one of this host's own.",
+            words.SpawnTeam,
+            teams.spawn,
         ),
         "send_to_instance": Offer(
             "Say something to an instance, and wait for its response.", words.Send, talk.send
@@ -115,6 +123,17 @@ def _tools(service: Service, instances: Instances) -> dict[str, Offer[_Answer]]:
             "List the instances that outlive this server: all that were not terminated.",
             words.Nothing,
             instances.persisted,
+        ),
+        "coordinate_instances": Offer(
+            "Have several instances work on a task: sequential, parallel or consensus; "
+            "get_job_status has what came of it.",
+            words.Coordinate,
+            teams.coordinate,
+        ),
+        "get_job_status": Offer(
+            "Look at a coordination, once it is over; null for one that nobody knows.",
+            words.Job,
+            teams.job,
         ),
         "terminate_instance": Offer(
             "End an instance with its machine; what was said is kept.",

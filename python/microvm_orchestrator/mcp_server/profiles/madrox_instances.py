@@ -42,7 +42,6 @@ Told = dict[str, Any]
 _NAMES_TRIED = 100
 # A turn is let end before its agent is suspended.
 _SUSPEND_S = 60.0
-_MINUTE_S = 60.0
 
 
 class Instances:
@@ -105,7 +104,9 @@ class Instances:
         *,
         ready: bool,
     ) -> Told:
-        given |= self._limits(asked, here)
+        tokens = words.least(asked.max_total_tokens, here.max_tokens)
+        minutes = words.least(asked.timeout_minutes, here.timeout_minutes)
+        given |= words.limits(asked.max_cost, tokens, minutes)
         given |= {
             "model": asked.model,
             "parent": asked.parent_instance_id,
@@ -116,7 +117,7 @@ class Instances:
                 raise errors.InvalidInput("use_worktree needs git_repo, the alias of a repository")
             given["repo"] = asked.git_repo
         async with self._spawning:
-            await self._refuse_more(caller, here, given)
+            await self.refuse_more(caller, here, given)
             agent = await self._named(caller, asked.name, given)
         message = None
         if asked.initial_prompt is not None:
@@ -150,28 +151,23 @@ class Instances:
         why = heard.error.message if heard.error else "it was never heard"
         return {"success": False, "status": "failed", "error_message": why, "error": why}
 
-    def _limits(self, asked: words.Spawn, here: Environment) -> Told:
-        """Of what a spawn says and what the host of that program was told, the less counts."""
-        minutes = _least(asked.timeout_minutes, here.timeout_minutes)
-        limits = {
-            "tokens": _least(asked.max_total_tokens, here.max_tokens),
-            "cost_usd": asked.max_cost,
-            "wall_s": None if minutes is None else float(minutes * _MINUTE_S),
-        }
-        return {name: limit for name, limit in limits.items() if limit is not None}
+    async def refuse_more(
+        self, caller: Caller, here: Environment, given: Told, more: int = 1
+    ) -> None:
+        """See that there may be so many more, and that they do not take more than is left.
 
-    async def _refuse_more(self, caller: Caller, here: Environment, given: Told) -> None:
-        """Raises: StateForbids when there are as many as may be, or they have spent it all."""
+        Raises: StateForbids.
+        """
         every = await self.every(caller)
         active = [each for each in every if words.state_of(each) in words.ACTIVE]
-        if len(active) >= here.max_instances:
+        if len(active) + more > here.max_instances:
             raise errors.StateForbids(
                 f"{len(active)} instances are active, and MAX_INSTANCES is {here.max_instances}",
                 hint="terminate or suspend some of them",
             )
         left = await self.cost_left(caller, here, every)
         if left is not None:
-            given["cost_usd"] = _least(given.get("cost_usd"), left)
+            given["cost_usd"] = min(left, given.get("cost_usd", left))
 
     async def cost_left(
         self, caller: Caller, here: Environment, every: Sequence[Agent] | None = None
@@ -250,7 +246,7 @@ class Instances:
         allowed = {
             "max_total_tokens": limits.tokens,
             "max_cost": limits.cost_usd,
-            "timeout_minutes": None if limits.wall_s is None else limits.wall_s / _MINUTE_S,
+            "timeout_minutes": None if limits.wall_s is None else limits.wall_s / words.MINUTE_S,
         }
         failed = agent.state is AgentState.FAILED
         return {
@@ -413,8 +409,3 @@ def _spawned(told: Told, what: str) -> str:
     if not told["success"]:
         return f"Failed to spawn {what}: {told['error']}"
     return f"Successfully spawned {what}"
-
-
-def _least(first: float | None, second: float | None) -> Any:
-    given = [each for each in (first, second) if each is not None]
-    return min(given, default=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # A client gives up on a call at some time.
 _WAIT_MOST_S = 3600.0
 _MANY = 64
+MINUTE_S = 60.0
+N = TypeVar("N", int, float)
 
 InstanceId = Annotated[str, Field(min_length=1, max_length=100, description="its id")]
 InstanceIds = Annotated[list[InstanceId], Field(max_length=_MANY)]
@@ -151,7 +153,7 @@ class Coordinate(Request):
     coordinator_id: InstanceId
     participant_ids: Annotated[InstanceIds, Field(min_length=1)]
     task_description: Said
-    coordination_type: Literal["sequential", "parallel", "consensus"] = "sequential"
+    coordination_type: Literal["sequential", "parallel", "consensus", "hierarchical"] = "sequential"
 
 
 class Job(Request):
@@ -325,3 +327,16 @@ def last_activity(agent: Agent, said: list[Message]) -> str:
 
 def why(error: errors.OrchestratorError) -> str:
     return error.message + (f" ({error.hint})" if error.hint else "")
+
+
+def least(first: N | None, second: N | None) -> N | None:
+    """Of two limits the one that is reached first."""
+    given = [each for each in (first, second) if each is not None]
+    return min(given, default=None)
+
+
+def limits(cost: float | None, tokens: int | None, minutes: float | None) -> dict[str, Any]:
+    """Write limits as agents have them; what is not limited is left out."""
+    wall_s = None if minutes is None else minutes * MINUTE_S
+    given = {"cost_usd": cost, "tokens": tokens, "wall_s": wall_s}
+    return {name: limit for name, limit in given.items() if limit is not None}
