@@ -34,6 +34,7 @@ from microvm_orchestrator.cli import (
     group,
     image,
     kernel_log,
+    madrox,
     metrics,
     network,
     operation,
@@ -100,7 +101,7 @@ NOUNS = {
 # Commands that are one word; the commands of `work` are of the noun task.
 SINGLE = (
     *(allow.app, whoami.app, credential.setup, metrics.app, doctor.app),
-    *(serve.app, bridge.app, web.app, completion.app),
+    *(serve.app, bridge.app, web.app, madrox.app, completion.app),
 )
 
 

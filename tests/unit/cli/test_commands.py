@@ -128,6 +128,7 @@ def test_every_command_that_talks_to_the_daemon_can_print_json() -> None:
     # Those that have the terminal to themselves, and those that have no answer.
     interactive = {("machine", "shell"), ("machine", "attach"), ("exec", "attach")}
     interactive |= {("agent", "shell")}
+    interactive |= {("madrox",)}
     assert silent == {("serve",), ("connect",), ("web",), ("completion",)} | interactive
 
 
