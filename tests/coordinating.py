@@ -77,8 +77,7 @@ class Table:
         )
         self.messages[message.message_id] = message
         self.said.append((name, text))
-        self._more.set()
-        self._more = anyio.Event()
+        self._tell()
         return message
 
     async def settled(self, message_id: str, by: Actor) -> Message:
@@ -90,13 +89,12 @@ class Table:
         message = self.messages[message_id]
         if not message.settled:
             name = message.agent_id.removeprefix("a_")
-            if name in self.over:
-                return self._put(message, MessageState.CANCELLED)
             match self.scripts[name](message.text):
                 case str(answer):
                     return self._put(message, MessageState.ANSWERED, answer=answer)
                 case None:
-                    await anyio.sleep_forever()
+                    while not self.messages[message_id].settled:
+                        await self._more.wait()
                 case error:
                     return self._put(message, MessageState.FAILED, error=TaskError.of(error))
         return self.messages[message_id]
@@ -108,9 +106,21 @@ class Table:
         if not self.messages[message_id].settled:
             self._put(self.messages[message_id], MessageState.CANCELLED)
 
+    def end(self, name: str) -> None:
+        """Let somebody be no more; what waits is never heard."""
+        self.over.add(name)
+        for message in list(self.messages.values()):
+            if message.agent_id == f"a_{name}" and not message.settled:
+                self._put(message, MessageState.CANCELLED)
+
+    def _tell(self) -> None:
+        self._more.set()
+        self._more = anyio.Event()
+
     def _put(self, message: Message, state: MessageState, **known: object) -> Message:
         message = message.model_copy(update={"state": state, **known})
         self.messages[message.message_id] = message
+        self._tell()
         return message
 
 

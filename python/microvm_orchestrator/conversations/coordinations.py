@@ -101,6 +101,10 @@ class Coordinations:
         records = await every_record(self._store, STEP, SYSTEM, f"{coordination_id}.")
         return [Step.model_validate(record.body) for record in records]
 
+    def operation_of(self, coordination: Coordination) -> str | None:
+        """Name the operation that carries it out, while one does."""
+        return self._operations.at_work(OPERATION_KIND, coordination.coordination_id)
+
     # Verbs
 
     async def begin(self, coordination: Coordination, by: Actor) -> Operation:

@@ -82,13 +82,14 @@ async def coordinate(here: Coordination, ask: Ask) -> End:
 async def _sequential(here: Coordination, ask: Ask) -> End:
     steps: list[Step] = []
     for each in here.participants:
-        steps += await ask(Question(each, StepPart.WORK, words.turn_of(here, steps)))
+        steps += await ask(Question(each, StepPart.WORK, words.turn_of(here, each, steps)))
     return await _joined(here, ask, steps)
 
 
 async def _parallel(here: Coordination, ask: Ask) -> End:
-    text = words.at_once(here)
-    steps = await ask(*(Question(each, StepPart.WORK, text) for each in here.participants))
+    steps = await ask(
+        *(Question(each, StepPart.WORK, words.at_once(here, each)) for each in here.participants)
+    )
     return await _joined(here, ask, steps)
 
 
@@ -111,8 +112,9 @@ async def _hierarchical(here: Coordination, ask: Ask) -> End:
         raise _failed(f"{here.coordinator.name} made no plan: {wrong}")
     steps = await ask(
         *(
-            Question(by_name[part.agent], StepPart.WORK, words.part_of(here, part.task))
+            Question(agent, StepPart.WORK, words.part_of(here, agent, part.task))
             for part in step.plan
+            if (agent := by_name[part.agent])
         )
     )
     return await _joined(here, ask, steps)
@@ -146,7 +148,14 @@ async def _consensus(here: Coordination, ask: Ask) -> End:
                 Question(
                     each,
                     StepPart.VOTE,
-                    words.vote(here, number, proposal, reasons, _unread(votes, each)),
+                    words.vote(
+                        here,
+                        each,
+                        number,
+                        proposal,
+                        reasons=reasons,
+                        unread=_unread(votes, each),
+                    ),
                     number,
                     _read_vote,
                 )

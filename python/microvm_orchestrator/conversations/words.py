@@ -19,6 +19,7 @@ from microvm_orchestrator.model.coordination import (
 # Of all answers that are told in one message; far below what a message may have.
 QUOTED_MOST = 100_000
 
+_DO = "Do your part, and answer with what came of it."
 _VOTE_FORM = """\
 Answer with your vote as JSON between two lines of three backticks, and nothing behind it:
 
@@ -39,39 +40,35 @@ Each of them has at most one part. They work at the same time, hear their own pa
 and you will hear their answers."""
 
 
-def opening(here: Coordination) -> str:
+def _opening(here: Coordination, agent: Participant) -> str:
     """Say to somebody who takes part what this is."""
+    others = [each for each in here.participants if each != agent]
+    beside = f" Others who take part: {_listed(others)}." if others else ""
     return (
-        f"You take part in a task with others; {here.coordinator.name} coordinates it. Others who "
-        f"take part: {', '.join(each.name for each in here.participants)}.\n\n"
-        f"The task:\n\n{here.task}"
+        f"You are {agent.name}, and take part in a task that {here.coordinator.name} coordinates."
+        f"{beside}\n\nThe task:\n\n{here.task}"
     )
 
 
-def for_coordinator(here: Coordination) -> str:
+def _for_coordinator(here: Coordination) -> str:
     return (
         f"You coordinate a task that {_listed(here.participants)} work on.\n\n"
         f"The task:\n\n{here.task}"
     )
 
 
-def turn_of(here: Coordination, before: Sequence[Step]) -> str:
+def turn_of(here: Coordination, agent: Participant, before: Sequence[Step]) -> str:
     """Ask somebody for its part of a sequence."""
     if not before:
-        return (
-            f"{opening(here)}\n\nYou are the first. Do your part, and answer with what came of it."
-        )
+        return f"{_opening(here, agent)}\n\nYou are the first. {_DO}"
     return (
-        f"{opening(here)}\n\nThose before you have answered:\n\n{answers(before)}\n\n"
-        "Now do your part, and answer with what came of it."
+        f"{_opening(here, agent)}\n\nThose before you have answered:\n\n{answers(before)}\n\n"
+        f"Now it is your turn. {_DO}"
     )
 
 
-def at_once(here: Coordination) -> str:
-    return (
-        f"{opening(here)}\n\nAll work at the same time. Do your part, and answer with what came of "
-        "it."
-    )
+def at_once(here: Coordination, agent: Participant) -> str:
+    return f"{_opening(here, agent)}\n\nAll work at the same time. {_DO}"
 
 
 def sum_up(here: Coordination, steps: Sequence[Step]) -> str:
@@ -82,7 +79,7 @@ def sum_up(here: Coordination, steps: Sequence[Step]) -> str:
         CoordinationKind.HIERARCHICAL: "each on its part",
     }.get(here.rules.kind, "")
     return (
-        f"{for_coordinator(here)}\n\nThey have worked on it {how}, and answered:\n\n"
+        f"{_for_coordinator(here)}\n\nThey have worked on it {how}, and answered:\n\n"
         f"{answers(steps)}\n\nMake one result of it, and answer with that. Say what is missing "
         "where somebody gave no answer."
     )
@@ -92,13 +89,13 @@ def divide(here: Coordination, wrong: str | None) -> str:
     """Ask the coordinator for a plan; `wrong` is what was wrong with the one before."""
     if wrong is not None:
         return f"Your plan could not be read: {wrong}.\n\n{_PLAN_FORM}"
-    return f"{for_coordinator(here)}\n\nDivide it among them.\n\n{_PLAN_FORM}"
+    return f"{_for_coordinator(here)}\n\nDivide it among them.\n\n{_PLAN_FORM}"
 
 
-def part_of(here: Coordination, task: str) -> str:
+def part_of(here: Coordination, agent: Participant, task: str) -> str:
     return (
-        f"You take part in a task that {here.coordinator.name} coordinates. This is your part; "
-        f"answer with what came of it.\n\n{task}"
+        f"You are {agent.name}, and take part in a task that {here.coordinator.name} coordinates. "
+        f"This is your part; answer with what came of it.\n\n{task}"
     )
 
 
@@ -106,7 +103,7 @@ def propose(here: Coordination, proposal: str | None, reasons: str) -> str:
     """Ask the coordinator for a proposal, or for a better one."""
     if proposal is None:
         return (
-            f"{for_coordinator(here)}\n\nThey will vote on a proposal of yours. Answer with the "
+            f"{_for_coordinator(here)}\n\nThey will vote on a proposal of yours. Answer with the "
             "proposal, and nothing else."
         )
     return (
@@ -115,7 +112,15 @@ def propose(here: Coordination, proposal: str | None, reasons: str) -> str:
     )
 
 
-def vote(here: Coordination, number: int, proposal: str, reasons: str, unread: str | None) -> str:
+def vote(
+    here: Coordination,
+    agent: Participant,
+    number: int,
+    proposal: str,
+    *,
+    reasons: str,
+    unread: str | None,
+) -> str:
     """Ask for a vote; `unread` is why the one before could not be read."""
     mended = (
         f"\n\nYour vote in the round before could not be read, and did not count: {unread}."
@@ -124,7 +129,8 @@ def vote(here: Coordination, number: int, proposal: str, reasons: str, unread: s
     )
     heard = f"\n\n{reasons}" if reasons else ""
     return (
-        f"{opening(here)}\n\nThis is round {number} of at most {here.rules.rounds}; "
+        f"{_opening(here, agent)}\n\n"
+        f"{agent.name}, this is round {number} of at most {here.rules.rounds}; "
         f"{here.rules.needed} of {len(here.participants)} have to agree.{heard}{mended}\n\n"
         f"The proposal:\n\n{proposal}\n\n{_VOTE_FORM}"
     )
@@ -134,7 +140,7 @@ def reasons_of(votes: Sequence[Step]) -> str:
     """Tell how a round was voted, and why."""
     most = QUOTED_MOST // max(1, len(votes))
     lines = [
-        f"- {step.agent}: {step.vote.vote}. {_cut(step.vote.reason, most)}".rstrip()
+        f"- {step.agent}: {step.vote.vote}. {cut(step.vote.reason, most)}".rstrip()
         if step.vote
         else f"- {step.agent}: no vote"
         for step in votes
@@ -153,10 +159,11 @@ def _answer(step: Step, most: int) -> str:
         why = f": {step.error.message[:1000]}" if step.error else ""
         return f"{step.agent} gave no answer{why}"
     mark = step.message_id
-    return f"[{step.agent} answers, until {mark}]\n{_cut(step.answer, most)}\n[{mark}]"
+    return f"[{step.agent} answers, until {mark}]\n{cut(step.answer, most)}\n[{mark}]"
 
 
-def _cut(text: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
+    """Give the beginning of a text that is too long, and say how much is left out."""
     if len(text) <= most:
         return text
     return f"{text[:most]}\n[... {len(text) - most} characters more were left out]"

@@ -1,8 +1,8 @@
 """The profile `agent`: what an agent may ask for from its own machine.
 
 Who asks is known by the token that the agent was given, never by what it says. It sees those it
-belongs with: its parent, its children, its peers; it talks to them and to nobody else, and spawns
-children of its own within the limits of a family.
+belongs with: its parent, its children, its peers; it talks to them and to nobody else, spawns
+children of its own within the limits of a family, and has these work together.
 """
 
 from __future__ import annotations
@@ -13,16 +13,28 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from microvm_orchestrator import __version__, errors
+from microvm_orchestrator.conversations.words import QUOTED_MOST, cut
 from microvm_orchestrator.mcp_server.answers import answer_result, crash_result, error_result
 from microvm_orchestrator.mcp_server.callers import caller_of
 from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
 from microvm_orchestrator.model.agent import Agent, AgentState, Message, MessageState, Said
+from microvm_orchestrator.model.coordination import (
+    PARTICIPANTS_MOST,
+    CoordinationState,
+    Dissent,
+    Outcome,
+    StepPart,
+    StepState,
+    Vote,
+)
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import Line, Name
 from microvm_orchestrator.service import as_agent
 from microvm_orchestrator.service.calls import Answer, Request
+from microvm_orchestrator.service.coordinations import CoordinationAnswer, Together
 from microvm_orchestrator.service.service import parse
+from microvm_orchestrator.service.together_as_agent import coordinate_as, coordination_as
 
 if TYPE_CHECKING:
     from mcp.types import CallToolRequestParams, CallToolResult
@@ -69,11 +81,52 @@ class SpawnChild(Request):
     wait_s: Waits = Field(default=300.0, description="how long to wait for its first answer")
 
 
+class WorkTogether(Together):
+    """A task for children of yours, and how they work together on it."""
+
+    participants: Annotated[list[Name], Field(max_length=PARTICIPANTS_MOST)] = Field(
+        default=[], description="children by their names, in their order; all, if none is named"
+    )
+    wait_s: Waits = Field(default=300.0, description="how long to wait for the end")
+
+
+class AskForTogether(Request):
+    """Something that children of yours work on together."""
+
+    coordination_id: Line
+    timeout_s: Waits = 300.0
+
+
+class Contribution(Answer):
+    """What one of them was asked, and answered."""
+
+    agent: str
+    part: StepPart
+    round: int | None
+    state: StepState
+    answer: str | None
+    vote: Vote | None
+    error: TaskError | None
+
+
+class WorkedTogether(Answer):
+    """What came of something that children of yours work on together."""
+
+    coordination_id: str
+    state: CoordinationState
+    reason: str
+    outcome: Outcome | None
+    result: str | None
+    dissent: list[Dissent]
+    steps: list[Contribution]
+
+
 class Relative(Answer):
     """Somebody you may talk to."""
 
     name: str
     is_your: Literal["parent", "child", "peer"]
+    role: str | None
     state: AgentState
 
 
@@ -122,7 +175,14 @@ class AgentTools:
         return Relatives(
             you=agent.name,
             others=[
-                Relative.model_validate({"name": each.name, "is_your": what, "state": each.state})
+                Relative.model_validate(
+                    {
+                        "name": each.name,
+                        "is_your": what,
+                        "role": each.character.role,
+                        "state": each.state,
+                    }
+                )
                 for what, each in kin
             ],
         )
@@ -157,6 +217,18 @@ class AgentTools:
             error=message.error,
         )
 
+    async def _coordinate(
+        self, caller: Caller, agent: Agent, asked: WorkTogether
+    ) -> WorkedTogether:
+        names, wait_s = asked.participants, asked.wait_s
+        return _worked(await coordinate_as(self._service, caller, agent, asked, names, wait_s))
+
+    async def _coordination(
+        self, caller: Caller, agent: Agent, asked: AskForTogether
+    ) -> WorkedTogether:
+        found = asked.coordination_id
+        return _worked(await coordination_as(self._service, caller, agent, found, asked.timeout_s))
+
     OFFERED: ClassVar[dict[str, Offer[_Work]]] = {
         "others": Offer("See who you are, and whom you may talk to.", WhoIsThere, _others),
         "say": Offer("Say something to one of them, and wait for the answer.", Say, _say),
@@ -166,7 +238,41 @@ class AgentTools:
             SpawnChild,
             _spawn,
         ),
+        "coordinate": Offer(
+            "Have children of yours work on one task: one after the other, in parallel, or by "
+            "votes on a proposal of yours. Their answers are yours to sum up.",
+            WorkTogether,
+            _coordinate,
+        ),
+        "coordination": Offer(
+            "Wait for what your children work on together.", AskForTogether, _coordination
+        ),
     }
+
+
+def _worked(told: CoordinationAnswer) -> WorkedTogether:
+    here = told.coordination
+    most = QUOTED_MOST // max(1, len(told.steps))
+    return WorkedTogether(
+        coordination_id=here.coordination_id,
+        state=here.state,
+        reason=here.reason,
+        outcome=here.outcome,
+        result=here.result,
+        dissent=here.dissent,
+        steps=[
+            Contribution(
+                agent=step.agent,
+                part=step.part,
+                round=step.round,
+                state=step.state,
+                answer=step.answer and cut(step.answer, most),
+                vote=step.vote,
+                error=step.error,
+            )
+            for step in told.steps
+        ],
+    )
 
 
 def agent(service: Service) -> QuietServer:
