@@ -29,6 +29,7 @@ from microvm_orchestrator.agents.drivers.base import (
     failure_of_status,
 )
 from microvm_orchestrator.agents.drivers.codex import toml
+from microvm_orchestrator.agents.drivers.mcp import CALL_S, START_S
 
 if TYPE_CHECKING:
     from microvm_orchestrator.agents.drivers.base import Driver, Ended, Event, Invocation
@@ -175,8 +176,11 @@ def test_codex_is_configured_by_a_file_that_says_what_was_meant() -> None:
     (config,) = (file for file in given.files if file.path.endswith("/.codex/config.toml"))
     found = tomllib.loads(config.content.decode())
     assert found["developer_instructions"] == ODD
-    assert found["mcp_servers"]["stdio"] == SERVERS["stdio"]
-    assert found["mcp_servers"]["web"]["http_headers"] == {"X-A": "b"}
+    # Both wait longer than it would by itself.
+    waits = {"startup_timeout_sec": START_S, "tool_timeout_sec": CALL_S}
+    web = {"url": "http://127.0.0.1:1/mcp", "http_headers": {"X-A": "b"}}
+    assert isinstance(SERVERS["stdio"], dict)
+    assert found["mcp_servers"] == {"stdio": {**SERVERS["stdio"], **waits}, "web": {**web, **waits}}
     provider = found["model_providers"][found["model_provider"]]
     assert provider["base_url"] == "http://127.0.0.1:8080/v1"
     assert given.env[provider["env_key"]] == "placeholder-key"
