@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ class Program:
         meanwhile: Callable[[proc.Process], Awaitable[None]] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Performed:
+        task = replace(task, program=str(self.path))
         endpoint = Endpoint(self.api.url, PLACEHOLDER, self.kind)
         given = self.driver.prepare(task, endpoint, str(self.place.home), str(self.place.tree))
         for file in given.files:
@@ -92,7 +93,7 @@ class Program:
         with anyio.fail_after(PATIENCE_S):
             async with (
                 proc.spawn(
-                    [str(self.path), *given.argv[1:]],
+                    given.argv,
                     cwd=self.place.tree,
                     env={**own, **given.env, **(env or {})},
                     stdin=proc.PIPE,

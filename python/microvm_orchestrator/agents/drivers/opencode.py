@@ -1,9 +1,10 @@
 """opencode without a terminal: how it is started, and what its stream of records means.
 
-Written and tried with release 1.18.33; recorded output of it lies with the unit tests. It names its
-conversations itself, has no limit of turns at which it fails, and no form for its answer. An API
-that is overloaded it asks again for as long as it runs, and does not tell. Interrupted, it ends by
-the signal.
+Written and tried with release 1.18.33; recorded output of it lies with the unit tests, and
+`tests/system/test_opencode_driver.py` runs the real program. It names its conversations itself, and
+tells the name with the first that it says or does: broken off before that, it has forgotten. It has
+no limit of turns at which it fails, and no form for its answer. An API that is overloaded it asks
+again for as long as it runs, and does not tell. Interrupted, it ends by the signal.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.agents.drivers.base import (
+    FOLDER,
     AgentTask,
     Cause,
     Ended,
@@ -35,7 +37,7 @@ from microvm_orchestrator.agents.drivers.base import (
     own_file,
     plain_input,
 )
-from microvm_orchestrator.agents.drivers.mcp import McpServer, read_servers
+from microvm_orchestrator.agents.drivers.mcp import CALL_S, McpServer, read_servers
 from microvm_orchestrator.agents.drivers.stream import (
     MAX_MESSAGE,
     Count,
@@ -59,6 +61,8 @@ _ALONE = {
     "OPENCODE_DISABLE_MODELS_FETCH": "1",
     "OPENCODE_DISABLE_SHARE": "1",
 }
+# Each start of it leaves a library of 5 MB there, which nobody needs when it has ended.
+_TIDILY = 'mkdir -p "$TMPDIR" && rm -f "$TMPDIR"/.*.so; exec "$@"'
 _PROVIDERS = ("anthropic", "openai")
 _SESSION = re.compile(r"ses_[0-9A-Za-z]{1,64}")
 
@@ -77,7 +81,8 @@ class OpencodeDriver:
             added = encode("the system prompt", task.system_prompt)
             files.append(own_file(home, "system-prompt.md", added))
         provider, model = _model(task.model)
-        argv = [task.program or "opencode", "run", "--format", "json"]
+        argv = ["/bin/sh", "-c", _TIDILY, "sh", task.program or "opencode"]
+        argv += ["run", "--format", "json"]
         if model is not None:
             argv.append(f"--model={provider}/{model}")
         if task.resume:
@@ -90,6 +95,7 @@ class OpencodeDriver:
         env = {
             **_ALONE,
             "HOME": home,
+            "TMPDIR": f"{home.rstrip('/')}/{FOLDER}/opencode",
             "XDG_CONFIG_HOME": f"{home.rstrip('/')}/.config",
             "XDG_DATA_HOME": f"{home.rstrip('/')}/.local/share",
             "XDG_STATE_HOME": f"{home.rstrip('/')}/.local/state",
@@ -147,10 +153,14 @@ def _settings(
 
 
 def _server(server: McpServer) -> JsonValue:
+    # Of a start and of a call alike, in milliseconds.
+    waits = CALL_S * 1000
     if server.url is not None:
-        return {"type": "remote", "url": server.url, "headers": {**server.headers}}
-    command = [server.command or "", *server.args]
-    return {"type": "local", "command": [*command], "environment": {**server.env}}
+        headers: dict[str, JsonValue] = {**server.headers}
+        return {"type": "remote", "url": server.url, "headers": headers, "timeout": waits}
+    command: list[JsonValue] = [server.command or "", *server.args]
+    env: dict[str, JsonValue] = {**server.env}
+    return {"type": "local", "command": command, "environment": env, "timeout": waits}
 
 
 class _State(Record):
