@@ -37,6 +37,7 @@ def first() -> None:
         "send_to_instance",
         instance_id=instance_id,
         message="Create a responsive navigation component with dropdown menus",
+        timeout_seconds=600,
     )
     print(instance_id)
     print(told["response"]["response"])

@@ -5,7 +5,6 @@ Above sits the program; below, what does the same with machines.
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +12,8 @@ import typer
 from microvm_orchestrator.cli import failure, output
 from microvm_orchestrator.cli.agent import AgentRef, app
 from microvm_orchestrator.cli.command import Session, command, interactive_command
-from microvm_orchestrator.cli.copy import copied, place
+from microvm_orchestrator.cli.copy import Parents, Recursive, copied, place
+from microvm_orchestrator.cli.file import Content, ContentBase64, MaxSize, Mode, write
 from microvm_orchestrator.cli.machine_exec import (
     SHELL,
     SHELL_S,
@@ -22,7 +22,6 @@ from microvm_orchestrator.cli.machine_exec import (
     on_terminal,
     with_term,
 )
-from microvm_orchestrator.cli.values import octets_at
 
 # How long one request of a follower waits.
 _FOLLOW_S = 30.0
@@ -63,18 +62,9 @@ def file_get(
     here: Session,
     agent: AgentRef,
     path: _Path,
-    max_size: Annotated[
-        int | None,
-        typer.Option("--max-size", metavar="BYTES", help="A larger one is refused; 1 MiB at most."),
-    ] = None,
+    max_size: MaxSize = None,
 ) -> None:
     """Write a small file of an agent to standard output; `agent cp` copies large ones."""
-
-    def write(answer: dict[str, Any]) -> None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(octets_at(answer["content"], answer.get("content_base64")))
-        sys.stdout.buffer.flush()
-
     here.tell("agent_file_get", {"agent": agent, "path": path, "max_size": max_size}, write)
 
 
@@ -83,16 +73,9 @@ def file_put(
     here: Session,
     agent: AgentRef,
     path: _Path,
-    content: Annotated[
-        str | None, typer.Option("--content", metavar="TEXT", help="What it holds.")
-    ] = None,
-    content_base64: Annotated[
-        str | None, typer.Option("--content-base64", metavar="BASE64", help="The same, in base64.")
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option("--mode", metavar="OCTAL", help="Its permissions; 0644 by default."),
-    ] = None,
+    content: Content = None,
+    content_base64: ContentBase64 = None,
+    mode: Mode = None,
     parents: Annotated[
         bool | None,
         typer.Option(
@@ -138,16 +121,8 @@ def cp(
             metavar="DST", help="A path, AGENT:PATH, or - for standard output.", show_default=False
         ),
     ],
-    recursive: Annotated[
-        bool | None,
-        typer.Option(
-            "--recursive", "-r", help="Copy a folder: what SRC holds.", show_default=False
-        ),
-    ] = None,
-    parents: Annotated[
-        bool | None,
-        typer.Option("--parents", help="Make the folders above a file.", show_default=False),
-    ] = None,
+    recursive: Recursive = None,
+    parents: Parents = None,
     user: Annotated[
         str | None,
         typer.Option("--user", metavar="USER", help="Who owns it; by default as the agent runs."),

@@ -51,6 +51,20 @@ _DRAWN_EVERY_S = 0.2
 _MAX_TREE = 1 << 30
 _MAX_ENTRIES = 100_000
 
+Recursive = Annotated[
+    bool | None,
+    typer.Option(
+        "--recursive",
+        "-r",
+        help="Copy a folder: what SRC holds comes into DST, which is made where it is missing.",
+        show_default=False,
+    ),
+]
+Parents = Annotated[
+    bool | None,
+    typer.Option("--parents", help="Make the folders above a file.", show_default=False),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class _There:
@@ -116,19 +130,8 @@ def cp(
             show_default=False,
         ),
     ],
-    recursive: Annotated[
-        bool | None,
-        typer.Option(
-            "--recursive",
-            "-r",
-            help="Copy a folder: what SRC holds comes into DST, which is made where it is missing.",
-            show_default=False,
-        ),
-    ] = None,
-    parents: Annotated[
-        bool | None,
-        typer.Option("--parents", help="Make the folders above a file.", show_default=False),
-    ] = None,
+    recursive: Recursive = None,
+    parents: Parents = None,
     user: Annotated[
         str | None,
         typer.Option("--user", metavar="USER", help="Who owns it in the machine; root by default."),

@@ -17,6 +17,18 @@ GuestPath = Annotated[
     str,
     typer.Argument(metavar="PATH", help="An absolute path in the machine.", show_default=False),
 ]
+Content = Annotated[str | None, typer.Option("--content", metavar="TEXT", help="What it holds.")]
+ContentBase64 = Annotated[
+    str | None, typer.Option("--content-base64", metavar="BASE64", help="The same, in base64.")
+]
+Mode = Annotated[
+    str | None,
+    typer.Option("--mode", metavar="OCTAL", help="Its permissions; 0644 by default."),
+]
+MaxSize = Annotated[
+    int | None,
+    typer.Option("--max-size", metavar="BYTES", help="A larger one is refused; 1 MiB at most."),
+]
 
 
 @command(app, "put", example="file put box /etc/motd --content hello")
@@ -24,16 +36,9 @@ def put(
     here: Session,
     machine: MachineRef,
     path: GuestPath,
-    content: Annotated[
-        str | None, typer.Option("--content", metavar="TEXT", help="What it holds.")
-    ] = None,
-    content_base64: Annotated[
-        str | None, typer.Option("--content-base64", metavar="BASE64", help="The same, in base64.")
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option("--mode", metavar="OCTAL", help="Its permissions; 0644 by default."),
-    ] = None,
+    content: Content = None,
+    content_base64: ContentBase64 = None,
+    mode: Mode = None,
     parents: Annotated[
         bool | None,
         typer.Option("--parents", help="Make the folders above it.", show_default=False),
@@ -60,17 +65,15 @@ def get(
     here: Session,
     machine: MachineRef,
     path: GuestPath,
-    max_size: Annotated[
-        int | None,
-        typer.Option("--max-size", metavar="BYTES", help="A larger one is refused; 1 MiB at most."),
-    ] = None,
+    max_size: MaxSize = None,
 ) -> None:
     """Write a small file of a machine to standard output."""
     given = {"machine": machine, "path": path, "max_size": max_size}
-    here.tell("file_get", given, _write)
+    here.tell("file_get", given, write)
 
 
-def _write(answer: dict[str, Any]) -> None:
+def write(answer: dict[str, Any]) -> None:
+    """Write what a file holds to standard output."""
     sys.stdout.flush()
     sys.stdout.buffer.write(octets_at(answer["content"], answer.get("content_base64")))
     sys.stdout.buffer.flush()

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.cli.failure import harmless, say
+from microvm_orchestrator.cli.relay import relay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,9 +38,7 @@ _PATIENCE_S = 3700.0
 # How long a client may take to send a request.
 _REQUEST_S = 60.0
 _BODY_MOST = 8 << 20
-_CHUNK = 1 << 16
 _PASSED = ("accept", "content-type", "last-event-id", "authorization")
-_DROPPED = {"connection", "transfer-encoding", "keep-alive", "date", "server", "content-length"}
 # Whose results hold files, which users of that program found in a folder of theirs.
 _FILES = {"retrieve_instance_file", "retrieve_multiple_instance_files"}
 _INFO, _WARNING = 1, 2
@@ -169,27 +168,12 @@ class _Handler(BaseHTTPRequestHandler):
                 told = _kept(json.loads(answer.read()), self.server.terms.folder)
                 self._answer(answer.status, json.dumps(told).encode())
             else:
-                self._relay(answer)
+                relay(self, answer)
         except (OSError, http.client.HTTPException):
             # The daemon went, or the client did: what was begun cannot be ended properly.
             self.close_connection = True
         finally:
             connection.close()
-
-    def _relay(self, answer: http.client.HTTPResponse) -> None:
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in _DROPPED:
-                self.send_header(name, value)
-        if answer.length is None:
-            # A stream: its end is the end of the connection.
-            self.send_header("connection", "close")
-            self.close_connection = True
-        else:
-            self.send_header("content-length", str(answer.length))
-        self.end_headers()
-        while data := answer.read1(_CHUNK):
-            self.wfile.write(data)
 
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)

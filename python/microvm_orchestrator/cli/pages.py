@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.cli.failure import say
+from microvm_orchestrator.cli.relay import relay
 
 if TYPE_CHECKING:
     from microvm_orchestrator.cli.client import Client
@@ -29,12 +30,10 @@ ENTER = "/enter/"
 _PATIENCE_S = 60.0
 # How long a browser may take to send a request.
 _REQUEST_S = 30.0
-_CHUNK = 1 << 16
 # The rest of the interface is not for browsers.
 _NOT_PAGES = ("/v1/", "/mcp", "/openapi.json", "/metrics", "/healthz", "/login", "/logout")
 # What a browser says that decides what it is answered.
 _PASSED = ("accept", "last-event-id")
-_DROPPED = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
 class Door(ThreadingHTTPServer):
@@ -124,25 +123,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             connection.request("GET", self.path, headers=headers)
-            self._relay(connection.getresponse())
+            relay(self, connection.getresponse())
         except (OSError, http.client.HTTPException):
             # The daemon went, or the browser did: what was begun cannot be ended properly.
             self.close_connection = True
         finally:
             connection.close()
-
-    def _relay(self, answer: http.client.HTTPResponse) -> None:
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in _DROPPED:
-                self.send_header(name, value)
-        if answer.length is None:
-            # A stream: its end is the end of the connection.
-            self.send_header("connection", "close")
-            self.close_connection = True
-        self.end_headers()
-        while data := answer.read1(_CHUNK):
-            self.wfile.write(data)
 
     def _refuse(self, status: int, why: str) -> None:
         self._answer(status, why.encode(), ("content-type", "text/plain; charset=utf-8"))
