@@ -201,6 +201,11 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["ada", "--limit", "2", "--cursor", "c"],
         {"agent": "ada", "limit": 2, "cursor": "c"},
     ),
+    "agent_inbox": (
+        ["--of", "ada", "--since", "2026-01-01T00:00:00Z", "--limit", "2", "--cursor", "c"],
+        {"agent": "ada", "since": "2026-01-01T00:00:00Z", "limit": 2, "cursor": "c"},
+    ),
+    "agent_reply": (["a_1.msg_1", "yes"], {"message_id": "a_1.msg_1", "text": "yes"}),
     "agent_interrupt": (["ada"], {"agent": "ada"}),
     "agent_suspend": (["ada", "--wait-s", "0"], {"agent": "ada", "wait_s": 0.0}),
     "agent_resume": (["ada"], {"agent": "ada"}),

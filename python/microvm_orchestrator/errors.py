@@ -317,6 +317,12 @@ class MachineUnreachable(MachineFailed):
     code = "machine-unreachable"
 
 
+class ExecNotBegun(MachineUnreachable):
+    """A command was sent to a machine and never started there; it can be sent again."""
+
+    code = "exec-not-begun"
+
+
 class HostKeyWrong(MachineFailed):
     """Whoever answers for a machine has another SSH host key; nothing was said to it."""
 

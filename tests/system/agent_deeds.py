@@ -12,7 +12,10 @@ def do_all(ledger: Ledger) -> None:
     act = ledger.act
     # What boots here has no such program in it, which is the answer to what it is told.
     agent = act("agent_spawn", name="ada")["target"]
-    act("agent_send", agent, agent="ada", text="hello", wait_s=0)
+    act("agent_send", agent, agent="ada", text="hello", wait_s=60)
+    [told] = ledger.world.ask("agent_output", agent="ada")["items"]
+    said = told["message_id"]
+    ledger.refused("agent_reply", said, "state-forbids", message_id=said, text="x")
     act("agent_send_many", agent, agents=["ada"], text="all", wait_s=0)
     act("agent_interrupt", agent, agent="ada")
     act("agent_budget", agent, agent="ada", tokens=9)

@@ -19,6 +19,8 @@ class Ledger(Protocol):
         self, call: str, target: str = "", /, by: str = "admin", to: str = "ok", **arguments: Any
     ) -> dict[str, Any]: ...
 
+    def refused(self, call: str, target: str, code: str, **arguments: Any) -> None: ...
+
 
 # With another image than the one whose removal is told of.
 TOPOLOGY = """

@@ -20,7 +20,7 @@ LEAST = {
         run_output run_diff artifact_list artifact_get artifact_trees artifact_show artifact_diff
         image_list image_get pool_list operation_get operation_wait operation_list
         agent_get agent_list agent_tree agent_children agent_peers agent_wait agent_output
-        agent_follow agent_metrics
+        agent_follow agent_metrics agent_inbox
         role_list role_get team_list team_get coordination_get coordination_list
         whoami metrics_get""",
     Role.WORKER: """
@@ -43,8 +43,8 @@ LEAST = {
         forward_add forward_remove network_create network_remove fault_inject fault_renew
         fault_heal fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
         run_approve run_reject run_merge merge_resolve
-        agent_spawn agent_send agent_send_many agent_branch agent_budget agent_interrupt
-        agent_suspend agent_resume agent_end team_spawn team_coordinate
+        agent_spawn agent_send agent_send_many agent_reply agent_branch agent_budget
+        agent_interrupt agent_suspend agent_resume agent_end team_spawn team_coordinate
         agent_delete agent_file_list agent_file_get agent_file_put""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove
@@ -61,6 +61,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "agent_file_get": {"path": "/tmp/x"},
     "forward_add": {"guest": "80"},
     "agent_send": {"text": "x"},
+    "agent_reply": {"text": "x"},
     "agent_send_many": {"text": "x"},
     "exec_input": {"data": "x"},
     "node_exec": {"node": "one", "argv": ["true"]},

@@ -187,6 +187,43 @@ def test_a_copy_of_an_agent_knows_the_same_and_goes_its_own_way(
     stage.ask("agent_end", agent="ada-2")
 
 
+@pytest.mark.long
+def test_answers_come_out_of_turn_and_as_messages_where_nobody_waits_for_them(
+    stage: Stage, model: Model, ada: str
+) -> None:
+    gate = model.gate()
+    model.scripts["Have bob count."] = [
+        use("mcp__orchestrator__say", agent="bob", text="Count to nine.", tell_back=True),
+        say("I asked bob."),
+    ]
+    model.scripts["You said: Count to nine."] = [say("Bob has counted.")]
+    model.scripts["Count to nine."] = [
+        use("mcp__orchestrator__reply", text="Nine, at once."),
+        replace(turn(say("Counted.")), pause=gate.hold),
+    ]
+    bob = stage.done("agent_spawn", name="bob", parent=ada, **HOME)["agent_id"]
+    assert said_to(stage, ada, "Have bob count.")["answer"] == "I asked bob."
+    gate.reached()
+    [asked] = stage.ask("agent_output", agent="bob")["items"]
+    assert (asked["state"], asked["answer"], asked["answered_by"]) == (
+        "delivered",
+        "Nine, at once.",
+        None,
+    )
+    back = answer_of(stage, {"message_id": asked["told_back"]})
+    assert (back["answer"], back["sender"]) == ("Bob has counted.", bob)
+    waits = stage.ask("agent_send", agent="bob", text="Never heard.", wait_s=0)
+    stage.ask("agent_reply", message_id=waits["message_id"], text="In its place.")
+    gate.open()
+    stage.hear("message.answered", asked["message_id"])
+    told = answer_of(stage, waits)
+    assert (told["state"], told["answer"], told["exec_id"]) == ("answered", "In its place.", None)
+    [inbox] = stage.ask("agent_inbox", agent=ada)["items"]
+    assert (inbox["answer"], inbox["state"]) == ("Nine, at once.", "answered")
+    assert "In its place." in [each["answer"] for each in stage.ask("agent_inbox")["items"]]
+    stage.ask("agent_end", agent="bob", force=True)
+
+
 def test_agents_talk_to_those_they_belong_with_and_to_nobody_else(
     stage: Stage, model: Model, ada: str
 ) -> None:

@@ -323,6 +323,43 @@ def output_(here: Session, agent: AgentRef, limit: Limit = None, cursor: Cursor 
     here.tell("agent_output", given, lambda answer: output.page(answer, _SAID, "nothing was said"))
 
 
+@command(app, "inbox", example="agent inbox --since 2026-11-22T09:00:00Z\nagent inbox --of lead")
+def inbox(
+    here: Session,
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            "--of",
+            metavar="AGENT",
+            help="To what this agent said; by default to what you said.",
+            autocompletion=complete_agent,
+        ),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="MOMENT", help="Only those that came after it.")
+    ] = None,
+    limit: Limit = None,
+    cursor: Cursor = None,
+) -> None:
+    """List the answers that came to what was said to agents."""
+    given = {"agent": agent, "since": since, "limit": limit, "cursor": cursor}
+    here.tell("agent_inbox", given, lambda answer: output.page(answer, _SAID, "no answers"))
+
+
+@command(app, "reply", example="agent reply a_01k6vq....msg_01k6vr... 'Take the second one.'")
+def reply(
+    here: Session,
+    message_id: Annotated[
+        str, typer.Argument(metavar="MESSAGE", help="The message's id.", show_default=False)
+    ],
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT|@FILE|-", help="The answer.", show_default=False)
+    ],
+) -> None:
+    """Answer a message in its agent's place; one that waits is heard no more."""
+    here.tell("agent_reply", {"message_id": message_id, "text": values.text(text)})
+
+
 @command(app, "interrupt", example="agent interrupt ada")
 def interrupt(here: Session, agent: AgentRef) -> None:
     """Break off the turn that an agent is in; it knows what was said, and hears what waits."""

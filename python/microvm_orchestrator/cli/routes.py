@@ -126,6 +126,8 @@ ROUTES: dict[str, Route] = {
         "agent_budget": "POST /v1/agents/{agent}/budget",
         "agent_wait": "GET /v1/agents/messages/{message_id}/wait",
         "agent_output": "GET /v1/agents/{agent}/messages",
+        "agent_inbox": "GET /v1/agent-inbox",
+        "agent_reply": "POST /v1/agents/messages/{message_id}/reply",
         "agent_interrupt": "POST /v1/agents/{agent}/interrupt",
         "agent_suspend": "POST /v1/agents/{agent}/suspend",
         "agent_resume": "POST /v1/agents/{agent}/resume",

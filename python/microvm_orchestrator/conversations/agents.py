@@ -18,6 +18,7 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
+from microvm_orchestrator.conversations.answers import settled, words_back
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation, inherited
 from microvm_orchestrator.conversations.fit import refuse_unfit
 from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
@@ -38,7 +39,7 @@ from microvm_orchestrator.model.agent_budget import Taken
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import Usage
-from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.model.values import MAX_TEXT, moment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,16 +98,7 @@ class Agents:
         """Let agents hear what is said to them until the block ends. Their machines go on."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            every = await self._records.visible(SYSTEM)
-            for agent in every:
-                self._accounts.learn(agent)
-            for agent in every:
-                if not agent.over:
-                    messages = await self._records.messages(agent.agent_id, SYSTEM)
-                    used = await used_by(agent, self._ground)
-                    self._accounts.recount(agent.agent_id, messages, used)
-                    self.tallies.learn(agent.agent_id, messages)
-                    self._take_on(agent, [each for each in messages if not each.settled])
+            await self._take_up()
             tasks.start_soon(Keeper(self, self._accounts).keep)
             try:
                 yield
@@ -114,10 +106,28 @@ class Agents:
                 self._tasks = None
                 tasks.cancel_scope.cancel()
 
+    async def _take_up(self) -> None:
+        """Go on with the agents that an earlier daemon left, and with what was said to them."""
+        every = await self._records.visible(SYSTEM)
+        for agent in every:
+            self._accounts.learn(agent)
+        said: dict[str, Message] = {}
+        for agent in every:
+            messages = await self._records.messages(agent.agent_id, SYSTEM)
+            said |= {each.message_id: each for each in messages}
+            if not agent.over:
+                used = await used_by(agent, self._ground)
+                self._accounts.recount(agent.agent_id, messages, used)
+                self.tallies.learn(agent.agent_id, messages)
+                self._take_on(agent, [each for each in messages if not each.settled])
+        for message in said.values():
+            if message.told_back is not None and message.told_back not in said:
+                await self._tell_back(message)
+
     def _take_on(self, agent: Agent, unsettled: list[Message]) -> _Living:
         if self._tasks is None:
             raise errors.Stopping("the daemon takes on no more agents")
-        living = _Living(Conversation(agent, self._ground, unsettled))
+        living = _Living(Conversation(agent, self._ground, unsettled, self._tell_back))
         self._living[agent.agent_id] = living
         self._tasks.start_soon(self._live, living)
         return living
@@ -295,10 +305,13 @@ class Agents:
         *,
         sender: Agent | None = None,
         message_id: str | None = None,
+        tell_back: bool = False,
     ) -> Message:
         """Say something to an agent, who hears it when it has answered all before.
 
         Who brings a `message_id`, of `new_message_id`, says the same once however often it asks.
+        With `tell_back` the agent who says it hears the answer, as a message of its own.
+
         Raises: NotFound, StateForbids, Unavailable when too much waits.
         """
         if message_id is not None:
@@ -316,6 +329,7 @@ class Agents:
             sender_agent=sender and sender.name,
             text=text,
             state=MessageState.QUEUED,
+            tell_back=tell_back,
             created_at=moment(time.time()),
         )
         # Whoever leaves now leaves no message that is written down and never heard.
@@ -337,6 +351,40 @@ class Agents:
         living = self._living.get(message.agent_id)
         if living is not None and not message.settled:
             await living.conversation.withdraw(message_id)
+
+    async def _tell_back(self, answered: Message) -> None:
+        """Have the agent who said something hear the answer, if it lives."""
+        living = self._living.get(answered.sender)
+        if answered.told_back is None or living is None or living.conversation.agent.over:
+            return
+        hearer = living.conversation.agent
+        message = Message(
+            message_id=answered.told_back,
+            agent_id=hearer.agent_id,
+            owner=hearer.owner,
+            sender=answered.agent_id,
+            sender_agent=await self.name_of(answered.agent_id),
+            text=words_back(answered)[:MAX_TEXT],
+            state=MessageState.QUEUED,
+            created_at=moment(time.time()),
+        )
+        # It is there already where the answer was told while the turn went on.
+        with contextlib.suppress(errors.AlreadyExists):
+            await self._records.save_message(message, SYSTEM, "queued", expect=0)
+            living.conversation.hears(message)
+
+    async def reply(self, message_id: str, text: str, by: Actor) -> Message:
+        """Answer a message in its agent's place: one that waits is heard no more.
+
+        Raises: NotFound, StateForbids.
+        """
+        message = await self.message(message_id, by)
+        agent = await self.get(message.agent_id, by)
+        return await self._conversation(agent).reply(message_id, text, by)
+
+    async def reply_as(self, agent: Agent, text: str, by: Actor) -> Message:
+        """Answer, as an agent, what it hears now. Raises: StateForbids if it has answered."""
+        return await self._conversation(agent).reply(None, text, by)
 
     async def branch(self, reference: str, name: str | None, by: Actor) -> Agent:
         """Begin to start a copy of an agent, with its machine and its conversation as they are.
@@ -463,10 +511,9 @@ class Agents:
     async def _settle_rest(self, agent: Agent) -> None:
         for message in await self._records.messages(agent.agent_id, SYSTEM):
             if not message.settled:
-                update = {"state": MessageState.CANCELLED, "ended_at": moment(time.time())}
-                await self._records.save_message(
-                    message.model_copy(update=update), SYSTEM, "cancelled"
-                )
+                cancelled = settled(message, MessageState.CANCELLED)
+                await self._records.save_message(cancelled, SYSTEM, "cancelled")
+                await self._tell_back(cancelled)
 
     async def delete(self, reference: str, by: Actor) -> Agent:
         """Forget an agent that is over, with all that was said. Raises: NotFound, StateForbids."""

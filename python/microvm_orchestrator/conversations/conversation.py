@@ -18,6 +18,7 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.agents.drivers.base import Cause
+from microvm_orchestrator.conversations.answers import answered, settled
 from microvm_orchestrator.conversations.fit import look_for_program
 from microvm_orchestrator.conversations.home import (
     acting,
@@ -29,13 +30,13 @@ from microvm_orchestrator.conversations.home import (
 from microvm_orchestrator.conversations.turn import take_turn, used_by
 from microvm_orchestrator.model.agent import OVER, Agent, AgentState, Message, MessageState
 from microvm_orchestrator.model.names import new_id
-from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import MAX_TEXT, moment
 from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from pydantic import JsonValue
 
@@ -63,12 +64,22 @@ _HEEDS_S = 5.0
 class Conversation:
     """An agent, for as long as this daemon lets it live."""
 
-    def __init__(self, agent: Agent, ground: AgentGround, unsettled: Iterable[Message]) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        ground: AgentGround,
+        unsettled: Iterable[Message],
+        tell_back: Callable[[Message], Awaitable[None]],
+    ) -> None:
         self.agent = agent
         # What it says while it hears a message.
         self.saying = ""
         self._ground = ground
         self._queue = deque(unsettled)
+        # Has the agent who said something hear the answer, if that was asked for.
+        self._tell_back = tell_back
+        # Held while a message is given its answer.
+        self._telling = anyio.Lock()
         self._machine: RunningMachine | None = None
         # The message that comes next, when it is to be heard no more.
         self._withdrawn: str | None = None
@@ -96,6 +107,31 @@ class Conversation:
         self._queue.append(message)
         self.wake()
 
+    async def reply(self, message_id: str | None, text: str, by: Actor) -> Message:
+        """Answer a message that is heard now before its turn is over, or one that waits.
+
+        Without an id it is the one that is heard now. Raises: StateForbids if it has its answer.
+        """
+        async with self._telling:
+            message = next((each for each in self._queue if _is_meant(each, message_id)), None)
+            if message is None or message.replied:
+                what = "it hears nothing now" if message_id is None else "it has its answer"
+                raise errors.StateForbids(
+                    f"there is nothing to answer for agent {self.agent.name}: "
+                    + ("it has answered already" if message is not None else what)
+                )
+            told = answered(message, text, None if message_id is None else by.name)
+            if not self._on_its_way(message):
+                told = settled(told, MessageState.ANSWERED)
+            with anyio.CancelScope(shield=True):
+                await self._ground.records.save_message(told, by, "replied", audited=True)
+            if told.settled:
+                self._queue.remove(message)
+            else:
+                self._queue[0] = told
+        await self._tell_back(told)
+        return told
+
     def suspend(self) -> None:
         """Have its machine stopped as soon as it is idle."""
         self._to_suspend = True
@@ -121,13 +157,16 @@ class Conversation:
         found = next((each for each in self._queue if each.message_id == message_id), None)
         if found is None:
             return
-        if found is self._queue[0] and self._quiet.locked():
-            # It is on its way, or is heard.
+        if self._on_its_way(found):
             self._withdrawn = message_id
             await self.interrupt()
         else:
             self._queue.remove(found)
-            await self._settle(found, MessageState.CANCELLED)
+            await self._settle(MessageState.CANCELLED, found)
+
+    def _on_its_way(self, message: Message) -> bool:
+        """Whether a message that waited will be heard now, or is heard."""
+        return message is self._queue[0] and self._quiet.locked()
 
     def ended(self, agent: Agent) -> None:
         """Tell those who wait for it that it is over."""
@@ -235,7 +274,9 @@ class Conversation:
             # One that it has begun to hear it hears to the end.
             if first and (limit is None or first.state is MessageState.DELIVERED):
                 async with self._quiet:
-                    await self._hear(first)
+                    # It is settled where only the state could not be written down any more.
+                    if not first.settled:
+                        await self._hear(first)
                 self._queue.popleft()
                 self.wake()
             elif self._to_suspend:
@@ -298,7 +339,7 @@ class Conversation:
             result = await take_turn(self.agent, message, machine, self._ground, self)
         except errors.OrchestratorError as error:
             self._accounts.turn_over(self.agent.agent_id)
-            await self._failed(message, error)
+            await self._failed(error)
         else:
             self._accounts.turn_over(self.agent.agent_id)
             await self._heard_out(message, result)
@@ -313,7 +354,7 @@ class Conversation:
                 machine = await self._at_home()
                 if message.message_id == self._withdrawn:
                     raise errors.StateForbids("it is to be heard no more")
-                message = await self._deliver(message)
+                message = await self._deliver()
         else:
             machine = await self._at_home()
         if message.began_at is not None:
@@ -326,14 +367,14 @@ class Conversation:
             self._machine = await open_home(self.agent, self._ground)
         return self._machine
 
-    async def _failed(self, message: Message, error: errors.OrchestratorError) -> None:
+    async def _failed(self, error: errors.OrchestratorError) -> None:
         usage, turns = await self.taken()
         if self._machine is None or self._machine.state.ended:
             self._machine = None
             await self.stand(AgentState.SUSPENDED, error.message, usage=usage, turns=turns)
         else:
             await self.stand(AgentState.IDLE, usage=usage, turns=turns)
-        await self._settle(message, MessageState.FAILED, error=TaskError.of(error))
+        await self._settle(MessageState.FAILED, error=TaskError.of(error))
 
     async def _heard_out(self, message: Message, result: Result) -> None:
         usage, turns = await self.taken()
@@ -345,10 +386,9 @@ class Conversation:
             session_id=result.session_id or self.agent.session_id,
         )
         if result.success:
-            await self._settle(message, MessageState.ANSWERED, answer=result.summary[:MAX_TEXT])
+            await self._settle(MessageState.ANSWERED, answer=result.summary[:MAX_TEXT])
         else:
             await self._settle(
-                message,
                 MessageState.FAILED,
                 answer=result.summary[:MAX_TEXT] or None,
                 error=self._why(message, result),
@@ -384,24 +424,29 @@ class Conversation:
 
     # What is written down
 
-    async def _deliver(self, message: Message) -> Message:
-        message = message.model_copy(
-            update={
+    async def _deliver(self) -> Message:
+        async with self._telling:
+            update = {
                 "state": MessageState.DELIVERED,
                 "exec_id": new_id("x"),
                 "began_at": moment(time.time()),
             }
-        )
-        await self._ground.records.save_message(message, SYSTEM, "delivered")
-        self._queue[0] = message
+            message = self._queue[0].model_copy(update=update)
+            await self._ground.records.save_message(message, SYSTEM, "delivered")
+            self._queue[0] = message
         return message
 
-    async def _settle(self, message: Message, state: MessageState, **known: object) -> None:
-        update = {"state": state, "ended_at": moment(time.time()), **known}
-        with anyio.CancelScope(shield=True):
-            await self._ground.records.save_message(
-                message.model_copy(update=update), SYSTEM, f"{state}"
-            )
+    async def _settle(
+        self, state: MessageState, waited: Message | None = None, **known: object
+    ) -> None:
+        """Write down what came of the message that was heard, or of one that waits no more."""
+        async with self._telling:
+            told = settled(waited or self._queue[0], state, **known)
+            with anyio.CancelScope(shield=True):
+                await self._ground.records.save_message(told, SYSTEM, f"{state}")
+            if waited is None:
+                self._queue[0] = told
+        await self._tell_back(told)
 
     async def stand(self, state: AgentState, reason: str = "", **known: object) -> None:
         """Write down how it stands, where that is new."""
@@ -430,3 +475,9 @@ def inherited(parent: Agent, child: str, total: Taken, accounts: Accounts) -> di
         return {}
     counted = [each for each in parent.counted if accounts.knows(each)]
     return {"gone": parent.gone + total, "counted": [*counted, child]}
+
+
+def _is_meant(message: Message, message_id: str | None) -> bool:
+    if message_id is None:
+        return message.state is MessageState.DELIVERED
+    return message.message_id == message_id

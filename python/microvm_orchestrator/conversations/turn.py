@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from microvm_orchestrator.conversations.ground import AgentGround
     from microvm_orchestrator.egress.budget import Exhausted
+    from microvm_orchestrator.execs.job import Job
     from microvm_orchestrator.lifecycle.egress import WayOut
     from microvm_orchestrator.machine.base import Machine as RunningMachine
     from microvm_orchestrator.model.agent import Agent, Message
@@ -107,6 +108,13 @@ async def take_turn(
     folder = ground.of(agent.agent_id)
     leave = Leave(agent.home.egress, agent.home.credentials, _NO_LIMITS)
     listener = Listener(driver.reader(task))
+
+    async def hear() -> Job:
+        job = await ground.execs.start(agent.machine_id, wish, acting(agent))
+        await job.started.wait()
+        await follow(job, ground.output(message.message_id), listener, hearer.says)
+        return job
+
     way_out_of = ground.ways_out.of(
         leave,
         machine,
@@ -117,9 +125,10 @@ async def take_turn(
     )
     async with held_open(machine, DOOR_PORT, ground.door.serve), way_out_of as way_out:
         hearer.goes_by(way_out)
-        job = await ground.execs.start(agent.machine_id, wish, acting(agent))
-        await job.started.wait()
-        await follow(job, ground.output(message.message_id), listener, hearer.says)
+        job = await hear()
+        if isinstance(job.failure, errors.ExecNotBegun):
+            # The daemon ended, or the connection broke, before the guest had it.
+            job = await hear()
         await _write_down(machine)
     if job.failure is not None:
         raise job.failure

@@ -18,7 +18,7 @@ import anyio.abc
 from pydantic import JsonValue
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.execs.follow import Follower
+from microvm_orchestrator.execs.follow import Follower, finds_again
 from microvm_orchestrator.execs.job import Job
 from microvm_orchestrator.machine.base import Machine as RunningMachine
 from microvm_orchestrator.machine.shell import Command, Exit
@@ -133,7 +133,7 @@ class Execs:
             raise errors.Unavailable(
                 f"{RUNNING_MOST} commands run in machine {machine.machine_id} already"
             )
-        job = Job(_kept(exec_id, machine, wish, by), 0)
+        job = Job(_kept(exec_id, machine, wish, by, _guest_of(running)), 0)
         self._jobs[exec_id] = group.running[exec_id] = job
         try:
             await self._write_down(job, by)
@@ -195,6 +195,9 @@ class Execs:
     async def _take_up(self, job: Job, follower: Follower) -> None:
         try:
             ended = await follower.resume()
+        except errors.ExecNotBegun as error:
+            job.failure = error
+            await self._erase(job)
         except errors.OrchestratorError as error:
             await self._finish(job, ExecState.LOST, reason=error.message)
         else:
@@ -330,7 +333,18 @@ async def _forget(running: RunningMachine, exec_id: str) -> None:
         await running.shell.forget(exec_id)
 
 
-def _kept(exec_id: str, machine: Machine, wish: Wish, by: Actor) -> KeptExec:
+def _guest_of(running: RunningMachine) -> tuple[str, str] | None:
+    try:
+        guest = running.shell.guest
+    except errors.OrchestratorError:
+        return None  # whoever sends it the command waits for it
+    # One that forgets a command with its connection cannot tell whether it began it.
+    return guest.who if finds_again(guest) else None
+
+
+def _kept(
+    exec_id: str, machine: Machine, wish: Wish, by: Actor, guest: tuple[str, str] | None
+) -> KeptExec:
     words = [
         word if isinstance(word, str) else word.decode(errors="replace")
         for word in wish.command.argv[:_SHOWN_WORDS]
@@ -352,6 +366,7 @@ def _kept(exec_id: str, machine: Machine, wish: Wish, by: Actor) -> KeptExec:
         digest=wish.digest,
         output_cap=wish.output_cap,
         takes_input=wish.takes_input,
+        guest=guest,
     )
 
 

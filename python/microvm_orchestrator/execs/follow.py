@@ -54,8 +54,8 @@ class Follower:
         return await self._within(partial(self._run, command, stdin, more=more))
 
     async def resume(self) -> Exit:
-        """Follow one that was begun before. Raises: UnknownOutcome."""
-        return await self._within(self._resume)
+        """Follow one that was begun before. Raises: UnknownOutcome, ExecNotBegun."""
+        return await self._within(self._take_up)
 
     async def _within(self, work: Callable[[], Coroutine[None, None, Exit]]) -> Exit:
         """Raises: UnknownOutcome when a guest lets the command's timeout pass."""
@@ -86,16 +86,18 @@ class Follower:
                 command,
                 exec_id=self._exec_id,
                 stdin=bool(stdin) or more,
-                keep=_finds_again(asked),
+                keep=finds_again(asked),
             ) as process:
                 self._fed = not stdin
                 feed = partial(self._feed, process, stdin, more=more)
                 async with beside(*([feed] if stdin else [])):
                     return await self._listen(process)
         except errors.UnknownOutcome:
-            if not _finds_again(asked):
+            if not finds_again(asked):
                 raise
-            return await self._found_again(asked)
+            if self._job.started.is_set():
+                return await self._resume()
+            return await self._found_again(asked.who)
 
     async def _reached(self) -> Shell:
         try:
@@ -107,15 +109,18 @@ class Follower:
                 f"{_REACH_S:g} s"
             ) from None
 
-    async def _found_again(self, asked: Guest) -> Exit:
-        began = self._job.started.is_set()
+    async def _take_up(self) -> Exit:
+        return await self._found_again(self._job.guest)
+
+    async def _found_again(self, asked: tuple[str, str] | None) -> Exit:
+        """Follow one of which nobody knows whether the guest began it."""
         try:
             return await self._resume()
         except errors.UnknownOutcome as lost:
             now = await self._guest()
-            same = now and (now.boot_id, now.identity) == (asked.boot_id, asked.identity)
-            if same and not began and isinstance(lost.__cause__, errors.NotFound):
-                raise errors.MachineUnreachable(
+            same = now is not None and now.who == asked
+            if same and isinstance(lost.__cause__, errors.NotFound):
+                raise errors.ExecNotBegun(
                     f"the connection broke before command {self._exec_id} was started"
                 ) from lost
             raise
@@ -169,6 +174,6 @@ class Follower:
         return await process.wait()
 
 
-def _finds_again(guest: Guest) -> bool:
+def finds_again(guest: Guest) -> bool:
     """Tell whether a command outlives its connection there."""
     return "attach" in guest.verbs

@@ -39,6 +39,7 @@ class Job:
         self.version = version
         self.output_cap = kept.output_cap
         self.takes_input = kept.takes_input
+        self.guest = kept.guest
         self.log = Log()
         # The guest said that it runs, or why it does not.
         self.started = anyio.Event()
@@ -57,6 +58,7 @@ class Job:
             digest=self.digest,
             output_cap=self.output_cap,
             takes_input=self.takes_input,
+            guest=self.guest,
         )
 
     @property

@@ -151,6 +151,10 @@ class Guest:
     hostname: str
     verbs: frozenset[str]
 
+    @property
+    def who(self) -> tuple[str, str]:
+        return self.boot_id, self.identity
+
 
 @dataclass(frozen=True, slots=True)
 class GuestUsage:

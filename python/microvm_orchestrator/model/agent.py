@@ -160,13 +160,30 @@ class Message(_Part):
     )
     text: Text
     state: MessageState
-    answer: Text | None = None
+    answer: Text | None = Field(
+        default=None, description="there may be one while the turn in which it was heard goes on"
+    )
+    answered_by: Line | None = Field(
+        default=None, description="who answered in the agent's place, where somebody did"
+    )
     error: TaskError | None = Field(default=None, description="why there is no answer")
     exec_id: str | None = Field(default=None, description="the command in which it is heard")
+    tell_back: bool = Field(
+        default=False, description="whether the agent who said it hears the answer as a message"
+    )
+    told_back: str | None = Field(default=None, description="the id of that message")
     created_at: Moment
     began_at: Moment | None = None
+    replied_at: Moment | None = Field(
+        default=None, description="since when whoever said it need not wait for the answer"
+    )
     ended_at: Moment | None = None
 
     @property
     def settled(self) -> bool:
         return self.state not in {MessageState.QUEUED, MessageState.DELIVERED}
+
+    @property
+    def replied(self) -> bool:
+        """Whether whoever said it need not wait any more."""
+        return self.replied_at is not None

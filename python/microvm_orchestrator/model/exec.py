@@ -56,5 +56,8 @@ class KeptExec(BaseModel):
     # Of the request that began it: the same id may come again with the same request only.
     digest: str
     output_cap: int
+    # Of the guest that it was sent to: one that is still the same and does not know it never
+    # started it. None where that is not known.
+    guest: tuple[str, str] | None = None
     # Whether it takes more input.
     takes_input: bool = False

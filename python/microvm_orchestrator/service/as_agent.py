@@ -14,11 +14,12 @@ from microvm_orchestrator.conversations.agents import Spawn
 from microvm_orchestrator.conversations.home import acting
 from microvm_orchestrator.conversations.token import agent_named
 from microvm_orchestrator.model.records import SYSTEM
-from microvm_orchestrator.service.messages import awaited
+from microvm_orchestrator.service.messages import InboxRequest, awaited, inbox_page
 from microvm_orchestrator.service.roles import find_role
 
 if TYPE_CHECKING:
     from microvm_orchestrator.model.agent import Agent, Message
+    from microvm_orchestrator.model.values import Moment
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
 
@@ -34,7 +35,9 @@ async def agent_of(service: Service, caller: Caller) -> Agent:
     raise errors.Denied("these tools are for agents, in their own machines")
 
 
-async def say_as(service: Service, caller: Caller, agent: Agent, to: str, text: str) -> Message:
+async def say_as(  # who asks, as whom, and all of what it says
+    service: Service, caller: Caller, agent: Agent, to: str, text: str, *, tell_back: bool
+) -> Message:
     """Say something as an agent. Raises: Denied for who is no relative of it."""
     agents = service.host.agents
     other = next((each for _, each in await agents.kin(agent) if each.name == to), None)
@@ -44,7 +47,23 @@ async def say_as(service: Service, caller: Caller, agent: Agent, to: str, text: 
             f"{to} is neither your parent nor a child or peer of yours",
             hint="`others` shows whom you may talk to",
         )
-    return await agents.send(other.agent_id, text, acting(agent, caller.via), sender=agent)
+    return await agents.send(
+        other.agent_id, text, acting(agent, caller.via), sender=agent, tell_back=tell_back
+    )
+
+
+async def reply_as(service: Service, caller: Caller, agent: Agent, text: str) -> Message:
+    """Answer what an agent hears now. Raises: StateForbids if it has answered."""
+    return await service.host.agents.reply_as(agent, text, acting(agent, caller.via))
+
+
+async def inbox_of(
+    service: Service, caller: Caller, agent: Agent, since: Moment | None
+) -> list[Message]:
+    """The last answers that came to what an agent said, oldest first."""
+    request = InboxRequest(agent=agent.agent_id, since=since)
+    answers = await inbox_page(service, acting(agent, caller.via), request)
+    return sorted(answers.items, key=lambda each: each.replied_at or "")
 
 
 async def spawn_as(

@@ -15,7 +15,7 @@ from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import MESSAGE, Message, Said
 from microvm_orchestrator.model.records import Actor, Record
 from microvm_orchestrator.model.task import TaskError
-from microvm_orchestrator.model.values import Flag
+from microvm_orchestrator.model.values import Flag, Moment
 from microvm_orchestrator.service.agents import AgentRef, NamedAgent
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S
@@ -32,6 +32,9 @@ MessageWait = Annotated[
         "is heard all the same, and `agent_wait` waits on"
     ),
 ]
+
+
+MessageId = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class SendToMany(Request):
@@ -71,12 +74,28 @@ class SendToAgent(NamedAgent):
 class WaitForMessage(Request):
     """A message, and how long to wait for the answer."""
 
-    message_id: Annotated[str, Field(min_length=1, max_length=100)]
+    message_id: MessageId
     timeout_s: Wait = USUAL_WAIT_S
 
 
 class AgentOutputRequest(ListRequest, NamedAgent):
     """Which part of what was said to an agent."""
+
+
+class InboxRequest(ListRequest):
+    """Which answers."""
+
+    agent: AgentRef | None = Field(
+        default=None, description="to what this agent said; by default to what you said yourself"
+    )
+    since: Moment | None = Field(default=None, description="only those that came after this")
+
+
+class ReplyToMessage(Request):
+    """An answer to give in an agent's place."""
+
+    message_id: MessageId
+    text: Said
 
 
 class Interrupted(Answer):
@@ -150,7 +169,7 @@ async def awaited(
         message_id,
         timeout_s,
         look=lambda: agents.message(message_id, by),
-        over=lambda message: message.settled,
+        over=lambda message: message.replied,
         said=lambda message: agents.saying(message.agent_id) or message.state,
     )
 
@@ -171,6 +190,43 @@ async def agent_output(
     return PageOf[Message](items=items, next_cursor=cursor)
 
 
+@declare("agent_inbox", "GET /v1/agent-inbox", role=Role.VIEWER, effect=Effect.READ)
+async def agent_inbox(service: Service, caller: Caller, request: InboxRequest) -> PageOf[Message]:
+    """List the answers that came to what you said to agents, or to what an agent said to others.
+
+    Nothing is taken out: with `since`, of the answers that you saw last, only later ones are given.
+    """
+    return await inbox_page(service, actor(caller, "agent_inbox"), request)
+
+
+async def inbox_page(service: Service, by: Actor, request: InboxRequest) -> PageOf[Message]:
+    """Page through the answers that came to somebody."""
+    agents = service.host.agents
+    sender = by.name if request.agent is None else (await agents.get(request.agent, by)).agent_id
+
+    async def shown(record: Record) -> Message | None:
+        message = Message.model_validate(record.body)
+        fits = message.sender == sender and message.replied and by.sees_of(message.owner)
+        return message if fits and _came_after(message, request.since) else None
+
+    items, cursor = await page_of(service.store, MESSAGE, request, by, shown)
+    return PageOf[Message](items=items, next_cursor=cursor)
+
+
+def _came_after(message: Message, since: Moment | None) -> bool:
+    return since is None or message.replied_at is None or message.replied_at > since
+
+
+@declare("agent_reply", "POST /v1/agents/messages/{message_id}/reply", role=Role.OPERATOR)
+async def agent_reply(service: Service, caller: Caller, request: ReplyToMessage) -> Message:
+    """Answer a message in its agent's place: whoever said it hears that, and waits no longer.
+
+    One that waits to be heard is heard no more; a turn in which it is heard goes on.
+    """
+    by = actor(caller, "agent_reply")
+    return await service.host.agents.reply(request.message_id, request.text, by)
+
+
 @declare("agent_interrupt", "POST /v1/agents/{agent}/interrupt", role=Role.OPERATOR)
 async def agent_interrupt(service: Service, caller: Caller, request: NamedAgent) -> Interrupted:
     """Break off the turn that an agent is in; it knows what was said, and hears what waits."""
@@ -187,5 +243,7 @@ CALLS: tuple[Call, ...] = (
     agent_send_many,
     agent_wait,
     agent_output,
+    agent_inbox,
+    agent_reply,
     agent_interrupt,
 )

@@ -152,6 +152,8 @@ _NAMING = (
         "network",
         "snapshot_id",
         "cluster",
+        "agent",
+        "message_id",
         "image",
         "operation_id",
         "name",

@@ -20,7 +20,10 @@ from microvm_orchestrator import errors, places
 from microvm_orchestrator.execs.execs import ENDED_MOST
 from microvm_orchestrator.images.store import ImageStore
 from microvm_orchestrator.model.access import Principal, Role, Scope
-from microvm_orchestrator.model.records import Actor
+from microvm_orchestrator.model.exec import EXEC
+from microvm_orchestrator.model.records import SYSTEM, Actor, Record
+from microvm_orchestrator.store.every import every_record
+from microvm_orchestrator.store.sqlite import SqliteStore
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,36 @@ async def test_a_command_outlives_the_daemon_and_ends_once(place: Path, tmp_path
         kinds = [(event["kind"], event["subject"]) for event in audit["events"]]
         assert kinds.count(("exec.started", "long")) == 1
         assert kinds.count(("exec.exited", "long")) == 1
+
+
+async def test_one_that_was_written_down_and_never_sent_can_be_sent_again(
+    place: Path, tmp_path: Path
+) -> None:
+    async with daemon(place) as box:
+        await box.run("true", exec_id="ended")
+        [record] = await every_record(box.house.store, EXEC, SYSTEM, "ended")
+    body: dict[str, Any] = {**record.body}
+    body["exec"] = {**body["exec"], "exec_id": "unsent", "state": "running", "exit_code": None}
+    stranger: dict[str, Any] = {
+        **body,
+        "exec": {**body["exec"], "exec_id": "strange"},
+        "guest": ["other", "boot"],
+    }
+    store = SqliteStore(place / "store.db")
+    async with store.opened():
+        await store.save(Record(EXEC, "unsent", body), SYSTEM)
+        await store.save(Record(EXEC, "strange", stranger), SYSTEM)
+    async with daemon(place) as box:
+        # A guest that is another one may have run it before it was started anew.
+        with pytest.raises(errors.UnknownOutcome):
+            await box.wait("strange")
+
+        async def forgotten() -> bool:
+            return await every_record(box.house.store, EXEC, SYSTEM, "unsent") == []
+
+        await box.house.until(forgotten)
+        told = await box.run("touch", str(tmp_path / "sent"), exec_id="unsent")
+        assert (told["exit_code"], (tmp_path / "sent").exists()) == (0, True)
 
 
 async def test_a_machine_that_is_lost_makes_the_outcome_unknown(box: Box) -> None:

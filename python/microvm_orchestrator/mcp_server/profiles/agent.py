@@ -29,7 +29,7 @@ from microvm_orchestrator.model.coordination import (
     Vote,
 )
 from microvm_orchestrator.model.task import TaskError
-from microvm_orchestrator.model.values import Line, Name
+from microvm_orchestrator.model.values import Flag, Line, Moment, Name
 from microvm_orchestrator.service import as_agent
 from microvm_orchestrator.service.calls import Answer, Request
 from microvm_orchestrator.service.coordinations import CoordinationAnswer, Together
@@ -62,6 +62,40 @@ class Say(Request):
         default=300.0,
         description="how long to wait for the answer; 0 to go on at once, and to ask for it later",
     )
+
+    tell_back: Flag = Field(
+        default=False,
+        description="do not wait: you hear the answer as a message, once you are done here",
+    )
+
+
+class Reply(Request):
+    """What to answer to whoever speaks to you now, though you are not done yet."""
+
+    text: Said
+
+
+class LookForAnswers(Request):
+    """Which answers."""
+
+    since: Moment | None = Field(default=None, description="only those that came after this")
+
+
+class Told(Answer):
+    """What became of something that you said."""
+
+    message_id: str
+    to: str
+    state: MessageState
+    answer: str | None
+    error: TaskError | None
+    replied_at: Moment | None
+
+
+class Answers(Answer):
+    """What came to what you said."""
+
+    answers: list[Told]
 
 
 class AskAgain(Request):
@@ -137,16 +171,6 @@ class Relatives(Answer):
     others: list[Relative]
 
 
-class Told(Answer):
-    """What became of something that you said."""
-
-    message_id: str
-    to: str
-    state: MessageState
-    answer: str | None
-    error: TaskError | None
-
-
 _Work = Callable[["AgentTools", "Caller", Agent, Any], Awaitable["BaseModel"]]
 
 
@@ -188,8 +212,20 @@ class AgentTools:
         )
 
     async def _say(self, caller: Caller, agent: Agent, asked: Say) -> Told:
-        sent = await as_agent.say_as(self._service, caller, agent, asked.agent, asked.text)
-        return await self._told(caller, agent, sent.message_id, asked.wait_s)
+        sent = await as_agent.say_as(
+            self._service, caller, agent, asked.agent, asked.text, tell_back=asked.tell_back
+        )
+        wait_s = 0.0 if asked.tell_back else asked.wait_s
+        return await self._told(caller, agent, sent.message_id, wait_s)
+
+    async def _reply(self, caller: Caller, agent: Agent, asked: Reply) -> Told:
+        message = await as_agent.reply_as(self._service, caller, agent, asked.text)
+        return _told(message, agent.name)
+
+    async def _inbox(self, caller: Caller, agent: Agent, asked: LookForAnswers) -> Answers:
+        found = await as_agent.inbox_of(self._service, caller, agent, asked.since)
+        agents = self._service.host.agents
+        return Answers(answers=[_told(each, await agents.name_of(each.agent_id)) for each in found])
 
     async def _ask_again(self, caller: Caller, agent: Agent, asked: AskAgain) -> Told:
         return await self._told(caller, agent, asked.message_id, asked.timeout_s)
@@ -209,13 +245,7 @@ class AgentTools:
     async def _told(self, caller: Caller, agent: Agent, message_id: str, wait_s: float) -> Told:
         message: Message = await as_agent.wait_as(self._service, caller, agent, message_id, wait_s)
         to = await self._service.host.agents.name_of(message.agent_id)
-        return Told(
-            message_id=message.message_id,
-            to=to,
-            state=message.state,
-            answer=message.answer,
-            error=message.error,
-        )
+        return _told(message, to)
 
     async def _coordinate(
         self, caller: Caller, agent: Agent, asked: WorkTogether
@@ -232,6 +262,12 @@ class AgentTools:
     OFFERED: ClassVar[dict[str, Offer[_Work]]] = {
         "others": Offer("See who you are, and whom you may talk to.", WhoIsThere, _others),
         "say": Offer("Say something to one of them, and wait for the answer.", Say, _say),
+        "reply": Offer(
+            "Answer whoever speaks to you now before you are done; else your last words answer.",
+            Reply,
+            _reply,
+        ),
+        "inbox": Offer("See the answers that came to what you said.", LookForAnswers, _inbox),
         "answer": Offer("Wait for the answer to something you said.", AskAgain, _ask_again),
         "spawn": Offer(
             "Spawn an agent of your own, in a machine of its own; it ends with you.",
@@ -272,6 +308,17 @@ def _worked(told: CoordinationAnswer) -> WorkedTogether:
             )
             for step in told.steps
         ],
+    )
+
+
+def _told(message: Message, to: str) -> Told:
+    return Told(
+        message_id=message.message_id,
+        to=to,
+        state=message.state,
+        answer=message.answer,
+        error=message.error,
+        replied_at=message.replied_at,
     )
 
 
