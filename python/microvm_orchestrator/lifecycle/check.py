@@ -16,7 +16,7 @@ import anyio
 from microvm_orchestrator.agents.devshell import choose_devshell
 from microvm_orchestrator.lifecycle import guest, place
 from microvm_orchestrator.lifecycle.egress import Leave, limits
-from microvm_orchestrator.lifecycle.program import program_of
+from microvm_orchestrator.lifecycle.program import plain_program
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.run import CheckOutcome
 
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from microvm_orchestrator.git.names import Oid
     from microvm_orchestrator.lifecycle.live import Ground
     from microvm_orchestrator.lifecycle.program import Program
-    from microvm_orchestrator.lifecycle.run import Run
+    from microvm_orchestrator.lifecycle.run import Work
     from microvm_orchestrator.lifecycle.source import Source
     from microvm_orchestrator.machine.base import Machine as RunningMachine
     from microvm_orchestrator.machine.shell import Exit, Shell
+    from microvm_orchestrator.model.run import RunSpec
 
 # Why a check fails is the last that it says.
 _TAIL = 16 << 10
@@ -36,30 +37,30 @@ _TAIL = 16 << 10
 _LATE_S = 30.0
 
 
-def text_of(run: Run, source: Source) -> str:
+def text_of(work: Work, source: Source) -> str:
     """What is run; nothing where nothing is checked."""
-    given = run.spec.check
+    given = work.spec.check
     return (source.repo.defaults.check if given is None else given) or ""
 
 
-async def check(run: Run, ground: Ground, source: Source, commit: Oid) -> CheckOutcome:
+async def check(work: Work, ground: Ground, source: Source, commit: Oid) -> CheckOutcome:
     """See whether a commit passes the check of a run.
 
     Raises: OrchestratorError when that cannot be seen: a machine that does not start or is lost.
     """
     machine_id = new_id("m")
-    await run.learn("checking", check_machine_id=machine_id)
+    await work.learn("checking", check_machine_id=machine_id)
     merged = replace(source, base=commit)
     began = anyio.current_time()
     try:
-        await place.define(run, ground, merged, machine_id)
-        started = await ground.machines.start(machine_id, run.by)
+        await place.define(work, ground, merged, machine_id)
+        started = await ground.machines.start(machine_id, work.by)
         machine = ground.machines.live(started)
         shell = await machine.reached()
         await guest.begin(shell)
-        await ground.sources.send(run, merged, machine, ground.of(run))
+        await ground.sources.send(merged, machine, ground.of(work), "check")
         tail = Tail(_TAIL)
-        ended = await _performed(run, ground, merged, machine, shell, tail)
+        ended = await _performed(work, ground, merged, machine, shell, tail)
     finally:
         await place.put_away(ground.machines, machine_id)
     return CheckOutcome(
@@ -74,24 +75,24 @@ async def check(run: Run, ground: Ground, source: Source, commit: Oid) -> CheckO
 
 
 async def _performed(
-    run: Run, ground: Ground, source: Source, machine: RunningMachine, shell: Shell, tail: Tail
+    work: Work, ground: Ground, source: Source, machine: RunningMachine, shell: Shell, tail: Tail
 ) -> Exit | None:
     """Run the check to its end; None when it did not end."""
-    timeout_s = place.timeout_of(run, ground, source)
+    timeout_s = place.timeout_of(work, ground, source)
     # No keys are lent to what is no agent, and no secrets: others have written in the branch, too.
     update = {
         "kind": "script",
-        "script": text_of(run, source),
+        "script": text_of(work, source),
         "interpreter": ["/bin/sh"],
         "credentials": [],
     }
-    plain = replace(run, spec=run.spec.model_copy(update=update))
-    program = await _program(plain, source, shell, timeout_s)
+    spec = work.spec.model_copy(update=update)
+    program = await _program(spec, work, source, shell, timeout_s)
     for file in program.invocation.files:
         await shell.put(file.path, file.content, mode=file.mode, parents=True)
-    hosts = [*source.repo.defaults.egress, *run.spec.egress]
-    leave = Leave(hosts, plain.spec.credentials, limits(run.record.budget), models=False)
-    async with ground.ways_out.of(leave, machine, ground.of(run), _unspent):
+    hosts = [*source.repo.defaults.egress, *work.spec.egress]
+    leave = Leave(hosts, spec.credentials, limits(spec.budget), models=False)
+    async with ground.ways_out.of(leave, machine, ground.of(work), _unspent):
         with anyio.move_on_after(timeout_s + _LATE_S):
             async with shell.stream(program.command, stdin=False) as process:
                 async for piece in process:
@@ -100,11 +101,13 @@ async def _performed(
     return None
 
 
-async def _program(plain: Run, source: Source, shell: Shell, timeout_s: float) -> Program:
-    policy = plain.spec.devshell or source.repo.defaults.devshell
+async def _program(
+    spec: RunSpec, work: Work, source: Source, shell: Shell, timeout_s: float
+) -> Program:
+    policy = spec.devshell or source.repo.defaults.devshell
     has_flake, has_nix = await guest.has_devshell(shell)
     devshell = choose_devshell(policy, has_flake=has_flake, has_nix=has_nix)
-    return program_of(plain, source.repo.defaults, timeout_s=timeout_s, devshell=devshell)
+    return plain_program(spec, work.variables, timeout_s=timeout_s, devshell=devshell)
 
 
 async def _unspent(_limit: Exhausted) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 
@@ -84,9 +84,15 @@ command -v nix >/dev/null && nix=yes
 echo "$flake $nix"
 """
 
+# In the middle of a rebase there is none; where its commits come does not depend on it.
+_BRANCH = """\
+cd "$1"
+git -c core.hooksPath=/dev/null checkout -q -b "$2" || :
+"""
+
 _END = """\
 set -eu
-repo=$1 base=$2 rest=$3 message=$4 out=$5 patch=$6
+repo=$1 base=$2 rest=$3 message=$4 out=$5 patch=$6 kept=
 rm -f "$out" "$patch"
 cd "$repo"
 left=none
@@ -97,21 +103,26 @@ if [ -n "$(git status --porcelain --untracked-files=normal | head -c 1)" ]; then
         git -c core.hooksPath=/dev/null commit -q --no-verify -m "$message"
         left=commit
         ;;
-    patch)
+    patch | beside)
         cp .git/index ../.rest.index 2>/dev/null || :
         export GIT_INDEX_FILE=../.rest.index
         git add -A
         tree=$(git write-tree)
         unset GIT_INDEX_FILE
         rm -f ../.rest.index
-        against=$(git rev-parse -q --verify HEAD^{tree} || git hash-object -t tree /dev/null)
-        git diff --binary --no-color --no-ext-diff "$against" "$tree" >"$patch"
-        left=patch
+        if [ "$rest" = beside ]; then
+            head=$(git rev-parse -q --verify HEAD^{commit} || :)
+            kept=$(git commit-tree ${head:+-p "$head"} -m "$message" "$tree")
+        else
+            against=$(git rev-parse -q --verify HEAD^{tree} || git hash-object -t tree /dev/null)
+            git diff --binary --no-color --no-ext-diff "$against" "$tree" >"$patch"
+        fi
+        left=$rest
         ;;
     *) left=drop ;;
     esac
 fi
-tip=$(git rev-parse -q --verify HEAD^{commit} || :)
+tip=${kept:-$(git rev-parse -q --verify HEAD^{commit} || :)}
 if [ -n "$tip" ] && [ -z "$(git rev-list -n 1 "$tip" ${base:+"^$base"})" ]; then
     tip=
 fi
@@ -181,6 +192,11 @@ async def begin_tree(shell: Shell, tree: Tree) -> None:
     await _script(shell, _BEGIN, *words, history)
 
 
+async def begin_branch(shell: Shell, branch: str) -> None:
+    """Let the work tree be on a new branch, where that can be; nothing else is changed."""
+    await _script(shell, _BRANCH, REPO, branch)
+
+
 async def put_files(shell: Shell, files: list[InputFile]) -> None:
     """Write the files that a task brings along; relative ones into the work tree."""
     for file in files:
@@ -196,11 +212,17 @@ async def has_devshell(shell: Shell) -> tuple[bool, bool]:
     return flake == "yes", nix == "yes"
 
 
-async def end_tree(shell: Shell, base: str | None, rest: Rest, message: str) -> Left:
-    """Make what was done ready to be fetched. Raises: MachineFailed."""
+async def end_tree(
+    shell: Shell, base: str | None, rest: Rest | Literal["beside"], message: str
+) -> Left:
+    """Make what was done ready to be fetched.
+
+    With `beside` what is not committed is fetched as a commit that the work tree does not come to
+    stand on: whoever works there may go on. Raises: MachineFailed.
+    """
     done = await _script(shell, _END, REPO, base or "", rest, message, _OUT, _PATCH)
     tip, _, left = done.stdout.decode(errors="replace").strip().partition(" ")
-    if left not in {"none", "commit", "patch", "drop"}:
+    if left not in {"none", "commit", "patch", "drop", "beside"}:
         raise errors.ProtocolBroken("the guest did not say what is in the work tree")
     if tip == "none":
         return Left(None, left)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.images.store import AnyImage
     from microvm_orchestrator.lifecycle.egress import WaysOut
     from microvm_orchestrator.lifecycle.merging import Merging
-    from microvm_orchestrator.lifecycle.run import Run
+    from microvm_orchestrator.lifecycle.run import Run, Work
     from microvm_orchestrator.lifecycle.source import Source, Sources
     from microvm_orchestrator.machine.base import Machine as RunningMachine
     from microvm_orchestrator.machines import Machines
@@ -79,8 +79,8 @@ class Ground:
     folder: Path
     usual: Usual
 
-    def of(self, run: Run) -> Path:
-        return self.folder / run.record.run_id
+    def of(self, work: Work) -> Path:
+        return self.folder / work.id
 
     def output(self, run_id: str) -> Path:
         return self.folder / run_id / OUTPUT
@@ -171,7 +171,8 @@ async def _send(run: Run, ground: Ground, source: Source | None, machine: Runnin
     shell = await machine.reached()
     await guest.begin(shell)
     if source is not None:
-        await ground.sources.send(run, source, machine, ground.of(run))
+        branch = f"task-{run.task.task_id[-8:]}"
+        await ground.sources.send(source, machine, ground.of(run), branch)
         await resolving.offer(run, source, machine, ground.of(run))
     await bring.put_files(run, ground.artifacts, shell)
     for file in _program(run, ground, source, devshell=False).invocation.files:

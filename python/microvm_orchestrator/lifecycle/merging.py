@@ -33,7 +33,7 @@ from microvm_orchestrator.model.run import (
 if TYPE_CHECKING:
     from microvm_orchestrator.git.conflicts import ConflictFile as Clashing
     from microvm_orchestrator.git.mirror import Mirror
-    from microvm_orchestrator.lifecycle.run import Run
+    from microvm_orchestrator.lifecycle.run import Run, Work
     from microvm_orchestrator.lifecycle.source import Source
     from microvm_orchestrator.repos import Repos
 
@@ -81,17 +81,29 @@ class Merging:
             why = await resolving.shortfall(run, source, tip)
             if why is not None:
                 return kept.model_copy(update={"state": MergeState.REFUSED, "reason": why})
-        async with self._repos.merging(source.repo):
-            outcome = await self._merged(run, source, tip, policy, kept, check)
+        outcome = await self.bring(run, source, tip, policy, kept, check)
         if run.spec.resolves is not None and outcome.state is MergeState.MERGED:
             # What is true of the branch is told of the other runs too.
             with anyio.CancelScope(shield=True):
                 await resolving.settle(run, source, tip, outcome)
         return outcome
 
+    async def bring(
+        self,
+        work: Work,
+        source: Source,
+        tip: Oid,
+        policy: Merge,
+        kept: MergeOutcome,
+        check: Check | None = None,
+    ) -> MergeOutcome:
+        """Put commits on their own branch, or into the one that they are for, in their turn."""
+        async with self._repos.merging(source.repo):
+            return await self._merged(work, source, tip, policy, kept, check)
+
     async def _merged(
         self,
-        run: Run,
+        work: Work,
         source: Source,
         tip: Oid,
         policy: Merge,
@@ -99,7 +111,7 @@ class Merging:
         check: Check | None,
     ) -> MergeOutcome:
         how = {Merge.SQUASH: Policy.SQUASH, Merge.BRANCH: Policy.BRANCH}.get(policy, Policy.AUTO)
-        into = f"tasks/{run.task.task_id}" if policy is Merge.BRANCH else source.into
+        into = work.branch if policy is Merge.BRANCH else source.into
         for _ in range(_TRIES if check is None else _CHECKED_TRIES):
             mirror = await self._repos.fresh(source.repo)
             target = await mirror.find(f"refs/upstream/heads/{into}")
@@ -111,7 +123,7 @@ class Merging:
                     target=target,
                     policy=how,
                     committer=_COMMITTER,
-                    title=run.task.title,
+                    title=work.title,
                 )
             if isinstance(merged, Conflict):
                 return _conflict(kept, into, target, merged)
@@ -119,10 +131,10 @@ class Merging:
                 update = {"state": MergeState.MERGED, "how": "none", "into": into, "commit": target}
                 return kept.model_copy(update=update)
             if check is not None:
-                kept = await _checked(run, kept, merged.oid, check)
+                kept = await _checked(work, kept, merged.oid, check)
                 if kept.state is not MergeState.PENDING:
                     return kept.model_copy(update={"into": into, "before": target})
-            outcome = await self._land(run, source, mirror, kept, _Wish(into, target, merged))
+            outcome = await self._land(work, source, mirror, kept, _Wish(into, target, merged))
             if outcome is not None:
                 return outcome
         reason = f"{into} was moved by others each time it was merged into"
@@ -130,7 +142,7 @@ class Merging:
         return kept.model_copy(update=update)
 
     async def _land(
-        self, run: Run, source: Source, mirror: Mirror, kept: MergeOutcome, wish: _Wish
+        self, work: Work, source: Source, mirror: Mirror, kept: MergeOutcome, wish: _Wish
     ) -> MergeOutcome | None:
         """Move the branch; None when somebody else has moved it meanwhile."""
         patience = anyio.current_time() + _BUSY_S
@@ -138,7 +150,7 @@ class Merging:
         while True:
             # A branch that has moved is written down as such, whoever ends the run meanwhile.
             with anyio.CancelScope(shield=True):
-                moved = await self._move(run, source, mirror, kept, wish)
+                moved = await self._move(work, source, mirror, kept, wish)
             if not isinstance(moved, Refused):
                 return moved
             if moved.reason is not Reason.BUSY or anyio.current_time() >= patience:
@@ -146,7 +158,7 @@ class Merging:
             await anyio.sleep(_BUSY_AGAIN_S)
 
     async def _move(
-        self, run: Run, source: Source, mirror: Mirror, kept: MergeOutcome, wish: _Wish
+        self, work: Work, source: Source, mirror: Mirror, kept: MergeOutcome, wish: _Wish
     ) -> MergeOutcome | Refused | None:
         landed = await land(
             mirror.path,
@@ -156,12 +168,12 @@ class Merging:
             new=wish.merged.oid,
             base=source.base,
             checked_out=CheckedOut(source.repo.defaults.checkout),
-            message=f"merge task {run.task.task_id}",
+            message=f"merge {work.called}",
         )
         match landed:
             case Landed():
                 outcome = _landed(kept, wish.into, wish.target, wish.merged)
-                await run.learn("merged", merge=outcome)
+                await work.learn("merged", merge=outcome)
                 return outcome
             case Moved():
                 return None
@@ -190,7 +202,7 @@ def kept_of(run: Run, source: Source | None) -> MergeOutcome:
     )
 
 
-async def _checked(run: Run, kept: MergeOutcome, commit: Oid, check: Check) -> MergeOutcome:
+async def _checked(work: Work, kept: MergeOutcome, commit: Oid, check: Check) -> MergeOutcome:
     """Check a commit, if it was not by now; the outcome is pending when it passes."""
     known = kept.check
     if known is None or known.commit != commit or not known.success:
@@ -207,7 +219,7 @@ async def _checked(run: Run, kept: MergeOutcome, commit: Oid, check: Check) -> M
             update = {"state": MergeState.CHECK_FAILED, "reason": reason}
             kept = kept.model_copy(update=update)
         told = {"commit": f"{commit}", "success": known.success}
-        await run.learn("checked", told, merge=kept, check_machine_id=None)
+        await work.learn("checked", told, merge=kept, check_machine_id=None)
     return kept
 
 

@@ -20,7 +20,7 @@ from microvm_orchestrator.model.repo import RepoDefaults
 
 if TYPE_CHECKING:
     from microvm_orchestrator.lifecycle.live import Ground
-    from microvm_orchestrator.lifecycle.run import Run
+    from microvm_orchestrator.lifecycle.run import Work
     from microvm_orchestrator.lifecycle.source import Source
     from microvm_orchestrator.machines import Machines
 
@@ -35,14 +35,14 @@ def usual_of(source: Source | None) -> RepoDefaults:
     return RepoDefaults() if source is None else source.repo.defaults
 
 
-def timeout_of(run: Run, ground: Ground, source: Source | None) -> float:
+def timeout_of(work: Work, ground: Ground, source: Source | None) -> float:
     """How long a program of it may take."""
-    return run.spec.timeout_s or usual_of(source).timeout_s or ground.usual.timeout_s
+    return work.spec.timeout_s or usual_of(source).timeout_s or ground.usual.timeout_s
 
 
-async def define(run: Run, ground: Ground, source: Source | None, machine_id: str) -> None:
+async def define(work: Work, ground: Ground, source: Source | None, machine_id: str) -> None:
     """Define a machine in which the commit that a source starts from can be worked on."""
-    spec, usual = run.spec, usual_of(source)
+    spec, usual = work.spec, usual_of(source)
     async with ground.sources.history(source) as history:
         image = await ground.image(spec.image or usual.image)
         own, host = fixed_by(image), ground.usual
@@ -54,7 +54,7 @@ async def define(run: Run, ground: Ground, source: Source | None, machine_id: st
             disk_mib=spec.disk_mib or usual.disk_mib,
             history=history,
         )
-        await ground.machines.define(wish, run.by, machine_id=machine_id)
+        await ground.machines.define(wish, work.by, machine_id=machine_id)
 
 
 async def put_away(machines: Machines, machine_id: str) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.agents.drivers.base import Ended, Event, Invocation, Reader
     from microvm_orchestrator.lifecycle.run import Run
     from microvm_orchestrator.model.repo import RepoDefaults
+    from microvm_orchestrator.model.run import RunSpec
 
 # Where a guest finds its way out: a port that is listened on by nobody but us.
 PORT = 8484
@@ -53,28 +54,39 @@ class Program:
 def program_of(run: Run, usual: RepoDefaults, *, timeout_s: float, devshell: bool) -> Program:
     """Raises: InvalidInput, TooLarge, NotOffered."""
     spec = run.spec
-    reader: Reader
-    if spec.kind == "agent":
-        task = _agent_task(run, usual)
-        driver = find_driver(spec.agent.driver or usual.driver or "claude")
-        endpoint = Endpoint(PROXY, PLACEHOLDER, KeyKind.API_KEY)
-        invocation = driver.prepare(task, endpoint, HOME, REPO)
-        reader = driver.reader(task)
-    else:
-        reader = ProgramReader()
-        invocation = (
-            prepare_command(spec.argv)
-            if spec.kind == "command"
-            else prepare_script(spec.script, HOME, interpreter=spec.interpreter)
-        )
+    if spec.kind != "agent":
+        return plain_program(spec, run.variables, timeout_s=timeout_s, devshell=devshell)
+    task = _agent_task(run, usual)
+    driver = find_driver(spec.agent.driver or usual.driver or "claude")
+    endpoint = Endpoint(PROXY, PLACEHOLDER, KeyKind.API_KEY)
+    invocation = wrap(driver.prepare(task, endpoint, HOME, REPO), devshell=devshell)
+    command = _command(spec, invocation, run.variables, timeout_s)
+    return Program(invocation, command, driver.reader(task))
+
+
+def plain_program(
+    spec: RunSpec, variables: Mapping[str, str], *, timeout_s: float, devshell: bool
+) -> Program:
+    """Give the program of a run that is no agent. Raises: InvalidInput, TooLarge."""
+    invocation = (
+        prepare_command(spec.argv)
+        if spec.kind == "command"
+        else prepare_script(spec.script, HOME, interpreter=spec.interpreter)
+    )
     invocation = wrap(invocation, devshell=devshell)
-    command = Command(
+    return Program(invocation, _command(spec, invocation, variables, timeout_s), ProgramReader())
+
+
+def _command(
+    spec: RunSpec, invocation: Invocation, variables: Mapping[str, str], timeout_s: float
+) -> Command:
+    told = {**spec.env, **variables, **ways_to_secrets(spec.credentials)}
+    return Command(
         argv=invocation.argv,
-        env={"HOME": HOME, **ways_out(), **invocation.env, **spec.env, **_of_run(run)},
+        env={"HOME": HOME, **ways_out(), **invocation.env, **told},
         cwd=REPO if spec.repo else WORKSPACE,
         timeout_s=timeout_s,
     )
-    return Program(invocation, command, reader)
 
 
 def _agent_task(run: Run, usual: RepoDefaults) -> AgentTask:
@@ -94,11 +106,6 @@ def ways_out() -> dict[str, str]:
     """Programs that honour these reach what the run may reach, and nothing else is there."""
     names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     return {**dict.fromkeys(names, PROXY), "no_proxy": "127.0.0.1,localhost"}
-
-
-def _of_run(run: Run) -> Mapping[str, str]:
-    told = {"MICROVM_RUN_ID": run.record.run_id, "MICROVM_TASK_ID": run.record.task_id}
-    return told | ways_to_secrets(run.spec.credentials)
 
 
 def ways_to_secrets(credentials: Iterable[str]) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """One run as this host knows it: its task, its lease, and the record of how far it has come.
 
+`Work` is as much of it as the way of commits into a repository needs, which agents go as well.
+
 Every step is written down, with its event, before it begins; so a daemon that comes up again goes
 on where the last one was. Above are the steps; below, the store.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 from pydantic import JsonValue
@@ -25,6 +27,45 @@ if TYPE_CHECKING:
     from microvm_orchestrator.store.base import Ref, Store
 
 _ORDER = {step: number for number, step in enumerate(Step)}
+
+
+class Work(Protocol):
+    """Who has worked on a repository, and what they were to do: a run or an agent."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def spec(self) -> RunSpec: ...
+
+    @property
+    def by(self) -> Actor:
+        """Whoever it belongs to."""
+        ...
+
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def branch(self) -> str:
+        """The branch of its own, in the user's repository."""
+        ...
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """What its programs find in their environment."""
+        ...
+
+    async def learn(
+        self, what: str, told: Mapping[str, JsonValue] | None = None, /, **known: object
+    ) -> None:
+        """Write down what has become known, by the names that a run's record has."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +88,26 @@ class Run:
     # Set, and replaced, when its record or what is wanted of it has changed.
     news: anyio.Event = field(default_factory=anyio.Event)
     _writing: anyio.Lock = field(default_factory=anyio.Lock)
+
+    @property
+    def id(self) -> str:
+        return self.record.run_id
+
+    @property
+    def called(self) -> str:
+        return f"task {self.task.task_id}"
+
+    @property
+    def title(self) -> str:
+        return self.task.title
+
+    @property
+    def branch(self) -> str:
+        return f"tasks/{self.task.task_id}"
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        return {"MICROVM_RUN_ID": self.record.run_id, "MICROVM_TASK_ID": self.record.task_id}
 
     @property
     def by(self) -> Actor:

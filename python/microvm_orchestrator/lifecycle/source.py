@@ -1,16 +1,17 @@
 """Where the commits of a run come from, and how they come back: by our mirror of a repository.
 
-Nothing here writes in the user's repository; what is merged into it is for `merging.py`. Above are
-the steps of a run; below, the repos and the git room.
+Those of an agent go the same way, as often as it brings some. Nothing here writes in the user's
+repository; what is merged into it is for `merging.py`. Above are the steps of a run, and agents;
+below, the repos and the git room.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from microvm_orchestrator.lifecycle.run import Run
     from microvm_orchestrator.machine.base import Machine as RunningMachine
     from microvm_orchestrator.machine.shell import Shell
+    from microvm_orchestrator.model.records import Actor
     from microvm_orchestrator.model.repo import Repo
+    from microvm_orchestrator.model.run import RunSpec
     from microvm_orchestrator.repos import Repos
 
 # By this name a guest finds what it is to start from.
@@ -82,14 +85,31 @@ class Sources:
 
         Raises: NotFound, RepoRefused.
         """
-        spec = run.spec
+        spec, record = run.spec, run.record
         if spec.repo is None:
             return None
-        repo = await self._repos.get(run.record.repo_id or spec.repo, run.by)
-        mirror = await self._repos.fresh(repo)
-        if run.record.repo_id is not None and run.record.merge.into is not None:
+        if record.repo_id is not None and record.merge.into is not None:
             # The user's repository may stand at another branch by now.
-            return Source(repo, mirror, oid_of(run.record.base), run.record.merge.into)
+            source = await self.known(record.repo_id, run.by, record.base, record.merge.into)
+            await self._repos.fresh(source.repo)
+            return source
+        source = await self.find(spec, record.repo_id or spec.repo, run.by, _name(run))
+        merge = MergeOutcome(into=source.into)
+        await run.learn("based", repo_id=source.repo.repo_id, base=source.base, merge=merge)
+        return source
+
+    async def known(self, repo_id: str, by: Actor, base: str | None, into: str) -> Source:
+        """Give what was found before, as our mirror has it. Raises: NotFound."""
+        repo = await self._repos.get(repo_id, by)
+        return Source(repo, self._repos.mirror(repo), oid_of(base), into)
+
+    async def find(self, spec: RunSpec, reference: str, by: Actor, name: str) -> Source:
+        """Find where work in a repository starts; our mirror keeps that by a name.
+
+        Raises: NotFound, RepoRefused.
+        """
+        repo = await self._repos.get(reference, by)
+        mirror = await self._repos.fresh(repo)
         found = await upstream.look(Path(repo.path))
         branch = spec.base or repo.defaults.branch or found.default_branch
         if branch is None:
@@ -97,15 +117,13 @@ class Sources:
         into = spec.into or branch
         base = None if found.empty else await mirror.resolve(branch)
         if spec.uncommitted:
-            ref = f"refs/snapshots/{_name(run)}"
+            ref = f"refs/snapshots/{name}"
             # It may have been made by a daemon that was killed before it could write so down.
             made = await mirror.find(ref)
             base = await snapshot(mirror, found, ref, expect=made) or found.head
         if base is not None:
-            ref = f"refs/bases/{_name(run)}"
+            ref = base_ref(name)
             await mirror.keep(ref, base, await mirror.find(ref))
-        merge = MergeOutcome(into=into)
-        await run.learn("based", repo_id=repo.repo_id, base=base, merge=merge)
         return Source(repo, mirror, base, into)
 
     @asynccontextmanager
@@ -117,8 +135,10 @@ class Sources:
         async with self._histories.lend(source.mirror, source.base) as name:
             yield name
 
-    async def send(self, run: Run, source: Source, machine: RunningMachine, folder: Path) -> None:
-        """Lay out the work tree in the guest."""
+    async def send(
+        self, source: Source, machine: RunningMachine, folder: Path, branch: str
+    ) -> None:
+        """Lay out the work tree in the guest, on a branch that is called so there."""
         shell = await machine.reached()
         has = held_by(machine)
         if has is not None and not await guest.has_history(shell, has):
@@ -128,7 +148,7 @@ class Sources:
                 commit=source.base,
                 bundle=path,
                 ref=source.ref,
-                branch=f"task-{run.task.task_id[-8:]}",
+                branch=branch,
                 object_format=await source.mirror.object_format(),
                 with_history=has is not None,
             )
@@ -145,45 +165,63 @@ class Sources:
         shell = await machine.reached()
         policy = run.spec.rest or source.repo.defaults.rest
         message = f"Left uncommitted by task {run.task.task_id}"
-        left = await guest.end_tree(shell, source.base, policy, message)
+        left = await self.take(source, shell, folder, task_ref(run), policy, message)
         if left.tip is not None:
-            tip = await self._take(run, source, shell, folder)
-            result = await _described(source, tip, result)
+            told = await described(source.mirror, source.base, Oid(left.tip))
+            result = result.model_copy(update=told)
             # What was committed is kept, whatever becomes of the rest.
-            await run.learn("collected", tip=tip, result=result)
+            await run.learn("collected", tip=left.tip, result=result)
         if left.rest == Rest.PATCH:
             path = folder / _PATCH
             await anyio.Path(path).unlink(missing_ok=True)
             await guest.fetch_patch(shell, path)
         return result.model_copy(update={"rest": left.rest})
 
-    async def _take(self, run: Run, source: Source, shell: Shell, folder: Path) -> Oid:
+    async def take(
+        self,
+        source: Source,
+        shell: Shell,
+        folder: Path,
+        ref: str,
+        rest: Rest | Literal["beside"],
+        message: str,
+    ) -> guest.Left:
+        """Let a ref of our mirror stand at what the guest has committed, where that is new.
+
+        Raises: BundleRefused for what is not as git makes it, TooLarge, MachineFailed.
+        """
+        left = await guest.end_tree(shell, source.base, rest, message)
+        if left.tip is None:
+            return left
         path = folder / "incoming.bundle"
         await anyio.Path(path).unlink(missing_ok=True)
         try:
             await guest.fetch_bundle(shell, path)
-            ref = task_ref(run)
             expect = await source.mirror.find(ref)
             taken = await incoming.take(
                 source.mirror, path, ref=ref, base=source.base, expect=expect
             )
         finally:
             path.unlink(missing_ok=True)
-        return taken.tip
+        # What the guest said is a claim.
+        return replace(left, tip=taken.tip)
 
 
-async def _described(source: Source, tip: Oid, result: Result) -> Result:
-    """Add what the mirror knows of the commits that came in."""
-    commits = await reading.commits(source.mirror, source.base, tip, limit=_LISTED)
-    files = await reading.files(source.mirror, source.base, tip, limit=_LISTED)
-    return result.model_copy(
-        update={
-            "commits": commits.items,
-            "commit_count": commits.total,
-            "files_changed": files.items,
-            "file_count": files.total,
-        }
-    )
+async def described(mirror: Mirror, base: Oid | None, tip: Oid) -> dict[str, Any]:
+    """Tell what the mirror knows of the commits that came in, as a result has it."""
+    commits = await reading.commits(mirror, base, tip, limit=_LISTED)
+    files = await reading.files(mirror, base, tip, limit=_LISTED)
+    return {
+        "commits": commits.items,
+        "commit_count": commits.total,
+        "files_changed": files.items,
+        "file_count": files.total,
+    }
+
+
+def base_ref(name: str) -> str:
+    """Where our mirror keeps what somebody starts from."""
+    return f"refs/bases/{name}"
 
 
 def task_ref(run: Run) -> str:
