@@ -11,7 +11,7 @@ import pwd
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -279,6 +279,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 image=image,
                 forget=forget,
                 door=Door(),
+                repos=repos,
+                runs=replace(ground, folder=state_dir / places.AGENTS),
                 folder=state_dir / places.AGENTS,
                 memory_mib=settings.machines.default_memory_mib,
                 timeout_s=settings.runs.timeout_s,

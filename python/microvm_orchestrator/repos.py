@@ -27,6 +27,7 @@ from microvm_orchestrator.git.command import git, line
 from microvm_orchestrator.git.mirror import Mirror
 from microvm_orchestrator.git.names import ObjectFormat, Oid
 from microvm_orchestrator.git.upstream import Upstream
+from microvm_orchestrator.model.agent import AGENT, Agent
 from microvm_orchestrator.model.names import NAME, new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.model.repo import REPO, Repo, RepoChanges, RepoDefaults
@@ -37,6 +38,9 @@ from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.questions import RecordById
 
 _TASKS = "refs/tasks/"
+_AGENTS = "refs/agents/"
+# Where our mirrors keep what others have committed.
+_BROUGHT = (_TASKS, _AGENTS)
 _MAX_ALIAS = 64
 _NOT_IN_ALIAS = re.compile(r"[^A-Za-z0-9._-]+")
 # In front of the name of a mirror that is being removed.
@@ -93,15 +97,17 @@ class Repos:
         return await upstream.look(Path(repo.path))
 
     async def unmerged(self, repo: Repo) -> dict[str, Oid]:
-        """List the commits of tasks that are in our mirror alone, by the refs that keep them."""
+        """List what tasks and agents committed that is in our mirror alone, by what keeps it."""
         mirror = self.mirror(repo)
-        tips = await mirror.refs(_TASKS) if await _is_dir(mirror.path) else {}
+        known = await mirror.refs() if await _is_dir(mirror.path) else {}
+        tips = {ref: oid for ref, oid in known.items() if ref.startswith(_BROUGHT)}
         if not tips:
             return {}
-        # Of what upstream has not, only the commits that a task's ref names: histories are long.
-        words = ["--format=%H", "--simplify-by-decoration", f"--decorate-refs={_TASKS}"]
-        ranges = [f"--glob={_TASKS}", "--not", "--glob=refs/upstream/"]
-        done = await git("log", *words, *ranges, at=mirror.path, cap=1 << 28)
+        # Of what upstream has not, only the commits that such a ref names: histories are long.
+        decorated = [f"--decorate-refs={each}" for each in _BROUGHT]
+        ranges = [*(f"--glob={each}" for each in _BROUGHT), "--not", "--glob=refs/upstream/"]
+        words = ["--format=%H", "--simplify-by-decoration", *decorated, *ranges]
+        done = await git("log", *words, at=mirror.path, cap=1 << 28)
         missing = set(done.stdout.decode().split())
         return {
             ref: oid
@@ -111,6 +117,10 @@ class Repos:
 
     async def _was_merged(self, ref: str, oid: Oid) -> bool:
         """Whether its changes were merged as other commits than these."""
+        if ref.startswith(_AGENTS):
+            record = await self._store.query(RecordById(AGENT, ref.removeprefix(_AGENTS)), SYSTEM)
+            work = None if record is None else _agent_of(record).work
+            return work is not None and work.merged == oid
         prefix = f"{ref.removeprefix(_TASKS)}."
         records = await every_record(self._store, RUN, SYSTEM, prefix)
         runs = [RunRecord.model_validate(record.body) for record in records]
@@ -238,6 +248,13 @@ class Repos:
                 f"runs work on repo {repo.alias}: {_listed(tasks)}",
                 hint="wait for their tasks, or cancel them",
             )
+        stored = await every_record(self._store, AGENT, SYSTEM)
+        living = [a for a in map(_agent_of, stored) if a.work and not a.over]
+        names = [a.name for a in living if a.work and a.work.repo_id == repo.repo_id]
+        if names:
+            raise errors.StateForbids(
+                f"agents work on repo {repo.alias}: {_listed(names)}", hint="end them first"
+            )
         if drop_unmerged:
             return
         # The user may have merged some by hand; where nothing can be read, nothing was.
@@ -319,6 +336,10 @@ class Repos:
         for each in await self.visible(SYSTEM):
             if each.path == path and each.repo_id != own.repo_id:
                 raise errors.AlreadyExists(f"{path} is registered already")
+
+
+def _agent_of(record: Record) -> Agent:
+    return Agent.model_validate(record.body)
 
 
 def _told(repo: Repo) -> dict[str, JsonValue]:

@@ -35,6 +35,8 @@ def do_all(ledger: Ledger) -> None:
     assert told["operation"]["state"] == "cancelled"
     of_team = [each for each in ledger.world.every("agent_list") if "team-" in each["name"]]
     assert {each["state"] for each in of_team} <= {"ended", "failed"}
+    # It works on no repository, which is what becomes of that.
+    act("agent_collect", agent, agent="ada")
     act("agent_suspend", agent, agent="ada")
     act("agent_resume", agent, agent="ada")
     act("agent_end", agent, agent="ada")

@@ -23,4 +23,10 @@ def said_to(stage: Stage, agent: str, text: str) -> dict[str, Any]:
 
 
 def answer_of(stage: Stage, message: dict[str, Any]) -> dict[str, Any]:
-    return stage.ask("agent_wait", message_id=message["message_id"], timeout_s=LONG_S)
+    """Wait for an answer, which takes long where the host has much else to do."""
+    asked = {"message_id": message["message_id"], "timeout_s": LONG_S}
+    for _ in range(4):
+        message = stage.ask("agent_wait", **asked)
+        if message["state"] not in {"queued", "delivered"}:
+            break
+    return message

@@ -44,7 +44,8 @@ LEAST = {
         fault_heal fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
         run_approve run_reject run_merge merge_resolve
         agent_spawn agent_send agent_send_many agent_reply agent_branch agent_budget
-        agent_interrupt agent_suspend agent_resume agent_end team_spawn team_coordinate
+        agent_interrupt agent_suspend agent_resume agent_end agent_collect team_spawn
+        team_coordinate
         agent_delete agent_file_list agent_file_get agent_file_put""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove

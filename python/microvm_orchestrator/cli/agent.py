@@ -7,6 +7,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from microvm_orchestrator.cli import agent_options, failure, output, values
+from microvm_orchestrator.cli.agent_work import (
+    AgentBase,
+    AgentBranch,
+    AgentCapabilities,
+    AgentCheck,
+    AgentGroups,
+    AgentInto,
+    AgentMerge,
+    AgentRepo,
+    AgentRest,
+    AgentWorks,
+)
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.operation import WaitS, follow
 from microvm_orchestrator.cli.options import Cursor, Limit, complete_agent, complete_role
@@ -39,6 +51,7 @@ _Answered = Annotated[
     app,
     "spawn",
     example="agent spawn --name ada --prompt 'Read the tests in /workspace.'\n"
+    "agent spawn --name eve --repo site --merge review\n"
     "agent spawn --name bob --role architect --system-prompt @house.md --tokens 200000",
 )
 def spawn(
@@ -117,6 +130,17 @@ def spawn(
             "--credential", metavar="NAME", help="A credential by its name; may be repeated."
         ),
     ] = None,
+    repo: AgentRepo = None,
+    base: AgentBase = None,
+    into: AgentInto = None,
+    branch: AgentBranch = None,
+    merge: AgentMerge = None,
+    check: AgentCheck = None,
+    rest: AgentRest = None,
+    *,
+    works: AgentWorks = False,
+    groups: AgentGroups = None,
+    capabilities: AgentCapabilities = None,
     tokens: agent_options.Tokens = None,
     cost_usd: agent_options.CostUsd = None,
     turns: agent_options.Turns = None,
@@ -149,6 +173,16 @@ def spawn(
         "disk_mib": disk_mib,
         "egress": egress or None,
         "credentials": credentials or None,
+        "repo": repo,
+        "base": base,
+        "into": into,
+        "branch": branch,
+        "merge": merge,
+        "check": values.text(check),
+        "rest": rest,
+        "works": works or None,
+        "groups": groups or None,
+        "capabilities": capabilities or None,
         "tokens": tokens,
         "cost_usd": cost_usd,
         "turns": turns,
@@ -304,6 +338,8 @@ def _answer(here: Session, call: str, given: dict[str, Any]) -> int:
         output.emit(answer.raw)
     elif message["answer"] is not None:
         output.line(message["answer"])
+    if brought := _brought(message["brought"]):
+        failure.say(brought)
     match message["state"]:
         case "answered":
             return failure.OK
@@ -314,6 +350,24 @@ def _answer(here: Session, call: str, given: dict[str, Any]) -> int:
             told: dict[str, Any] = message["error"] or {}
             failure.say(f"{message['state']}: {told.get('message', 'it was never heard')}")
             return failure.TASK_FAILED
+
+
+def _brought(told: dict[str, Any] | None) -> str:
+    """Say in a line what an agent committed meanwhile, and what became of it."""
+    if told is None:
+        return ""
+    count, merge = told["commit_count"], told["merge"]
+    parts: list[str] = []
+    if count:
+        into = f" into {merge['into']}" if merge["state"] == "merged" else ""
+        why = f" ({merge['reason']})" if merge["reason"] else ""
+        counted = f"{count} commit{'' if count == 1 else 's'}"
+        parts.append(f"{counted}, {merge['state']}{into}{why}")
+    if told["uncommitted"]:
+        parts.append("there are changes without a commit")
+    if told["error"] is not None:
+        parts.append(f"what it did did not come: {told['error']['message']}")
+    return "; ".join(parts)
 
 
 @command(app, "output", example="agent output ada")
@@ -430,6 +484,16 @@ def resume(here: Session, agent: AgentRef) -> None:
     here.tell("agent_resume", {"agent": agent}, output.record)
 
 
+@command(app, "collect", example="agent collect ada\nagent collect ada --merge auto")
+def collect(here: Session, agent: AgentRef, merge: AgentMerge = None, wait_s: WaitS = None) -> int:
+    """Bring home what an agent committed by now, put it on its branch, and merge it.
+
+    That is done after each of its turns, too.
+    """
+    given = {"agent": agent, "merge": merge}
+    return follow(here, "agent_collect", given, wait_s, output.record)
+
+
 @command(app, "end", example="agent end ada\nagent end lead --cascade --force")
 def end(
     here: Session,
@@ -441,9 +505,22 @@ def end(
     cascade: Annotated[
         bool, typer.Option("--cascade", help="With all that belong to it.", show_default=False)
     ] = False,
+    collect: Annotated[
+        bool,
+        typer.Option(
+            "--collect/--no-collect",
+            help="Bring home first what it did on its repository.",
+            show_default=False,
+        ),
+    ] = True,
 ) -> None:
     """End an agent with its machine and all that is on its disk; what was said is kept."""
-    given = {"agent": agent, "force": force or None, "cascade": cascade or None}
+    given = {
+        "agent": agent,
+        "force": force or None,
+        "cascade": cascade or None,
+        "collect": None if collect else False,
+    }
     here.tell("agent_end", given, _several)
 
 

@@ -131,6 +131,7 @@ ROUTES: dict[str, Route] = {
         "agent_interrupt": "POST /v1/agents/{agent}/interrupt",
         "agent_suspend": "POST /v1/agents/{agent}/suspend",
         "agent_resume": "POST /v1/agents/{agent}/resume",
+        "agent_collect": "POST /v1/agents/{agent}/collect",
         "agent_end": "POST /v1/agents/{agent}/end",
         "agent_delete": "DELETE /v1/agents/{agent}",
         "agent_file_list": "GET /v1/agents/{agent}/files",

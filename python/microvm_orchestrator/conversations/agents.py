@@ -19,13 +19,21 @@ import anyio.to_thread
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.answers import settled, words_back
+from microvm_orchestrator.conversations.claims import give_back
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation, inherited
 from microvm_orchestrator.conversations.fit import refuse_unfit
 from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
 from microvm_orchestrator.conversations.keeper import Keeper
+from microvm_orchestrator.conversations.leaving import collect_last, refuse_busy, salvage
 from microvm_orchestrator.conversations.tally import Tally, tally_of
 from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.conversations.turn import used_by
+from microvm_orchestrator.conversations.workplace import (
+    as_of_copy,
+    assigned,
+    forget_work,
+    home_for,
+)
 from microvm_orchestrator.model.agent import (
     OVER,
     Agent,
@@ -36,9 +44,11 @@ from microvm_orchestrator.model.agent import (
     MessageState,
 )
 from microvm_orchestrator.model.agent_budget import Taken
+from microvm_orchestrator.model.agent_claims import Works
+from microvm_orchestrator.model.agent_work import AgentWork, Assignment, Brought
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
-from microvm_orchestrator.model.run import Usage
+from microvm_orchestrator.model.run import Merge, Usage
 from microvm_orchestrator.model.values import MAX_TEXT, moment
 
 if TYPE_CHECKING:
@@ -52,6 +62,7 @@ if TYPE_CHECKING:
 
 # For an agent that is ended: to break off what it is in the middle of.
 _END_S = 30.0
+_REASON = 1000
 
 
 def new_message_id(agent_id: str) -> str:
@@ -72,6 +83,8 @@ class Spawn:
     title: str | None = None
     # Known before it is written down, for whoever writes down first whom it begins.
     agent_id: str | None = None
+    assignment: Assignment | None = None
+    works: Works | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -249,7 +262,8 @@ class Agents:
             parent; StateForbids for a parent that is over; TooLarge for a family that would be;
             NotOffered for what its program or its image has not.
         """
-        image = await self._ground.image(wish.home.image)
+        home, work = await self._assigned(wish, by)
+        image = await self._ground.image(home.image)
         refuse_unfit(wish.character, wish.role_prompt, image)
         parent = None if wish.parent is None else await self.get(wish.parent, by)
         if parent is not None:
@@ -265,12 +279,21 @@ class Agents:
             machine_id=new_id("m"),
             character=wish.character,
             role_prompt=wish.role_prompt,
-            home=wish.home,
+            home=home,
+            work=work,
+            works=wish.works,
             budget=wish.budget,
             created_at=moment(time.time()),
         )
         await self._write_down(agent, by)
         return agent
+
+    async def _assigned(self, wish: Spawn, by: Actor) -> tuple[Home, AgentWork | None]:
+        """Say where an agent lives and works. Raises: NotFound, InvalidInput."""
+        if wish.assignment is None:
+            return wish.home, None
+        repo, work = await assigned(wish.assignment, self._ground, by)
+        return home_for(wish.home, repo), work
 
     async def _write_down(self, agent: Agent, by: Actor) -> None:
         """Write a new agent down, and let it live. Raises: AlreadyExists, TooLarge."""
@@ -410,6 +433,7 @@ class Agents:
                 "gone": Taken(),
                 "counted": [],
                 "warned": [],
+                "work": as_of_copy(conversation.agent.work),
                 "created_at": moment(time.time()),
             }
         )
@@ -420,6 +444,19 @@ class Agents:
                 await self._ground.snapshots.forget(snapshot_id, SYSTEM)
             raise
         return agent
+
+    async def collect(self, reference: str, policy: Merge | None, by: Actor) -> Brought:
+        """Bring home what an agent committed by now, once it is idle, and merge it.
+
+        Raises: NotFound, StateForbids; what keeps its commits from coming.
+        """
+        return await self._conversation(await self.get(reference, by)).collect(policy)
+
+    async def look(self, agent: Agent) -> Agent:
+        """Take in what an agent committed by now, and give it as it is then."""
+        conversation = self._conversation(agent)
+        await conversation.look()
+        return conversation.agent
 
     async def allow(self, reference: str, budget: AgentBudget, by: Actor) -> Agent:
         """Give an agent another budget, from now on. Raises: NotFound, StateForbids."""
@@ -448,8 +485,13 @@ class Agents:
         conversation.suspend()
         return await conversation.until(AgentState.SUSPENDED, *OVER)
 
-    async def end(self, reference: str, by: Actor, *, force: bool, cascade: bool) -> list[Agent]:
+    async def end(
+        self, reference: str, by: Actor, *, force: bool, cascade: bool, collect: bool = True
+    ) -> list[Agent]:
         """End an agent with its machine; what was said is kept, and what waits is never heard.
+
+        What it did on a repository is brought home first, unless it is not to be collected; where
+        that fails it ends by `force` alone.
 
         One that is busy ends by `force` alone, one to whom others belong with them by `cascade`:
         those below it end first, and all are given. Raises: NotFound, StateForbids.
@@ -462,27 +504,34 @@ class Agents:
                 f"to agent {agent.name} belong others: {names}", hint="cascade ends them with it"
             )
         ending = [*reversed(below), agent]
-        busy = [each.name for each in ending if each.state is AgentState.BUSY]
-        if busy and not force:
-            raise errors.StateForbids(
-                f"agents are busy: {', '.join(busy)}",
-                hint="wait for their answers, interrupt them, or end them by force",
-            )
-        return [await self._end(each, by) for each in ending]
+        if not force:
+            refuse_busy(ending)
+            living = [self._living[a.agent_id] for a in ending if a.agent_id in self._living]
+            if collect:
+                for each in living:
+                    await collect_last(each.conversation)
+            refuse_busy(each.conversation.agent for each in living)
+        return [await self._end(each, by, salvaged=force and collect) for each in ending]
 
     async def retire(self, agent_id: str, reason: str) -> None:
         """End an agent with all below it, as its budget is used up."""
         agent = await self.get(agent_id, SYSTEM)
         for each in reversed(family.below(await self._living_ones(SYSTEM), agent)):
-            await self._end(each, SYSTEM, reason)
-        await self._end(agent, SYSTEM, reason)
+            await self._end(each, SYSTEM, reason, salvaged=True)
+        await self._end(agent, SYSTEM, reason, salvaged=True)
 
-    async def _end(self, agent: Agent, by: Actor, reason: str = "") -> Agent:
+    async def _end(self, agent: Agent, by: Actor, reason: str = "", *, salvaged: bool) -> Agent:
         living = self._living.get(agent.agent_id)
+        lost = ""
         if living is not None:
             with anyio.move_on_after(_END_S, shield=True):
                 living.scope.cancel()
                 await living.over.wait()
+            if salvaged:
+                lost = await salvage(living.conversation)
+            if living.conversation.workplace is not None:
+                with anyio.move_on_after(_END_S, shield=True):
+                    await living.conversation.workplace.close()
             agent = living.conversation.agent
         with anyio.CancelScope(shield=True):
             if living is not None:
@@ -492,7 +541,7 @@ class Agents:
                 agent = agent.model_copy(
                     update={
                         "state": AgentState.ENDED,
-                        "reason": reason,
+                        "reason": "; ".join(filter(None, (reason, lost)))[:_REASON],
                         "ended_at": moment(time.time()),
                     }
                 )
@@ -502,6 +551,8 @@ class Agents:
             else:
                 await self._records.note(agent, by)
             await self._settle_rest(agent)
+            with contextlib.suppress(errors.Unavailable):  # it runs out by itself
+                await give_back(agent, self._records.store)
             await end_token(agent, self._ground)
             await remove_home(agent, self._ground)
             await forget_origin(agent, self._ground)
@@ -521,6 +572,7 @@ class Agents:
         if not agent.over:
             raise errors.StateForbids(f"agent {agent.name} is {agent.state}", hint="end it first")
         await remove_home(agent, self._ground)
+        await forget_work(agent, self._ground)
         await anyio.to_thread.run_sync(shutil.rmtree, self._ground.of(agent.agent_id), True)  # noqa: FBT003  # run_sync passes positions only
         await self._bequeath(agent)
         await self._records.erase(agent, by)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ import anyio
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.agents.drivers.base import Cause
 from microvm_orchestrator.conversations.answers import answered, settled
+from microvm_orchestrator.conversations.claims import keep
 from microvm_orchestrator.conversations.fit import look_for_program
 from microvm_orchestrator.conversations.home import (
     acting,
@@ -28,6 +30,7 @@ from microvm_orchestrator.conversations.home import (
     open_home,
 )
 from microvm_orchestrator.conversations.turn import take_turn, used_by
+from microvm_orchestrator.conversations.workplace import Workplace, begun
 from microvm_orchestrator.model.agent import OVER, Agent, AgentState, Message, MessageState
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
@@ -36,7 +39,7 @@ from microvm_orchestrator.model.values import MAX_TEXT, moment
 from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from pydantic import JsonValue
 
@@ -45,7 +48,8 @@ if TYPE_CHECKING:
     from microvm_orchestrator.lifecycle.egress import WayOut
     from microvm_orchestrator.machine.base import Machine as RunningMachine
     from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
-    from microvm_orchestrator.model.run import Result, Usage
+    from microvm_orchestrator.model.agent_work import Brought
+    from microvm_orchestrator.model.run import Merge, Result, Usage
 
 _log = log.get(__name__)
 
@@ -95,6 +99,7 @@ class Conversation:
         self._interrupted: str | None = None
         # One at a time reads and writes the record.
         self._writing = anyio.Lock()
+        self.workplace = agent.work and Workplace(self, ground.repos, ground.runs)
 
     # What callers do
 
@@ -211,6 +216,35 @@ class Conversation:
                 self.agent.machine_id, acting(self.agent), snapshot_id=snapshot_id
             )
 
+    async def collect(self, policy: Merge | None = None, *, last: bool = False) -> Brought:
+        """Bring home what it did by now between two turns, and merge it.
+
+        At the `last` time what it has not committed is kept as well; its machine is started if it
+        has to be looked at. Raises: StateForbids for one that works on no repository; what keeps
+        its commits from coming.
+        """
+        place = self.workplace
+        if place is None:
+            raise errors.StateForbids(f"agent {self.agent.name} works on no repository")
+        await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
+        async with self._quiet:
+            machine = self._machine
+            if machine is None and not place.is_all_here:
+                machine = await self._at_home()
+                await self.stand(AgentState.IDLE)
+            since = place.work.head or place.work.base
+            await place.collect(machine, policy)
+            if last:
+                await place.keep_rest(machine)
+            if machine is not None:
+                await self.keep("looked", {}, **place.seen())
+            return await place.brought(since)
+
+    async def look(self) -> None:
+        """Take in what it has committed by now, though it be in the middle of a turn."""
+        if self.workplace is not None and self._machine is not None:
+            await self.workplace.look(self._machine)
+
     async def allow(self, budget: AgentBudget) -> Agent:
         """Give it another budget, from now on."""
         await self.stand(self.agent.state, self.agent.reason, budget=budget, warned=[])
@@ -227,12 +261,12 @@ class Conversation:
                 "used": told.used,
                 "limit": told.limit,
             },
-            warned=[*self.agent.warned, told.key],
+            {"warned": [*self.agent.warned, told.key]},
         )
 
     async def inherit(self, child: str, total: Taken) -> None:
         """Count for good what a child that is deleted has taken."""
-        await self._write("inherited", {}, **inherited(self.agent, child, total, self._accounts))
+        await self._write("inherited", {}, inherited(self.agent, child, total, self._accounts))
 
     async def break_off(self, why: str) -> None:
         """Break off the turn that it is in, which then fails with this."""
@@ -289,10 +323,14 @@ class Conversation:
 
     async def _begin(self) -> bool:
         try:
+            if self.workplace is not None:
+                await self.workplace.settle()
             self._machine = await open_home(self.agent, self._ground)
             if self.agent.snapshot_id is None:
                 image = await self._ground.image(self.agent.home.image)
                 await look_for_program(self.agent.character, image, self._machine)
+            if self.workplace is not None:
+                await self.workplace.lay_out(self._machine)
         except errors.OrchestratorError as error:
             await forget_origin(self.agent, self._ground)
             await self.stand(AgentState.FAILED, error.message)
@@ -303,6 +341,8 @@ class Conversation:
 
     async def _look_home(self) -> None:
         """Find its machine as an earlier daemon left it."""
+        if self.workplace is not None:
+            await self.workplace.put_check_away()
         self._machine = await find_home(self.agent, self._ground)
         if self._machine is None and self.agent.state is not AgentState.SUSPENDED:
             await self.stand(AgentState.SUSPENDED, "its machine had ended when the daemon came up")
@@ -336,7 +376,8 @@ class Conversation:
         self._broken_off = ""
         try:
             message, machine = await self._ready(message)
-            result = await take_turn(self.agent, message, machine, self._ground, self)
+            async with self._keeping():
+                result = await take_turn(self.agent, message, machine, self._ground, self)
         except errors.OrchestratorError as error:
             self._accounts.turn_over(self.agent.agent_id)
             await self._failed(error)
@@ -359,7 +400,7 @@ class Conversation:
             machine = await self._at_home()
         if message.began_at is not None:
             self._accounts.turn_began(self.agent.agent_id, message.began_at.timestamp())
-        await self.stand(AgentState.BUSY)
+        await self.stand(AgentState.BUSY, of_work=begun(self.agent, message.message_id))
         return message, machine
 
     async def _at_home(self) -> RunningMachine:
@@ -369,15 +410,18 @@ class Conversation:
 
     async def _failed(self, error: errors.OrchestratorError) -> None:
         usage, turns = await self.taken()
+        brought = await self._bring(self._queue[0], success=False)
         if self._machine is None or self._machine.state.ended:
             self._machine = None
             await self.stand(AgentState.SUSPENDED, error.message, usage=usage, turns=turns)
         else:
             await self.stand(AgentState.IDLE, usage=usage, turns=turns)
-        await self._settle(MessageState.FAILED, error=TaskError.of(error))
+        told = TaskError.of(error)
+        await self._settle(MessageState.FAILED, error=told, brought=brought)
 
     async def _heard_out(self, message: Message, result: Result) -> None:
         usage, turns = await self.taken()
+        brought = await self._bring(message, success=result.success)
         await self.stand(
             AgentState.IDLE,
             usage=usage,
@@ -386,13 +430,35 @@ class Conversation:
             session_id=result.session_id or self.agent.session_id,
         )
         if result.success:
-            await self._settle(MessageState.ANSWERED, answer=result.summary[:MAX_TEXT])
+            answer = result.summary[:MAX_TEXT]
+            await self._settle(MessageState.ANSWERED, answer=answer, brought=brought)
         else:
             await self._settle(
                 MessageState.FAILED,
                 answer=result.summary[:MAX_TEXT] or None,
                 error=self._why(message, result),
+                brought=brought,
             )
+
+    @asynccontextmanager
+    async def _keeping(self) -> AsyncGenerator[None]:
+        """Keep the tasks that it holds for as long as it is in a turn."""
+        if self.agent.works is None:
+            yield
+            return
+        async with beside(partial(keep, self.agent, self._ground.records.store)):
+            yield
+
+    async def _bring(self, message: Message, *, success: bool) -> Brought | None:
+        """Bring home what it committed in a turn; what keeps that from coming fails no turn."""
+        if self.workplace is None:
+            return None
+        brought = await self.workplace.after_turn(
+            self._machine, message.message_id, success=success
+        )
+        if brought.error is None:
+            await self.keep("looked", {}, **self.workplace.seen())
+        return brought
 
     def _why(self, message: Message, result: Result) -> TaskError:
         """Say why a turn has failed; its program does not know of every limit."""
@@ -448,15 +514,36 @@ class Conversation:
                 self._queue[0] = told
         await self._tell_back(told)
 
-    async def stand(self, state: AgentState, reason: str = "", **known: object) -> None:
+    async def stand(
+        self,
+        state: AgentState,
+        reason: str = "",
+        *,
+        of_work: Mapping[str, object] | None = None,
+        **known: object,
+    ) -> None:
         """Write down how it stands, where that is new."""
         reason = reason[:_REASON]
         told: dict[str, JsonValue] = {"reason": reason} if reason else {}
-        await self._write(f"{state}", told, state=state, reason=reason, **known)
+        known = {"state": state, "reason": reason, **known}
+        await self._write(f"{state}", told, known, of_work)
 
-    async def _write(self, what: str, told: dict[str, JsonValue], **known: object) -> None:
+    async def keep(self, what: str, told: Mapping[str, JsonValue], **known: object) -> None:
+        """Write down what has become known of its work, where that is new."""
+        await self._write(what, told, {}, known)
+
+    async def _write(
+        self,
+        what: str,
+        told: Mapping[str, JsonValue],
+        known: Mapping[str, object],
+        of_work: Mapping[str, object] | None = None,
+    ) -> None:
         async with self._writing:
             agent = self.agent.model_copy(update=known)
+            if of_work and agent.work is not None:
+                work = agent.work.model_copy(update=of_work)
+                agent = agent.model_copy(update={"work": work})
             if agent == self.agent:
                 return
             with anyio.CancelScope(shield=True):

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from microvm_orchestrator.execs.execs import Execs
     from microvm_orchestrator.images.store import AnyImage
     from microvm_orchestrator.lifecycle.egress import WaysOut
+    from microvm_orchestrator.lifecycle.live import Ground
     from microvm_orchestrator.machines import Machines
+    from microvm_orchestrator.repos import Repos
     from microvm_orchestrator.snapshots import Snapshots
 
 
@@ -56,6 +58,9 @@ class AgentGround:
     forget: Callable[[str], Awaitable[None]]
     # Serves what an agent asks from its machine, over one connection.
     door: Door
+    repos: Repos
+    # What the commits of runs go by, with the folder of agents.
+    runs: Ground
     # One folder below it for each agent.
     folder: Path
     memory_mib: int

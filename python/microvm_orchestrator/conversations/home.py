@@ -7,7 +7,8 @@ agent; below, the machines.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -60,11 +61,24 @@ async def _make(agent: Agent, ground: AgentGround) -> Machine:
     by = acting(agent)
     if agent.snapshot_id is not None:
         return await ground.snapshots.branch(agent.snapshot_id, by, machine_id=agent.machine_id)
-    wish = await _wish(agent, ground)
-    return await ground.machines.define(wish, by, machine_id=agent.machine_id)
+    async with _history(agent, ground) as history:
+        wish = await _wish(agent, ground, history)
+        return await ground.machines.define(wish, by, machine_id=agent.machine_id)
 
 
-async def _wish(agent: Agent, ground: AgentGround) -> Wish:
+@asynccontextmanager
+async def _history(agent: Agent, ground: AgentGround) -> AsyncGenerator[str | None]:
+    """Name the disk with most of the repository that it works on, where there is one."""
+    work, sources = agent.work, ground.runs.sources
+    if work is None:
+        yield None
+        return
+    source = await sources.known(work.repo_id, acting(agent), work.base, work.into or "")
+    async with sources.history(source) as name:
+        yield name
+
+
+async def _wish(agent: Agent, ground: AgentGround, history: str | None) -> Wish:
     home = agent.home
     image = await ground.image(home.image)
     own = fixed_by(image)
@@ -74,6 +88,7 @@ async def _wish(agent: Agent, ground: AgentGround) -> Wish:
         vcpus=home.vcpus or own.vcpus or 1,
         accel=Accel.AUTO,
         disk_mib=home.disk_mib,
+        history=history,
     )
 
 

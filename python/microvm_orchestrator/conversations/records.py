@@ -38,6 +38,11 @@ class AgentRecords:
         # Somebody waits until these messages are settled.
         self._awaited: dict[str, anyio.Event] = {}
 
+    @property
+    def store(self) -> Store:
+        """Where they are written down, for what agents do beside."""
+        return self._store
+
     async def visible(self, by: Actor) -> list[Agent]:
         """The agents that somebody may know of, oldest first."""
         records = await every_record(self._store, AGENT, by)

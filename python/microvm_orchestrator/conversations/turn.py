@@ -26,7 +26,7 @@ from microvm_orchestrator.egress.budget import Budget as Limits
 from microvm_orchestrator.execs.execs import Wish
 from microvm_orchestrator.lifecycle.egress import Leave, spent_in
 from microvm_orchestrator.lifecycle.following import follow
-from microvm_orchestrator.lifecycle.guest import HOME, WORKSPACE
+from microvm_orchestrator.lifecycle.guest import HOME, REPO, WORKSPACE
 from microvm_orchestrator.lifecycle.port import held_open
 from microvm_orchestrator.lifecycle.program import (
     PLACEHOLDER,
@@ -83,9 +83,9 @@ async def take_turn(
     """
     task = task_of(agent, message, await token_of(agent, ground))
     driver = find_driver(agent.character.driver)
-    invocation = driver.prepare(
-        task, Endpoint(PROXY, PLACEHOLDER, KeyKind.API_KEY), HOME, WORKSPACE
-    )
+    # Always the same: programs look for a session by the folder that it was begun in.
+    where = WORKSPACE if agent.work is None else REPO
+    invocation = driver.prepare(task, Endpoint(PROXY, PLACEHOLDER, KeyKind.API_KEY), HOME, where)
     shell = await machine.reached()
     for file in invocation.files:
         await shell.put(file.path, file.content, mode=file.mode, parents=True)
@@ -93,8 +93,7 @@ async def take_turn(
     command = Command(
         argv=invocation.argv,
         env={"HOME": HOME, **ways_out(), **invocation.env, **secrets},
-        # Always the same: programs look for a session by the folder that it was begun in.
-        cwd=WORKSPACE,
+        cwd=where,
         timeout_s=ground.timeout_s,
     )
     wish = Wish(

@@ -2,7 +2,8 @@
 
     refs/upstream/heads/*, refs/upstream/tags/*   what upstream had when it was last looked at
     refs/upstream/HEAD                            the commit it had checked out, if any
-    refs/tasks/<id>, refs/bases/<id>, ...         ours, moved only by compare-and-swap
+    refs/tasks/<id>, refs/agents/<id>,
+    refs/bases/<id>, ...                          ours, moved only by compare-and-swap
 
 Its configuration is written by us alone. Readers need no lock and neither do moves of single refs,
 which git serialises; what rewrites many refs or packs takes `lock`, so there is to be one `Mirror`
@@ -33,7 +34,7 @@ HEADS = f"{UPSTREAM}heads/"
 TAGS = f"{UPSTREAM}tags/"
 HEAD = f"{UPSTREAM}HEAD"
 
-_KINDS = ("tasks", "bases", "merges", "snapshots")
+_KINDS = ("tasks", "agents", "bases", "merges", "snapshots")
 _OWN = re.compile(rf"refs/(?:{'|'.join(_KINDS)})/[A-Za-z0-9][A-Za-z0-9_-]{{0,99}}")
 # What a client may call a commit by its full name, and where that is in the mirror.
 _PLACES = {

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
+from microvm_orchestrator.model.agent_claims import Works
+from microvm_orchestrator.model.agent_work import AgentWork, Brought
 from microvm_orchestrator.model.run import CredentialNames, Usage
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import MAX_TEXT, Json, Line, Moment, Name, Text
@@ -125,6 +127,12 @@ class Agent(_Part):
         default=None, description="of its role, as that was when it was spawned"
     )
     home: Home
+    work: AgentWork | None = Field(
+        default=None, description="where it works on a repository, and what came of that"
+    )
+    works: Works | None = Field(
+        default=None, description="which tasks of the graph it may claim, if any"
+    )
     budget: AgentBudget
     usage: Usage = Field(default=Usage(), description="`wall_s` is the time of its turns")
     turns: int = Field(default=0, description="how many messages it has heard")
@@ -167,6 +175,9 @@ class Message(_Part):
         default=None, description="who answered in the agent's place, where somebody did"
     )
     error: TaskError | None = Field(default=None, description="why there is no answer")
+    brought: Brought | None = Field(
+        default=None, description="what it committed meanwhile, where it works on a repository"
+    )
     exec_id: str | None = Field(default=None, description="the command in which it is heard")
     tell_back: bool = Field(
         default=False, description="whether the agent who said it hears the answer as a message"

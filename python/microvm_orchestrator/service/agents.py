@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, JsonValue
 
+from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.agents import Spawn
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import (
@@ -20,6 +21,8 @@ from microvm_orchestrator.model.agent import (
     Said,
 )
 from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
+from microvm_orchestrator.model.agent_claims import Claims, Works
+from microvm_orchestrator.model.agent_work import Assignment
 from microvm_orchestrator.model.operation import Operation
 from microvm_orchestrator.model.values import Flag, Name
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
@@ -42,7 +45,7 @@ class NamedAgent(Request):
     agent: AgentRef
 
 
-class SpawnAgent(Character, Home, AgentBudget, Request):
+class SpawnAgent(Character, Home, Assignment, Claims, AgentBudget, Request):
     """An agent to spawn, in a machine of its own."""
 
     parent: AgentRef | None = Field(
@@ -60,6 +63,11 @@ class EndAgent(NamedAgent):
 
     force: Flag = Field(default=False, description="also in the middle of a turn")
     cascade: Flag = Field(default=False, description="with all that belong to it")
+    collect: Flag = Field(
+        default=True,
+        description="bring home first what they did on their repositories; where that cannot be, "
+        "they end by `force` alone",
+    )
 
 
 class ListOfAgents(Answer):
@@ -149,11 +157,35 @@ async def spawned(
         _budget(request),
         role and role.prompt,
         title,
+        assignment=assignment_of(request),
+        works=works_of(request, by),
     )
     agent = await agents.spawn(wish, by)
     if request.prompt is not None:
         await agents.send(agent.agent_id, request.prompt, by)
     return agent
+
+
+def assignment_of(request: Assignment) -> Assignment | None:
+    """Take out of a request where an agent is to work. Raises: InvalidInput."""
+    given = request.model_dump(include=set(Assignment.model_fields))
+    if request.repo is None and any(each is not None for each in given.values()):
+        raise errors.InvalidInput(
+            "`base`, `into`, `branch`, `merge`, `check` and `rest` speak of a `repo`"
+        )
+    return None if request.repo is None else Assignment.model_validate(given)
+
+
+def works_of(request: Claims, by: Actor) -> Works | None:
+    """Take out of a request which tasks an agent may do: of those that somebody sees.
+
+    Raises: InvalidInput.
+    """
+    if not request.works:
+        if request.groups or request.capabilities:
+            raise errors.InvalidInput("`groups` and `capabilities` are for agents with `works`")
+        return None
+    return Works(groups=request.groups, capabilities=request.capabilities, scope=by.scope)
 
 
 @declare("agent_get", "GET /v1/agents/{agent}", role=Role.VIEWER, effect=Effect.READ)
@@ -285,11 +317,16 @@ async def agent_resume(service: Service, caller: Caller, request: NamedAgent) ->
 async def agent_end(service: Service, caller: Caller, request: EndAgent) -> ListOfAgents:
     """End an agent with its machine and all that is on its disk; what was said is kept.
 
-    One that is busy, or to whom others belong, is refused unless that is said.
+    One that is busy, or to whom others belong, is refused unless that is said. What it committed
+    is on its branch by then, and what it did not commit is the last commit there.
     """
     by = actor(caller, "agent_end")
     ended = await service.host.agents.end(
-        request.agent, by, force=request.force, cascade=request.cascade
+        request.agent,
+        by,
+        force=request.force,
+        cascade=request.cascade,
+        collect=request.collect,
     )
     return ListOfAgents(agents=ended)
 

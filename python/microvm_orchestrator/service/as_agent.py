@@ -19,6 +19,8 @@ from microvm_orchestrator.service.roles import find_role
 
 if TYPE_CHECKING:
     from microvm_orchestrator.model.agent import Agent, Message
+    from microvm_orchestrator.model.agent_claims import Works
+    from microvm_orchestrator.model.agent_work import Assignment
     from microvm_orchestrator.model.values import Moment
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
@@ -75,6 +77,7 @@ async def spawn_as(
     *,
     role: str | None,
     system_prompt: str | None,
+    works: Works | None = None,
 ) -> Message:
     """Spawn a child of an agent, like it but for who it is, and tell it something."""
     agents, by = service.host.agents, acting(agent, caller.via)
@@ -86,13 +89,36 @@ async def spawn_as(
     if used_up is not None:
         await service.store.note(by, agent.agent_id, errors.StateForbids.code)
         raise errors.StateForbids(f"of your {used_up} nothing is left for a child")
-    wish = Spawn(name, agent.agent_id, character, agent.home, budget, prompted)
     try:
+        wish = Spawn(
+            name,
+            agent.agent_id,
+            character,
+            agent.home,
+            budget,
+            prompted,
+            assignment=await _with(service, agent),
+            works=works,
+        )
         child = await agents.spawn(wish, by)
     except errors.TooLarge:
         await service.store.note(by, agent.agent_id, errors.TooLarge.code)
         raise
     return await agents.send(child.agent_id, prompt, by, sender=agent)
+
+
+async def _with(service: Service, agent: Agent) -> Assignment | None:
+    """Have a child work where its parent is by now, and on a branch of its own."""
+    if agent.work is None:
+        return None
+    work = (await service.host.agents.look(agent)).work or agent.work
+    update = {
+        "repo": work.repo_id,
+        "base": work.head or work.base,
+        "into": work.into,
+        "branch": None,
+    }
+    return work.asked.model_copy(update=update)
 
 
 async def wait_as(

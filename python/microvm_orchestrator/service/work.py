@@ -39,6 +39,7 @@ from microvm_orchestrator.store.base import (
     Match,
     Offer,
     Outcome,
+    Ref,
     Released,
     Settled,
     Verdict,
@@ -157,7 +158,12 @@ async def task_claim(service: Service, caller: Caller, request: TaskClaim) -> Cl
         count=request.count,
         lease_s=request.lease_s,
     )
-    claimed = await _claim_within(service, caller, offer, request.wait_s)
+    return await claimed(service, caller, offer, request.wait_s)
+
+
+async def claimed(service: Service, caller: Caller, offer: Offer, wait_s: float) -> ClaimAnswer:
+    """Take what fits an offer, or tell why there is nothing."""
+    claimed = await _claim_within(service, caller, offer, wait_s)
     return ClaimAnswer(
         verdict=claimed.verdict,
         tasks=[
@@ -219,7 +225,8 @@ async def task_heartbeat(
 async def task_complete(service: Service, caller: Caller, request: TaskComplete) -> SettleAnswer:
     """Say that a task you hold is done, with its result; learn which tasks that unlocked."""
     checked_json(request.result, "result")
-    return await _settle(service, caller, "task_complete", request, Done(request.result))
+    ref = request.ref(caller)
+    return await settled(service, caller, "task_complete", ref, Done(request.result))
 
 
 @declare("task_fail", "POST /v1/tasks/{task_id}/fail", role=Role.WORKER, idempotent=True)
@@ -227,22 +234,24 @@ async def task_fail(service: Service, caller: Caller, request: TaskFail) -> Sett
     """Say that a task you hold failed; its retry policy decides whether it is tried again."""
     checked_json(request.detail, "detail")
     error = TaskError(code=request.code, message=request.message, detail=request.detail)
-    return await _settle(service, caller, "task_fail", request, Failed(error, request.retryable))
+    outcome = Failed(error, request.retryable)
+    return await settled(service, caller, "task_fail", request.ref(caller), outcome)
 
 
 @declare("task_release", "POST /v1/tasks/{task_id}/release", role=Role.WORKER, idempotent=True)
 async def task_release(service: Service, caller: Caller, request: TaskRelease) -> SettleAnswer:
     """Give back a task you hold, undone, for another worker; no attempt is counted as failed."""
     outcome = Released(request.reason, request.delay_s)
-    return await _settle(service, caller, "task_release", request, outcome)
+    return await settled(service, caller, "task_release", request.ref(caller), outcome)
 
 
-async def _settle(
-    service: Service, caller: Caller, action: str, request: LeaseRef, outcome: Outcome
+async def settled(
+    service: Service, caller: Caller, action: str, ref: Ref, outcome: Outcome
 ) -> SettleAnswer:
-    settled = await service.store.settle(request.ref(caller), outcome, actor(caller, action))
+    """Say what became of a task that somebody holds. Raises: LeaseLost."""
+    settled = await service.store.settle(ref, outcome, actor(caller, action))
     if settled.verdict == "fenced":
-        raise _too_late(request, settled)
+        raise _too_late(ref, settled)
     return SettleAnswer.model_construct(
         task=settled.task,
         unlocked=[submitted_as(task) for task in settled.unlocked],
@@ -250,11 +259,11 @@ async def _settle(
     )
 
 
-def _too_late(request: LeaseRef, settled: Settled) -> errors.LeaseLost:
+def _too_late(ref: Ref, settled: Settled) -> errors.LeaseLost:
     task = settled.task
     who = f" by {task.worker}" if task.worker else ""
     return errors.LeaseLost(
-        f"token {request.token} is not the current lease of task {task.task_id}: "
+        f"token {ref.token} is not the current lease of task {task.task_id}: "
         f"it is {task.state}, attempt {task.attempt}{who}",
         hint="your word was recorded as a task.fenced event but changes nothing; "
         "claim another task",

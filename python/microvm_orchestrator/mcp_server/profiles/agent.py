@@ -8,6 +8,7 @@ children of its own within the limits of a family, and has these work together.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from microvm_orchestrator import __version__, errors
 from microvm_orchestrator.conversations.words import QUOTED_MOST, cut
 from microvm_orchestrator.mcp_server.answers import answer_result, crash_result, error_result
 from microvm_orchestrator.mcp_server.callers import caller_of
+from microvm_orchestrator.mcp_server.profiles.agent_tasks import TASK_TOOLS, AgentTasks, TaskWork
 from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
 from microvm_orchestrator.model.agent import Agent, AgentState, Message, MessageState, Said
@@ -30,14 +32,19 @@ from microvm_orchestrator.model.coordination import (
 )
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import Flag, Line, Moment, Name
-from microvm_orchestrator.service import as_agent
+from microvm_orchestrator.service import as_agent, as_worker
 from microvm_orchestrator.service.calls import Answer, Request
 from microvm_orchestrator.service.coordinations import CoordinationAnswer, Together
 from microvm_orchestrator.service.service import parse
 from microvm_orchestrator.service.together_as_agent import coordinate_as, coordination_as
 
 if TYPE_CHECKING:
-    from mcp.types import CallToolRequestParams, CallToolResult
+    from mcp.types import (
+        CallToolRequestParams,
+        CallToolResult,
+        ListToolsResult,
+        PaginatedRequestParams,
+    )
     from pydantic import BaseModel
 
     from microvm_orchestrator.mcp_server.callers import Context
@@ -112,6 +119,12 @@ class SpawnChild(Request):
     prompt: Said = Field(description="what it is told first")
     role: Name | None = Field(default=None, description="such as architect or code_reviewer")
     system_prompt: Said | None = Field(default=None, description="who else it is to be")
+    works: Flag | None = Field(
+        default=None, description="whether it may do tasks as you may; by default as you"
+    )
+    groups: Annotated[list[Name], Field(max_length=64)] = Field(
+        default=[], description="where you do tasks: of these groups only, and of yours by default"
+    )
     wait_s: Waits = Field(default=300.0, description="how long to wait for its first answer")
 
 
@@ -174,13 +187,31 @@ class Relatives(Answer):
 _Work = Callable[["AgentTools", "Caller", Agent, Any], Awaitable["BaseModel"]]
 
 
+def _of_tasks(offer: Offer[TaskWork]) -> Offer[_Work]:
+    async def work(tools: AgentTools, caller: Caller, agent: Agent, asked: Any) -> BaseModel:
+        return await offer.answer(tools.tasks, caller, agent, asked)
+
+    return Offer(offer.description, offer.request, work)
+
+
+_FOR_WORKERS = {name: _of_tasks(offer) for name, offer in TASK_TOOLS.items()}
+
+
 class AgentTools:
     """The tools of one who is an agent."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._offers = Offers(self.OFFERED)
-        self.listed = self._offers.listed
+        self.tasks = AgentTasks(service)
+        self._offers = Offers({**self.OFFERED, **_FOR_WORKERS})
+        self._plain = Offers(self.OFFERED)
+
+    async def listed(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
+        """List what whoever asks may use."""
+        works = None
+        with suppress(errors.Denied):
+            works = (await as_agent.agent_of(self._service, caller_of(ctx))).works
+        return await (self._plain if works is None else self._offers).listed(ctx, params)
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
         offered = self._offers.find(params.name)
@@ -239,6 +270,9 @@ class AgentTools:
             asked.prompt,
             role=asked.role,
             system_prompt=asked.system_prompt,
+            works=await as_worker.works_for(
+                self._service, caller, agent, works=asked.works, groups=asked.groups
+            ),
         )
         return await self._told(caller, agent, sent.message_id, asked.wait_s)
 

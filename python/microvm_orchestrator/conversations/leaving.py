@@ -1,0 +1,67 @@
+"""What is brought home of agents that are about to end: commits, and changes without one.
+
+Above are the agents of this host; below, one agent's life.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from microvm_orchestrator import errors
+from microvm_orchestrator.model.agent import AgentState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from microvm_orchestrator.conversations.conversation import Conversation
+    from microvm_orchestrator.model.agent import Agent
+
+# For what one did that is ended by force to be brought home.
+_SALVAGE_S = 120.0
+
+
+def refuse_busy(agents: Iterable[Agent]) -> None:
+    """Raises: StateForbids."""
+    busy = [each.name for each in agents if each.state is AgentState.BUSY]
+    if busy:
+        raise errors.StateForbids(
+            f"agents are busy: {', '.join(busy)}",
+            hint="wait for their answers, interrupt them, or end them by force",
+        )
+
+
+def _has_done_nothing(conversation: Conversation) -> bool:
+    agent = conversation.agent
+    return agent.work is None or agent.over or agent.state is AgentState.STARTING
+
+
+async def collect_last(conversation: Conversation) -> None:
+    """Bring home what an agent did. Raises: StateForbids when that cannot be."""
+    if _has_done_nothing(conversation):
+        return
+    try:
+        await conversation.collect(last=True)
+    except errors.Unavailable:
+        raise
+    except errors.OrchestratorError as error:
+        raise errors.StateForbids(
+            f"what agent {conversation.agent.name} did cannot be collected: {error.message}",
+            hint="`force` ends it all the same, and what is in its machine alone is lost",
+        ) from error
+
+
+async def salvage(conversation: Conversation) -> str:
+    """Bring home what can be, not for ever; tell what kept the rest from it."""
+    if _has_done_nothing(conversation):
+        return ""
+    why = f"what it did last did not come within {_SALVAGE_S:g} s"
+    with anyio.move_on_after(_SALVAGE_S, shield=True):
+        try:
+            await conversation.collect(last=True)
+        except errors.OrchestratorError as error:
+            why = f"what it did last could not be collected: {error.message}"
+        else:
+            why = ""
+    return why
