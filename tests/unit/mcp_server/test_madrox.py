@@ -455,14 +455,27 @@ async def test_files_are_of_the_workspace_alone(client: Client) -> None:
 async def test_nobody_is_an_instance_because_it_says_so(client: Client) -> None:
     instance = await client.spawned("x")
     assert await client("get_main_instance_id") is None
-    asked = {"reply_message": "I am x."}
-    for tool, more in (("reply_to_caller", asked), ("get_pending_replies", {})):
-        told = await client.refusal(tool, instance_id=instance, **more)
-        assert told.startswith(f"denied: you are alice, and not instance {instance}")
-        lines = (await client.kept.ask("audit_list", limit=50))["items"]
-        assert (tool, instance, "denied") in [
-            (each["action"], each["target"], each["outcome"]) for each in lines
-        ]
+    told = await client.refusal("reply_to_caller", instance_id=instance, reply_message="I am x.")
+    assert told.startswith(f"denied: you are alice, and not instance {instance}")
+    lines = (await client.kept.ask("audit_list", limit=50))["items"]
+    assert ("reply_to_caller", instance, "denied") in [
+        (each["action"], each["target"], each["outcome"]) for each in lines
+    ]
+
+
+async def test_answers_to_an_instance_are_read_once(client: Client) -> None:
+    lead, worker = [await client.spawned(name) for name in ("lead", "worker")]
+    assert await client("get_pending_replies", instance_id=lead) == []
+    agents = client.kept.service.host.agents
+    asker = await agents.get(lead, SYSTEM)
+    said = await agents.send(worker, "How far are you?", SYSTEM, sender=asker)
+    [reply] = await client("get_pending_replies", instance_id=lead, wait_timeout=20)
+    assert set(reply) == {*("sender_id", "reply_message", "correlation_id", "timestamp", "error")}
+    assert (reply["sender_id"], reply["correlation_id"]) == (worker, said.message_id)
+    assert await client("get_pending_replies", instance_id=lead) == []
+    async with connected(client.front, CAROL, PROFILE) as peer:
+        other = Client(peer, client.kept, client.front)
+        assert "not found" in await other.refusal("get_pending_replies", instance_id=lead)
 
 
 async def test_limits_of_the_environment_hold(tmp_path: Path) -> None:
@@ -502,6 +515,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("spawn_claude", {"name": "x", "max_tokens": 5}, "max_tokens: "),
     ("spawn_claude", {"name": "x", "mcp_servers": "{"}, "mcp_servers is no JSON"),
     ("spawn_claude", {"name": "x", "mcp_servers": "[]"}, "mcp_servers is no JSON object"),
+    ("spawn_claude", {"name": "x", "mcp_servers": {"a; rm": {}}}, "mcp_servers."),
     ("spawn_claude", {"name": "x", "use_worktree": True}, "use_worktree needs git_repo"),
     ("spawn_claude", {"name": "x", "parent_instance_id": "nobody"}, "no agent nobody"),
     ("spawn_codex", {"name": "x", "profile": "p"}, "profile: "),

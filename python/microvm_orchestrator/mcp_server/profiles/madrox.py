@@ -157,7 +157,9 @@ def _tools(service: Service, instances: Instances) -> dict[str, Offer[_Answer]]:
         ),
         "reply_to_caller": Offer("Answer whoever asked, as an instance.", words.Reply, talk.reply),
         "get_pending_replies": Offer(
-            "Read what was answered to an instance.", words.Replies, talk.replies
+            "Read the answers to what an instance said to others, those that came since you did.",
+            words.Replies,
+            talk.replies,
         ),
         "get_tmux_pane_content": Offer(
             "Read the last lines of what an instance was told, and what its program said and did; "

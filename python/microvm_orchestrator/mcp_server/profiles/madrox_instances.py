@@ -17,7 +17,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.accounts import taken_of
 from microvm_orchestrator.lifecycle.guest import WORKSPACE
 from microvm_orchestrator.mcp_server.profiles import madrox_words as words
-from microvm_orchestrator.model.agent import Agent, AgentState, Message, MessageState
+from microvm_orchestrator.model.agent import Agent, AgentState, Message
 from microvm_orchestrator.model.values import moment, rfc3339
 from microvm_orchestrator.service.agents import SpawnAgent, spawned
 from microvm_orchestrator.service.roles import find_role
@@ -144,9 +144,9 @@ class Instances:
     async def _first_answer(self, caller: Caller, message: Message, timeout_s: float) -> Told:
         wait = {"message_id": message.message_id, "timeout_s": float(timeout_s)}
         heard = cast("Message", await self._service.invoke(caller, "agent_wait", wait))
-        if heard.state is MessageState.ANSWERED:
+        if words.answered(heard):
             return {"status": "completed", "response": heard.answer}
-        if not heard.settled:
+        if not heard.replied:
             return {"response": None}
         why = heard.error.message if heard.error else "it was never heard"
         return {"success": False, "status": "failed", "error_message": why, "error": why}
@@ -161,6 +161,8 @@ class Instances:
         every = await self.every(caller)
         active = [each for each in every if words.state_of(each) in words.ACTIVE]
         if len(active) + more > here.max_instances:
+            by = actor(caller, "agent_spawn")
+            await self._service.store.note(by, "", errors.StateForbids.code)
             raise errors.StateForbids(
                 f"{len(active)} instances are active, and MAX_INSTANCES is {here.max_instances}",
                 hint="terminate or suspend some of them",

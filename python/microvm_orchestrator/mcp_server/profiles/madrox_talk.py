@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+import anyio
+
 from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.profiles import madrox_words as words
-from microvm_orchestrator.model.agent import MessageState
 from microvm_orchestrator.model.values import rfc3339
 from microvm_orchestrator.service.service import actor
 from microvm_orchestrator.together import together
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.service.agent_follow import Followed
     from microvm_orchestrator.service.agents import ListOfAgents
     from microvm_orchestrator.service.calls import Caller
+    from microvm_orchestrator.service.page import PageOf
     from microvm_orchestrator.service.service import Service
 
 _BRIEF = 200
@@ -34,6 +36,9 @@ _BRIEF = 200
 _VISIBLE = 50
 # Looks at what was said are of one message each.
 _LOOKS_MOST = 10_000
+# An answer is a second old at the most when somebody who waits for it hears of it.
+_LOOK_S = 1.0
+_PAGE = 200
 
 
 class Talk:
@@ -42,6 +47,8 @@ class Talk:
     def __init__(self, service: Service, instances: Instances) -> None:
         self._service = service
         self._instances = instances
+        # Of the answers to what an instance said, up to when somebody has read them.
+        self._read_until: dict[tuple[str, str], datetime] = {}
 
     # Said
 
@@ -59,11 +66,11 @@ class Talk:
             "status": "sent" if str(agent.state) in {"idle", "suspended"} else "queued",
             "response": None,
         }
-        if not message.settled:
+        if not message.replied:
             why = "timeout" if asked.wait_for_response else "no response requested"
             return {**told, "message": f"Message sent ({why})"}
         answer = await self._answer(caller, before, message)
-        if message.state is MessageState.ANSWERED:
+        if words.answered(message):
             said = "Message sent and response received"
             return {**told, "status": "completed", "response": answer, "message": said}
         failed = {"success": False, "status": "failed", "response": answer}
@@ -72,7 +79,7 @@ class Talk:
 
     async def _answer(self, caller: Caller, before: int, message: Message) -> Told:
         tokens = await self._tokens(caller, before, message)
-        ended = message.ended_at or message.created_at
+        ended = message.replied_at or message.created_at
         return {
             "instance_id": message.agent_id,
             "message_id": message.message_id,
@@ -185,8 +192,8 @@ class Talk:
             at = message.created_at
             user = {**known, "timestamp": rfc3339(at), "type": "user", "content": message.text}
             entries.append((at, user))
-            if message.settled:
-                at = message.ended_at or at
+            if message.replied:
+                at = message.replied_at or at
                 content = message.answer if message.answer is not None else ""
                 told = {"timestamp": rfc3339(at), "type": "response", "content": content}
                 error = _error(message)
@@ -266,9 +273,42 @@ class Talk:
         """Raises: Denied: nobody is an instance because it says so."""
         await self._no_instance(caller, "reply_to_caller", asked.instance_id)
 
-    async def replies(self, caller: Caller, _here: Environment, asked: words.Replies) -> NoReturn:
-        """Raises: Denied: nobody is an instance because it says so."""
-        await self._no_instance(caller, "get_pending_replies", asked.instance_id)
+    async def replies(self, caller: Caller, _here: Environment, asked: words.Replies) -> list[Told]:
+        """Give the answers that came to what an instance said, each once to whoever asks."""
+        agent = await self._instances.one(caller, asked.instance_id)
+        reader = (caller.principal.name, agent.agent_id)
+        until = anyio.current_time() + asked.wait_timeout
+        while not (found := await self._came(caller, agent, self._read_until.get(reader))):
+            self._service.journal.refuse_when_stopping()
+            left_s = until - anyio.current_time()
+            if left_s <= 0:
+                return []
+            await anyio.sleep(min(left_s, _LOOK_S))
+        latest = max(each.replied_at for each in found if each.replied_at is not None)
+        self._read_until[reader] = latest
+        return [
+            {
+                "sender_id": each.agent_id,
+                "reply_message": each.answer if words.answered(each) else "",
+                "correlation_id": each.message_id,
+                "timestamp": rfc3339(each.replied_at or each.created_at),
+                **({} if words.answered(each) else {"error": _error(each)}),
+            }
+            for each in found
+        ]
+
+    async def _came(self, caller: Caller, agent: Agent, since: datetime | None) -> list[Message]:
+        found: list[Message] = []
+        asked: Told = {"agent": agent.agent_id, "limit": _PAGE}
+        if since is not None:
+            asked["since"] = rfc3339(since)
+        while True:
+            answer = await self._service.invoke(caller, "agent_inbox", asked)
+            page = cast("PageOf[Message]", answer)
+            found += page.items
+            if page.next_cursor is None:
+                return sorted(found, key=lambda each: each.replied_at or each.created_at)
+            asked["cursor"] = page.next_cursor
 
     async def _no_instance(self, caller: Caller, tool: str, instance_id: str) -> NoReturn:
         by = actor(caller, tool)
@@ -284,7 +324,7 @@ def _waits(asked: words.SendMany | words.Broadcast) -> float | None:
 
 
 def _error(message: Message) -> str | None:
-    if message.state is MessageState.ANSWERED:
+    if words.answered(message):
         return None
     return message.error.message if message.error else "it was never heard"
 

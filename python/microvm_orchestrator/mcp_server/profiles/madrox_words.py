@@ -325,6 +325,11 @@ def last_activity(agent: Agent, said: list[Message]) -> str:
     return rfc3339(max(moment for moment in moments if moment is not None))
 
 
+def answered(message: Message) -> bool:
+    """Whether there is an answer, though its turn may go on."""
+    return message.answer is not None and message.error is None
+
+
 def why(error: errors.OrchestratorError) -> str:
     return error.message + (f" ({error.hint})" if error.hint else "")
 
