@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from machines import publish_no_image
+from machines import fake_rig, publish_no_image
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.fit import refuse_unfit
+from microvm_orchestrator.conversations.fit import look_for_program, refuse_unfit
+from microvm_orchestrator.images.manifest import RunnerManifest
 from microvm_orchestrator.images.programs import PROGRAMS
-from microvm_orchestrator.images.store import ImageStore
+from microvm_orchestrator.images.store import ImageStore, RunnerImage
 from microvm_orchestrator.model.agent import Character
 
 if TYPE_CHECKING:
@@ -58,3 +60,26 @@ def test_what_a_program_could_not_be_told_is_refused_before_it_is_spawned(
 ) -> None:
     with pytest.raises((errors.NotOffered, errors.InvalidInput), match=said):
         refuse(image_with(images, *PROGRAMS), **who)
+
+
+async def test_an_image_of_others_is_looked_at_in_a_machine_of_it(tmp_path: Path) -> None:
+    # Commands of the fake guest run on this host.
+    if shutil.which("opencode") is not None:
+        pytest.skip("this host has opencode itself")
+    nothing = RunnerManifest(
+        architecture="amd64",
+        hypervisor="qemu",
+        path="/run",
+        runner="0" * 64,
+        memory_mib=None,
+        vcpus=None,
+    )
+    image = RunnerImage("0" * 64, tmp_path, nothing, ("theirs",))
+    rig = fake_rig(tmp_path)
+    who = Character(driver="opencode")
+    refuse_unfit(who, None, image)
+    async with rig.open() as qemu:
+        machine = await qemu.start(rig.spec())
+        with pytest.raises(errors.NotOffered, match="the image theirs has no opencode"):
+            await look_for_program(who, image, machine)
+        await qemu.remove(machine.machine_id)
