@@ -149,6 +149,9 @@ class Agents:
         try:
             with living.scope:
                 await living.conversation.live()
+                # It never came up, and hears nothing of what was said to it meanwhile.
+                with contextlib.suppress(errors.Unavailable):
+                    await self._settle_rest(living.conversation.agent)
         finally:
             living.over.set()
 

@@ -222,12 +222,17 @@ class Coordinations:
     async def _withdraw(self, coordination: Coordination) -> None:
         """Have agents break off what they were asked, and what nobody waits for any more."""
         by = _acting(coordination)
-        with anyio.move_on_after(_WITHDRAW_S):
-            for step in await self.steps(coordination.coordination_id):
-                if not step.state.ended:
-                    with suppress(errors.OrchestratorError):
-                        await self._talk.withdraw(step.message_id, by)
-                    await _save_step(self._store, step, by, StepState.CANCELLED)
+
+        async def withdraw(step: Step) -> None:
+            with anyio.move_on_after(_WITHDRAW_S), suppress(errors.OrchestratorError):
+                await self._talk.withdraw(step.message_id, by)
+            # The next daemon finds a step that could not be written down.
+            with suppress(errors.Unavailable):
+                await _save_step(self._store, step, by, StepState.CANCELLED)
+
+        steps = await self.steps(coordination.coordination_id)
+        left = [partial(withdraw, step) for step in steps if not step.state.ended]
+        await together(left, at_once=max(1, len(left)))
 
     async def _end(
         self, coordination: Coordination, state: CoordinationState, **known: object
