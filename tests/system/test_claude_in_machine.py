@@ -116,6 +116,7 @@ def test_an_api_that_fails_for_good_fails_the_task_by_its_own_code(
     assert refused["usage"]["tokens_in"] == busy["usage"]["tokens_in"] == 0
 
 
+@pytest.mark.long
 def test_it_can_be_cancelled_in_the_middle_of_an_answer_and_what_it_committed_is_kept(
     stage: Stage, repo: git_repos.Repo, model: Model
 ) -> None:

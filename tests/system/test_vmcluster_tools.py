@@ -224,7 +224,7 @@ USES = (
 
 @pytest.mark.parametrize(
     "trio",
-    ["microvm", "libvirt", pytest.param("foreign", marks=pytest.mark.long)],
+    ["microvm", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("libvirt", "foreign"))],
     indirect=True,
 )
 def test_each_tool_does_its_work_on_three_machines(client: Client, tmp_path: Path) -> None:
