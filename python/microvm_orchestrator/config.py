@@ -317,6 +317,10 @@ class Runs(Section):
 class Agents(Section):
     """Agents that live in machines and are talked to."""
 
+    depth: Count = Field(
+        default=4, description="How many may stand below each other, the uppermost counted too."
+    )
+    children: Count = Field(default=16, description="How many may belong to one at a time.")
     roles_dir: Directory | None = Field(
         default=None,
         description="The folder of this host's own roles, each a Markdown file of its name; by "

@@ -27,6 +27,7 @@ from microvm_orchestrator.clusters.kernel_logs import KernelLogs
 from microvm_orchestrator.clusters.room import ClusterRoom, furnished
 from microvm_orchestrator.conversations.agents import Agents
 from microvm_orchestrator.conversations.coordinations import OPERATION_KIND, Coordinations
+from microvm_orchestrator.conversations.family import Limits
 from microvm_orchestrator.conversations.ground import AgentGround, Door
 from microvm_orchestrator.conversations.records import AgentRecords
 from microvm_orchestrator.conversations.teams import Teams
@@ -282,6 +283,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 repos=repos,
                 runs=replace(ground, folder=state_dir / places.AGENTS),
                 folder=state_dir / places.AGENTS,
+                families=Limits(settings.agents.depth, settings.agents.children),
                 memory_mib=settings.machines.default_memory_mib,
                 timeout_s=settings.runs.timeout_s,
             )

@@ -306,7 +306,7 @@ class Agents:
                 raise errors.AlreadyExists(f"an agent {agent.name} lives already")
             parent = next((each for each in every if each.agent_id == agent.parent), None)
             if parent is not None:
-                family.refuse_more(every, parent)
+                family.refuse_more(every, parent, self._ground.families)
             await anyio.Path(self._ground.of(agent.agent_id)).mkdir(parents=True, exist_ok=True)
             # Whoever leaves now leaves nobody who is written down and never comes up.
             with anyio.CancelScope(shield=True):

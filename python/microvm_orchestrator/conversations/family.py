@@ -5,6 +5,7 @@ Above are the agents of this host; below, their records.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
 
     from microvm_orchestrator.model.agent import Agent
 
-# An agent that spawns others which spawn others comes to an end.
-DEPTH_MOST = 4
-CHILDREN_MOST = 16
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a family may be: an agent that spawns others which spawn others comes to an end."""
+
+    depth: int
+    children: int
 
 
 def children(agents: Sequence[Agent], parent: Agent) -> list[Agent]:
@@ -55,16 +60,16 @@ def _walk(agents: Sequence[Agent], agent: Agent, depth: int) -> Iterator[tuple[A
         yield from _walk(agents, child, depth + 1)
 
 
-def refuse_more(agents: Sequence[Agent], parent: Agent) -> None:
+def refuse_more(agents: Sequence[Agent], parent: Agent, limits: Limits) -> None:
     """Raises: TooLarge when a child more would be too many, or stand too deep."""
     by_id = {agent.agent_id: agent for agent in agents}
     depth, above = 1, parent
     while above.parent is not None and (higher := by_id.get(above.parent)) is not None:
         depth, above = depth + 1, higher
-    if depth >= DEPTH_MOST:
+    if depth >= limits.depth:
         raise errors.TooLarge(
-            f"agent {parent.name} stands {depth} deep, and none may stand below {DEPTH_MOST}"
+            f"agent {parent.name} stands {depth} deep, and none may stand below {limits.depth}"
         )
     living = [each for each in children(agents, parent) if not each.over]
-    if len(living) >= CHILDREN_MOST:
-        raise errors.TooLarge(f"agent {parent.name} has {CHILDREN_MOST} children already")
+    if len(living) >= limits.children:
+        raise errors.TooLarge(f"agent {parent.name} has {limits.children} children already")

@@ -15,6 +15,7 @@ import anyio
 if TYPE_CHECKING:
     from anyio.abc import ByteStream
 
+    from microvm_orchestrator.conversations.family import Limits
     from microvm_orchestrator.conversations.records import AgentRecords
     from microvm_orchestrator.execs.execs import Execs
     from microvm_orchestrator.images.store import AnyImage
@@ -63,6 +64,7 @@ class AgentGround:
     runs: Ground
     # One folder below it for each agent.
     folder: Path
+    families: Limits
     memory_mib: int
     # How long one turn may take.
     timeout_s: float

@@ -29,6 +29,7 @@ def agent(name: str, parent: str | None = None, **more: object) -> Agent:
 
 LEAD, ADA, BOB, CAT = agent("lead"), agent("ada", "lead"), agent("bob", "lead"), agent("cat", "ada")
 ALONE = agent("alone")
+LIMITS = family.Limits(depth=4, children=16)
 EVERY = [LEAD, ADA, BOB, CAT, ALONE]
 
 
@@ -51,14 +52,14 @@ def test_a_tree_has_each_behind_its_parent_and_those_whose_parent_is_gone_at_its
 
 
 def test_a_family_is_as_deep_and_a_parent_has_as_many_children_as_is_allowed() -> None:
-    line = [agent("0"), *(agent(f"{n}", f"{n - 1}") for n in range(1, family.DEPTH_MOST))]
+    line = [agent("0"), *(agent(f"{n}", f"{n - 1}") for n in range(1, LIMITS.depth))]
     for parent in line[:-1]:
-        family.refuse_more(line, parent)
-    with pytest.raises(errors.TooLarge, match=f"none may stand below {family.DEPTH_MOST}"):
-        family.refuse_more(line, line[-1])
-    many = [agent(f"c{n}", "lead") for n in range(family.CHILDREN_MOST)]
+        family.refuse_more(line, parent, LIMITS)
+    with pytest.raises(errors.TooLarge, match=f"none may stand below {LIMITS.depth}"):
+        family.refuse_more(line, line[-1], LIMITS)
+    many = [agent(f"c{n}", "lead") for n in range(LIMITS.children)]
     with pytest.raises(errors.TooLarge, match="children already"):
-        family.refuse_more([LEAD, *many], LEAD)
+        family.refuse_more([LEAD, *many], LEAD, LIMITS)
     # Of those who are over nobody has to think.
     gone = many[0].model_copy(update={"state": AgentState.ENDED})
-    family.refuse_more([LEAD, gone, *many[1:]], LEAD)
+    family.refuse_more([LEAD, gone, *many[1:]], LEAD, LIMITS)
