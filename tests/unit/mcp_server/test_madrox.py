@@ -204,6 +204,7 @@ async def test_an_instance_is_spawned_looked_at_and_terminated(client: Client) -
         "idle",
     )
     assert (status["total_tokens_used"], status["total_cost"]) == (0, 0.0)
+    assert (status["use_worktree"], status["git_repo"]) == (False, None)
     assert status["resource_limits"] == {
         "max_total_tokens": 50_000,
         "max_cost": 10.0,
@@ -517,6 +518,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("spawn_claude", {"name": "x", "mcp_servers": "[]"}, "mcp_servers is no JSON object"),
     ("spawn_claude", {"name": "x", "mcp_servers": {"a; rm": {}}}, "mcp_servers."),
     ("spawn_claude", {"name": "x", "use_worktree": True}, "use_worktree needs git_repo"),
+    ("spawn_claude", {"name": "x", "use_worktree": True, "git_repo": "none"}, "no repo"),
     ("spawn_claude", {"name": "x", "parent_instance_id": "nobody"}, "no agent nobody"),
     ("spawn_codex", {"name": "x", "profile": "p"}, "profile: "),
     ("send_to_instance", {"instance_id": "nobody", "message": "x"}, "Instance nobody not found"),

@@ -267,6 +267,9 @@ class Instances:
             "resource_limits": {k: v for k, v in allowed.items() if v is not None},
             "parent_instance_id": agent.parent,
             "mcp_servers": sorted(character.mcp_servers),
+            "use_worktree": agent.work is not None,
+            "git_repo": None if agent.work is None else agent.work.repo,
+            "git_worktree_branch": None if agent.work is None else agent.work.branch,
             "error_message": agent.reason if failed else None,
             "state_reason": agent.reason or None,
         }
