@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args,
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -27,6 +25,7 @@ from pydantic import (
 )
 
 from microvm_orchestrator import places
+from microvm_orchestrator.agent_settings import Agents
 from microvm_orchestrator.errors import ConfigInvalid
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.values import Name
@@ -38,6 +37,7 @@ from microvm_orchestrator.setting_values import (
     Duration,
     MaybeCount,
     MaybeDuration,
+    Section,
     SocketPath,
     base_url,
     listen_address,
@@ -61,12 +61,6 @@ _NOT_SETTINGS = {
 }
 # Clients find the daemon by this one; the daemon must not listen elsewhere when it is set.
 _SHORT = {places.SOCKET_VARIABLE: "socket.path"}
-
-
-class Section(BaseModel):
-    """A table of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Socket(Section):
@@ -311,25 +305,6 @@ class Runs(Section):
     count: Count = Field(default=4, description="How many runs are under way at once; others wait.")
     timeout_s: Duration = Field(
         default=3600.0, description="How long a program may take where its task does not say."
-    )
-
-
-class Agents(Section):
-    """Agents that live in machines and are talked to."""
-
-    depth: Count = Field(
-        default=4, description="How many may stand below each other, the uppermost counted too."
-    )
-    children: Count = Field(default=16, description="How many may belong to one at a time.")
-    roles_dir: Directory | None = Field(
-        default=None,
-        description="The folder of this host's own roles, each a Markdown file of its name; by "
-        "default `roles` in the state directory.",
-    )
-    teams_dir: Directory | None = Field(
-        default=None,
-        description="The folder of this host's own templates of teams, each a Markdown file of its "
-        "name; by default `teams` in the state directory.",
     )
 
 

@@ -31,6 +31,7 @@ from microvm_orchestrator.conversations.family import Limits
 from microvm_orchestrator.conversations.ground import AgentGround, Door
 from microvm_orchestrator.conversations.records import AgentRecords
 from microvm_orchestrator.conversations.teams import Teams
+from microvm_orchestrator.conversations.watching import Policy
 from microvm_orchestrator.egress.credentials import Credentials
 from microvm_orchestrator.execs.execs import Execs
 from microvm_orchestrator.faults.ledger import Ledger
@@ -286,6 +287,9 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 families=Limits(settings.agents.depth, settings.agents.children),
                 memory_mib=settings.machines.default_memory_mib,
                 timeout_s=settings.runs.timeout_s,
+                supervision=Policy.of(
+                    settings.agents, settings.agents.roles_dir or state_dir / places.ROLES
+                ),
             )
         )
         teams = Teams(store, agents)

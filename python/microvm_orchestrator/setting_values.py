@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 # The kernel's limit on the address of a unix socket, less the closing zero byte.
 MAX_SOCKET_PATH = 107
@@ -58,3 +58,9 @@ Dollars = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 # TOML has no null, so the word stands for it.
 MaybeCount = Annotated[Count | None, BeforeValidator(none_of)]
 MaybeDuration = Annotated[Duration | None, BeforeValidator(none_of)]
+
+
+class Section(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

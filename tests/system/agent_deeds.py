@@ -19,6 +19,7 @@ def do_all(ledger: Ledger) -> None:
     act("agent_send_many", agent, agents=["ada"], text="all", wait_s=0)
     act("agent_interrupt", agent, agent="ada")
     act("agent_budget", agent, agent="ada", tokens=9)
+    act("agent_supervise", agent, agent="ada", supervise="off")
     home = ledger.world.ask("agent_get", by="admin", agent="ada")["agent"]["machine_id"]
     path = str(ledger.world.daemon.state_dir / "g")
     act("agent_file_put", home, agent="ada", path=path, content="x")

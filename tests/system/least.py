@@ -20,7 +20,7 @@ LEAST = {
         run_output run_diff artifact_list artifact_get artifact_trees artifact_show artifact_diff
         image_list image_get pool_list operation_get operation_wait operation_list
         agent_get agent_list agent_tree agent_children agent_peers agent_wait agent_output
-        agent_follow agent_metrics agent_inbox
+        agent_follow agent_metrics agent_inbox agent_health
         role_list role_get team_list team_get coordination_get coordination_list
         whoami metrics_get""",
     Role.WORKER: """
@@ -44,8 +44,8 @@ LEAST = {
         fault_heal fault_heal_all fault_campaign fault_campaign_cancel plan_submit run_start
         run_approve run_reject run_merge merge_resolve
         agent_spawn agent_send agent_send_many agent_reply agent_branch agent_budget
-        agent_interrupt agent_suspend agent_resume agent_end agent_collect team_spawn
-        team_coordinate
+        agent_interrupt agent_suspend agent_resume agent_end agent_collect agent_supervise
+        team_spawn team_coordinate
         agent_delete agent_file_list agent_file_get agent_file_put""",
     Role.ADMIN: """
         audit_list backup_create image_add credential_set credential_list credential_remove

@@ -38,6 +38,7 @@ FLOORS = [
     {"images", "machine", "git", "egress", "agents"},
     {"store"},
     {"config", "proc", "systemd"},
+    {"agent_settings"},
     {"model", "log", "runner", "setting_values", "together", "splice", "cpio"},
     {"errors", "places", "loading"},
     {"__init__"},

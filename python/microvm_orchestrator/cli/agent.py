@@ -151,6 +151,7 @@ def spawn(
     tree_wall_s: agent_options.TreeWallS = None,
     at_limit: agent_options.AtLimit = None,
     warn_at: agent_options.WarnAt = None,
+    supervise: agent_options.Supervise = None,
     wait_s: WaitS = None,
 ) -> int:
     """Spawn an agent: a program with a model, in a machine of its own, that can be talked to.
@@ -193,6 +194,7 @@ def spawn(
         "tree_wall_s": tree_wall_s,
         "at_limit": at_limit,
         "warn_at": warn_at or None,
+        "supervise": supervise,
     }
     return follow(here, "agent_spawn", given, wait_s, output.record)
 

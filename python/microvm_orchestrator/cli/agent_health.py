@@ -1,4 +1,4 @@
-"""`agent metrics`: how agents get on.
+"""`agent`, how it gets on: figures, what is seen of it, and what is done about it.
 
 Above sits the program; below, the calls of agents.
 """
@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from microvm_orchestrator.cli import output
+from microvm_orchestrator.cli import agent_options, output
+from microvm_orchestrator.cli.agent import AgentRef
 from microvm_orchestrator.cli.agent_home import app
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.options import complete_agent
@@ -52,3 +53,15 @@ def metrics(here: Session, agent: _OneOrAll = None) -> None:
             output.table(_COLUMNS, rows)
 
     here.tell("agent_metrics", {"agent": agent}, show)
+
+
+@command(app, "health", example="agent health ada")
+def health(here: Session, agent: AgentRef) -> None:
+    """Look how an agent gets on: what is seen of it, and what was done about it."""
+    here.tell("agent_health", {"agent": agent}, output.record)
+
+
+@command(app, "supervise", example="agent supervise ada --supervise act")
+def supervise(here: Session, agent: AgentRef, supervise: agent_options.Supervise = None) -> None:
+    """Say what is done about an agent that does not get on; without a word, as the host has it."""
+    here.tell("agent_supervise", {"agent": agent, "supervise": supervise}, output.record)

@@ -42,6 +42,14 @@ TreeWallS = Annotated[
         "--tree-wall-s", metavar="SECONDS", help="Time in turns, of it and all below it together."
     ),
 ]
+Supervise = Annotated[
+    Literal["off", "watch", "act"] | None,
+    typer.Option(
+        "--supervise",
+        help="What is done if it does not get on: nothing, events, help as well; else as "
+        "`agents.supervise` says.",
+    ),
+]
 AtLimit = Annotated[
     Literal["pause", "end"] | None,
     typer.Option(

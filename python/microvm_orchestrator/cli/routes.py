@@ -139,6 +139,8 @@ ROUTES: dict[str, Route] = {
         "agent_file_put": "PUT /v1/agents/{agent}/files/content",
         "agent_follow": "GET /v1/agents/{agent}/follow",
         "agent_metrics": "GET /v1/agent-metrics",
+        "agent_health": "GET /v1/agents/{agent}/health",
+        "agent_supervise": "POST /v1/agents/{agent}/supervise",
         "role_list": "GET /v1/roles",
         "role_get": "GET /v1/roles/{name}",
         "team_list": "GET /v1/teams",

@@ -87,6 +87,8 @@ class _Account:
     began: float | None = None
     # What it has taken of models by now, while it is in a turn.
     meter: Callable[[], Usage] | None = None
+    # When it last said something or asked a model.
+    sign: float = 0.0
     children: set[str] = field(default_factory=set[str])
 
 
@@ -175,7 +177,17 @@ class Accounts:
     def turn_began(self, agent_id: str, at: float) -> None:
         """Have the time of a turn count from now on."""
         self._accounts[agent_id].began = at
+        self.sign(agent_id)
         self._tell()
+
+    def sign(self, agent_id: str) -> None:
+        """Hear that an agent said something, or asked a model."""
+        self._accounts[agent_id].sign = self._clock()
+
+    def last_sign(self, agent_id: str) -> float | None:
+        """When an agent was last heard of in the turn that it is in; None if it is in none."""
+        account = self._accounts[agent_id]
+        return None if account.began is None else account.sign
 
     def metered(self, agent_id: str, meter: Callable[[], Usage]) -> None:
         """Ask this what an agent has taken of models, while its turn lasts."""
@@ -261,6 +273,7 @@ class Accounts:
         """Tell whether a request of an agent to a model may go out."""
         # What it has taken by now may be worth a word.
         self._tell()
+        self.sign(agent_id)
         found = self.reached(agent_id, _OF_MODELS)
         if found is None:
             return None

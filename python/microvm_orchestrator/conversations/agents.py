@@ -19,13 +19,14 @@ import anyio.to_thread
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.answers import settled, words_back
+from microvm_orchestrator.conversations.care import Care
 from microvm_orchestrator.conversations.claims import give_back
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation, inherited
 from microvm_orchestrator.conversations.fit import refuse_unfit
 from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
 from microvm_orchestrator.conversations.keeper import Keeper
 from microvm_orchestrator.conversations.leaving import collect_last, refuse_busy, salvage
-from microvm_orchestrator.conversations.tally import Tally, tally_of
+from microvm_orchestrator.conversations.spawn import Spawn
 from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.conversations.turn import used_by
 from microvm_orchestrator.conversations.workplace import (
@@ -38,14 +39,12 @@ from microvm_orchestrator.model.agent import (
     OVER,
     Agent,
     AgentState,
-    Character,
     Home,
     Message,
     MessageState,
 )
 from microvm_orchestrator.model.agent_budget import Taken
-from microvm_orchestrator.model.agent_claims import Works
-from microvm_orchestrator.model.agent_work import AgentWork, Assignment, Brought
+from microvm_orchestrator.model.agent_work import AgentWork, Brought
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import Merge, Usage
@@ -70,23 +69,6 @@ def new_message_id(agent_id: str) -> str:
     return f"{agent_id}.{new_id('msg')}"
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
-    """An agent as it is asked for."""
-
-    name: str | None
-    parent: str | None
-    character: Character
-    home: Home
-    budget: AgentBudget
-    role_prompt: str | None = None
-    title: str | None = None
-    # Known before it is written down, for whoever writes down first whom it begins.
-    agent_id: str | None = None
-    assignment: Assignment | None = None
-    works: Works | None = None
-
-
 @dataclass(eq=False, slots=True)
 class _Living:
     conversation: Conversation
@@ -101,6 +83,7 @@ class Agents:
         self._ground = ground
         self._records = ground.records
         self._accounts = ground.records.accounts
+        self.care = Care(self, self._records, self._conversation, ground.supervision)
         self._living: dict[str, _Living] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         # Between looking whether a name is free and taking it.
@@ -113,6 +96,7 @@ class Agents:
             self._tasks = tasks
             await self._take_up()
             tasks.start_soon(Keeper(self, self._accounts).keep)
+            tasks.start_soon(self.care.supervisor.watch)
             try:
                 yield
             finally:
@@ -169,13 +153,6 @@ class Agents:
     def tallies(self) -> Tallies:
         """What became of what was said to those who live, or ended since the daemon came up."""
         return self._records.tallies
-
-    async def tally(self, agent: Agent) -> Tally:
-        """Tell what became of what was said to an agent."""
-        kept = self.tallies.find(agent.agent_id)
-        if kept is not None or not agent.over:
-            return kept or Tally()
-        return tally_of(await self._records.messages(agent.agent_id, SYSTEM))
 
     def waiting(self, agent: Agent) -> int:
         """How many messages wait for an agent, with the one that it hears."""
@@ -286,6 +263,7 @@ class Agents:
             work=work,
             works=wish.works,
             budget=wish.budget,
+            supervise=wish.supervise,
             created_at=moment(time.time()),
         )
         await self._write_down(agent, by)
@@ -437,6 +415,7 @@ class Agents:
                 "counted": [],
                 "warned": [],
                 "work": as_of_copy(conversation.agent.work),
+                "watched": [],
                 "created_at": moment(time.time()),
             }
         )

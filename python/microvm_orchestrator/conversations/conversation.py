@@ -34,6 +34,7 @@ from microvm_orchestrator.conversations.workplace import Workplace, begun
 from microvm_orchestrator.model.agent import OVER, Agent, AgentState, Message, MessageState
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
+from microvm_orchestrator.model.supervision import Deed
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import MAX_TEXT, moment
 from microvm_orchestrator.together import beside
@@ -50,12 +51,15 @@ if TYPE_CHECKING:
     from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
     from microvm_orchestrator.model.agent_work import Brought
     from microvm_orchestrator.model.run import Merge, Result, Usage
+    from microvm_orchestrator.model.supervision import Observation, Supervise
 
 _log = log.get(__name__)
 
 # As many may wait to be heard.
 QUEUE_MOST = 1000
 _REASON = 1000
+# As much is kept of what was seen of it.
+_WATCHED_MOST = 20
 # The code of a message's error whose turn met a limit.
 USED_UP = "budget-exhausted"
 # The store says no more now; soon it may.
@@ -94,7 +98,7 @@ class Conversation:
         self._quiet = anyio.Lock()
         self._accounts = ground.records.accounts
         # Why its turn was broken off, where nobody asked for it.
-        self._broken_off = ""
+        self._broken_off: TaskError | None = None
         # The last message that somebody had broken off.
         self._interrupted: str | None = None
         # One at a time reads and writes the record.
@@ -268,10 +272,29 @@ class Conversation:
         """Count for good what a child that is deleted has taken."""
         await self._write("inherited", {}, inherited(self.agent, child, total, self._accounts))
 
-    async def break_off(self, why: str) -> None:
+    async def break_off(self, why: str, code: str = Cause.INTERRUPTED) -> None:
         """Break off the turn that it is in, which then fails with this."""
-        self._broken_off = why
+        limit = used_up(why) if code == USED_UP else None
+        self._broken_off = limit or TaskError(code=code, message=why)
         await self.interrupt()
+
+    async def observe(self, told: Observation) -> None:
+        """Write down what was seen of it and is done, or why that could not be done."""
+        last = self.agent.watched
+        if told.error is not None:
+            last = [each for each in last if each.at != told.at or each.deed is not told.deed]
+        body: dict[str, JsonValue] = {"sight": told.sight, "seen": told.what}
+        if told.deed is not Deed.NONE:
+            body["deed"] = told.deed
+        if told.error is not None:
+            body["error"] = told.error
+        what = "seen" if told.deed is Deed.NONE else "intervened"
+        await self._write(what, body, {"watched": [*last, told][-_WATCHED_MOST:]})
+
+    async def supervise(self, how: Supervise | None) -> Agent:
+        """Have done from now on what somebody wants, if it does not get on."""
+        await self._write("supervised", {"supervise": how}, {"supervise": how})
+        return self.agent
 
     def wake(self) -> None:
         """Have it look again what is to be done."""
@@ -373,7 +396,7 @@ class Conversation:
         return found
 
     async def _hear(self, message: Message) -> None:
-        self._broken_off = ""
+        self._broken_off = None
         try:
             message, machine = await self._ready(message)
             async with self._keeping():
@@ -463,11 +486,11 @@ class Conversation:
     def _why(self, message: Message, result: Result) -> TaskError:
         """Say why a turn has failed; its program does not know of every limit."""
         code, _, why = (result.error or "").partition(": ")
-        limit = self._broken_off
-        if code == Cause.MODEL_PAYMENT_REQUIRED:
-            limit = limit or str(self._accounts.of_models(self.agent.agent_id) or "")
-        if limit:
-            return TaskError(code=USED_UP, message=limit, detail="agent_budget gives an agent more")
+        if self._broken_off is not None:
+            return self._broken_off
+        limit = self._accounts.of_models(self.agent.agent_id)
+        if code == Cause.MODEL_PAYMENT_REQUIRED and limit is not None:
+            return used_up(str(limit))
         if self._interrupted == message.message_id:
             # Not every program says so.
             code = Cause.INTERRUPTED
@@ -483,6 +506,7 @@ class Conversation:
 
     def says(self, said: str) -> None:
         self.saying = said
+        self._accounts.sign(self.agent.agent_id)
 
     def goes_by(self, way_out: WayOut) -> None:
         """Have counted what it takes there."""
@@ -550,6 +574,11 @@ class Conversation:
                 await self._ground.records.save(agent, SYSTEM, what, told)
             self.agent = agent
         self.wake()
+
+
+def used_up(limit: str) -> TaskError:
+    """Why a turn failed that met a limit."""
+    return TaskError(code=USED_UP, message=limit, detail="agent_budget gives an agent more")
 
 
 def inherited(parent: Agent, child: str, total: Taken, accounts: Accounts) -> dict[str, object]:

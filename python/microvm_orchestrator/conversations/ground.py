@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from microvm_orchestrator.conversations.family import Limits
     from microvm_orchestrator.conversations.records import AgentRecords
+    from microvm_orchestrator.conversations.watching import Policy
     from microvm_orchestrator.execs.execs import Execs
     from microvm_orchestrator.images.store import AnyImage
     from microvm_orchestrator.lifecycle.egress import WaysOut
@@ -68,6 +69,8 @@ class AgentGround:
     memory_mib: int
     # How long one turn may take.
     timeout_s: float
+    # When somebody looks after them, and how.
+    supervision: Policy
 
     def of(self, agent_id: str) -> Path:
         return self.folder / agent_id

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.conversations.conversation import USED_UP
 from microvm_orchestrator.model.agent_budget import AgentMeasure, AtLimit
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Keeper:
                 return partial(self._kept.retire, agent_id, own.seen_by(agent_id))
         found = self._accounts.reached(agent_id, (AgentMeasure.WALL_S,))
         if found is not None and agent_id in working:
-            return partial(conversation.break_off, found.seen_by(agent_id))
+            return partial(conversation.break_off, found.seen_by(agent_id), USED_UP)
         return None
 
     async def _do(self, agent_id: str, deed: _Deed) -> None:

@@ -125,7 +125,7 @@ class AgentRecords:
         told: dict[str, JsonValue] = {"agent_id": message.agent_id, "sender": message.sender}
         tell = Tell(what, told, audited=audited, target=message.agent_id)
         await self._store.save(record, by, expect=expect, tell=tell)
-        self.tallies.settled(message)
+        self.tallies.note(message)
         if message.settled and (awaited := self._awaited.pop(message.message_id, None)):
             awaited.set()
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from microvm_orchestrator.agents.drivers.base import Cause
+from microvm_orchestrator.conversations.watching import asks
 from microvm_orchestrator.model.agent import MessageState
 from microvm_orchestrator.model.agent_health import ResponseTimes
+from microvm_orchestrator.model.records import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,6 +48,33 @@ class Tally:
     # The last that were answered or failed: the code of the error, or nothing.
     recent: deque[str] = field(default_factory=lambda: deque[str](maxlen=RECENT_MOST))
 
+    # The error that the last failed with, how many in a row, and since when.
+    row_code: str = ""
+    row: int = 0
+    row_since: float = 0.0
+    # When it last had to do with a message, and when somebody but this host last spoke to it.
+    last_at: float | None = None
+    spoken_to_at: float | None = None
+    # Whether its last answer asks for something.
+    asks: bool = False
+
+    def note(self, message: Message) -> None:
+        """Take in a message, settled or not."""
+        at = (message.ended_at or message.began_at or message.created_at).timestamp()
+        self.last_at = max(at, self.last_at or 0.0)
+        if message.sender != SYSTEM.name:
+            spoken = message.created_at.timestamp()
+            self.spoken_to_at = max(spoken, self.spoken_to_at or 0.0)
+        if message.settled:
+            self.add(message)
+
+    def _note_row(self, code: str, message: Message) -> None:
+        if not code or code != self.row_code:
+            self.row_code, self.row = code, 0
+            ended_at = message.ended_at or message.created_at
+            self.row_since = ended_at.timestamp()
+        self.row += bool(code)
+
     def add(self, message: Message) -> None:
         """Take in a message that is settled."""
         code = message.error.code if message.error else ""
@@ -58,9 +87,13 @@ class Tally:
             known = code in self.errors or len(self.errors) < _CODES_MOST
             self.errors[code if known else OTHER] += 1
             self.recent.append(code)
+            self.asks = False
+            self._note_row(code, message)
         elif message.state is MessageState.ANSWERED:
             self.answered += 1
             self.recent.append("")
+            self.asks = asks(message.answer or "")
+            self._note_row("", message)
             if message.began_at and message.ended_at:
                 took = (message.ended_at - message.began_at).total_seconds()
                 self.times.append(round(max(0.0, took), 3))
@@ -95,7 +128,7 @@ class Tally:
 def tally_of(messages: Iterable[Message]) -> Tally:
     tally = Tally()
     for message in messages:
-        tally.add(message)
+        tally.note(message)
     return tally
 
 
@@ -121,12 +154,12 @@ class Tallies:
         self._tallies: dict[str, Tally] = {}
 
     def learn(self, agent_id: str, messages: Iterable[Message]) -> None:
-        """Begin with what was settled before."""
+        """Begin with what was written down before."""
         self._tallies[agent_id] = tally_of(messages)
 
-    def settled(self, message: Message) -> None:
-        if message.settled:
-            self._tallies.setdefault(message.agent_id, Tally()).add(message)
+    def note(self, message: Message) -> None:
+        """Take in a message as it is written down."""
+        self._tallies.setdefault(message.agent_id, Tally()).note(message)
 
     def find(self, agent_id: str) -> Tally | None:
         return self._tallies.get(agent_id)

@@ -14,6 +14,7 @@ from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
 from microvm_orchestrator.model.agent_claims import Works
 from microvm_orchestrator.model.agent_work import AgentWork, Brought
 from microvm_orchestrator.model.run import CredentialNames, Usage
+from microvm_orchestrator.model.supervision import Observation, Supervise
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import MAX_TEXT, Json, Line, Moment, Name, Text
 
@@ -144,6 +145,12 @@ class Agent(_Part):
     )
     warned: list[Line] = Field(
         default=[], description="of which limits, and at which share, was warned"
+    )
+    supervise: Supervise | None = Field(
+        default=None, description="what is done if it does not get on; none is as the host has it"
+    )
+    watched: list[Observation] = Field(
+        default=[], description="what was last seen of it and done about it, oldest first"
     )
     session_id: Line | None = Field(
         default=None, description="of its conversation, in the words of its program"

@@ -24,6 +24,7 @@ from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
 from microvm_orchestrator.model.agent_claims import Claims, Works
 from microvm_orchestrator.model.agent_work import Assignment
 from microvm_orchestrator.model.operation import Operation
+from microvm_orchestrator.model.supervision import Supervise
 from microvm_orchestrator.model.values import Flag, Name
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S, WaitS, long_call
@@ -45,6 +46,15 @@ class NamedAgent(Request):
     agent: AgentRef
 
 
+SuperviseField = Annotated[
+    Supervise | None,
+    Field(
+        description="what is done if it does not get on: nothing, events, or help as well; by "
+        "default as this host has it"
+    ),
+]
+
+
 class SpawnAgent(Character, Home, Assignment, Claims, AgentBudget, Request):
     """An agent to spawn, in a machine of its own."""
 
@@ -55,6 +65,7 @@ class SpawnAgent(Character, Home, Assignment, Claims, AgentBudget, Request):
         default=None, description="what it is called; by default as its id, no two at a time"
     )
     prompt: Said | None = Field(default=None, description="what it is told first")
+    supervise: SuperviseField = None
     wait_s: WaitS = USUAL_WAIT_S
 
 
@@ -159,6 +170,7 @@ async def spawned(
         title,
         assignment=assignment_of(request),
         works=works_of(request, by),
+        supervise=request.supervise,
     )
     agent = await agents.spawn(wish, by)
     if request.prompt is not None:

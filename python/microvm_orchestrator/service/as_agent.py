@@ -7,13 +7,15 @@ agents of this host.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.agents import Spawn
 from microvm_orchestrator.conversations.home import acting
 from microvm_orchestrator.conversations.token import agent_named
 from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.model.supervision import Deed, Observation, Sight
+from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.service.messages import InboxRequest, awaited, inbox_page
 from microvm_orchestrator.service.roles import find_role
 
@@ -99,6 +101,7 @@ async def spawn_as(
             prompted,
             assignment=await _with(service, agent),
             works=works,
+            supervise=agent.supervise,
         )
         child = await agents.spawn(wish, by)
     except errors.TooLarge:
@@ -129,4 +132,30 @@ async def wait_as(
     message = await service.host.agents.message(message_id, by)
     if message.sender != agent.agent_id:
         raise errors.NotFound(f"you said nothing that is called {message_id[:100]}")
-    return await awaited(service, caller, by, message_id, timeout_s)
+    if message.settled or not timeout_s:
+        return message
+    agents = service.host.agents
+    ring = agents.care.waits.find_ring(agent.agent_id, message.agent_id)
+    if ring:
+        await _refuse_wait(service, agent, ring)
+    with agents.care.waits.waiting(agent.agent_id, message.agent_id):
+        return await awaited(service, caller, by, message_id, timeout_s)
+
+
+async def _refuse_wait(service: Service, agent: Agent, ring: list[str]) -> NoReturn:
+    """Tell an agent that whom it would wait for waits for it. Raises: StateForbids."""
+    agents = service.host.agents
+    names = [await agents.name_of(each) for each in ring]
+    chain = ", who waits for ".join([*names[:-1], "you"])
+    what = f"it would have waited for {', who waits for '.join([*names[:-1], 'it'])}"
+    told = Observation(
+        at=moment(await service.store.now()),
+        sight=Sight.DEADLOCK,
+        what=what[:300],
+        deed=Deed.REFUSED,
+    )
+    await agents.care.observe(agent, told)
+    raise errors.StateForbids(
+        f"you would wait for {chain}, and neither of you would ever go on",
+        hint="what you said is heard once your turn is over: end it, or say it with wait_s 0",
+    )

@@ -74,8 +74,8 @@ def test_health_is_what_the_formula_says() -> None:
 def test_what_was_settled_before_and_what_is_settled_now_are_one_tally() -> None:
     tallies = Tallies()
     tallies.learn("ada", [answered()])
-    tallies.settled(message(MessageState.QUEUED))
-    tallies.settled(failed())
+    tallies.note(message(MessageState.QUEUED))
+    tallies.note(failed())
     found = tallies.find("ada")
     assert found is not None
     assert (found.answered, found.failed) == (1, 1)

@@ -1,66 +1,20 @@
-"""Budgets of agents over the service: what waits at a limit, what is told, who ends.
-
-The guests here have no program of an agent in them. So every message fails as soon as it is heard,
-which is a turn as well.
-"""
+"""Budgets of agents over the service: what waits at a limit, what is told, who ends."""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from calling import ADMIN, PATIENCE_S, house, silent
-from machines import fake_program, publish_no_image
+from calling import ADMIN, PATIENCE_S, silent
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import Agent
 from microvm_orchestrator.service.as_agent import spawn_as
 from microvm_orchestrator.service.calls import Caller
+from talking import agent_of, home, kinds, said, spawned, stands
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
-
-    from calling import House
-
-
-@asynccontextmanager
-async def home(tmp_path: Path) -> AsyncGenerator[House]:
-    machines: dict[str, object] = {"qemu": str(fake_program(tmp_path))}
-    async with house(tmp_path, machines=machines) as here:
-        if not here.service.host.images.list():
-            publish_no_image(here.service.host.images, "mute")
-        yield here
-
-
-async def spawned(here: House, name: str, **wish: Any) -> str:
-    told = await here.ask("agent_spawn", name=name, image="mute", wait_s=PATIENCE_S, **wish)
-    assert told["state"] == "succeeded", told
-    return str(told["target"])
-
-
-async def said(here: House, agent: str, wait_s: float = PATIENCE_S) -> dict[str, Any]:
-    return await here.ask("agent_send", agent=agent, text="hello", wait_s=wait_s)
-
-
-async def agent_of(here: House, agent: str) -> dict[str, Any]:
-    found: dict[str, Any] = (await here.ask("agent_get", agent=agent))["agent"]
-    return found
-
-
-async def stands(here: House, agent: str, state: str, reason: str) -> dict[str, Any]:
-    async def so() -> bool:
-        found = await agent_of(here, agent)
-        return (found["state"], found["reason"]) == (state, reason)
-
-    await here.until(so)
-    return await agent_of(here, agent)
-
-
-async def kinds(here: House, agent: str) -> list[str]:
-    events = (await here.ask("event_wait", subjects=[agent], limit=1000))["events"]
-    return [each["kind"] for each in events]
 
 
 async def test_what_is_said_at_a_limit_waits_until_more_may_be_taken(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Agents that are looked after, over the service: what is seen, what is done, who may not wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from calling import ADMIN, PATIENCE_S, silent
+from microvm_orchestrator import errors
+from microvm_orchestrator.model.agent import Agent
+from microvm_orchestrator.service.as_agent import say_as, wait_as
+from microvm_orchestrator.service.calls import Caller
+from talking import agent_of, home, kinds, said, spawned
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_one_that_fails_again_and_again_is_helped_and_its_parent_is_told(
+    tmp_path: Path,
+) -> None:
+    often = {"look_every_s": 0.1, "intervene_every_s": 0.1, "interventions_most": 1}
+    async with home(tmp_path, **often) as here:
+        lead = await spawned(here, "lead", supervise="off")
+        ada = await spawned(here, "ada", parent=lead)
+        for _ in range(3):
+            assert (await said(here, ada))["state"] == "failed"
+
+        async def is_seen() -> bool:
+            told = await here.ask("agent_health", agent=ada)
+            return [each["sight"] for each in told["seen"]] == ["looping"]
+
+        await here.until(is_seen)
+        watched = await here.ask("agent_health", agent=ada)
+        # It failed three times in a row, and that is seen too.
+        assert (watched["supervise"], watched["health"]) == ("watch", 0)
+        assert (await here.ask("agent_output", agent=lead))["items"] == []
+        await here.ask("agent_supervise", agent=ada, supervise="act")
+
+        async def is_told() -> bool:
+            return bool((await here.ask("agent_output", agent=lead))["items"])
+
+        await here.until(is_told)
+        told = await here.ask("agent_health", agent=ada)
+        assert [each["deed"] for each in told["watched"]] == ["none", "guidance", "escalate"]
+        assert told["interventions_left"] == 0
+        [message] = (await here.ask("agent_output", agent=lead))["items"]
+        assert message["sender"] == "system"
+        assert "could not help agent ada" in message["text"]
+        heard = await kinds(here, ada)
+        assert (heard.count("agent.seen"), heard.count("agent.intervened")) == (1, 2)
+        await here.ask("agent_end", agent=lead, cascade=True, force=True)
+
+
+async def test_two_that_would_wait_for_each_other_are_told_and_nothing_is_lost(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        # It has heard what it may, so that what is said to it waits.
+        lead = await spawned(here, "lead", turns=1)
+        ada = await spawned(here, "ada", parent=lead)
+        await said(here, lead)
+        agents = here.service.host.agents
+        caller = Caller(principal=ADMIN, via="test", progress=silent)
+        agent = Agent.model_validate(await agent_of(here, ada))
+        with agents.care.waits.waiting(lead, ada):
+            message = await say_as(here.service, caller, agent, "lead", "And you?", tell_back=False)
+            with pytest.raises(errors.StateForbids, match="you would wait for lead, who waits for"):
+                await wait_as(here.service, caller, agent, message.message_id, PATIENCE_S)
+            # To ask how it stands is no wait.
+            told = await wait_as(here.service, caller, agent, message.message_id, 0)
+            assert told.state == "queued"
+        [seen] = (await here.ask("agent_health", agent=ada))["watched"]
+        assert (seen["sight"], seen["deed"]) == ("deadlock", "refused")
+        assert seen["what"] == "it would have waited for lead, who waits for it"
+        await here.ask("agent_budget", agent=lead)
+        heard = await wait_as(here.service, caller, agent, message.message_id, PATIENCE_S)
+        assert heard.state == "failed"
+        await here.ask("agent_end", agent=lead, cascade=True)
