@@ -15,7 +15,7 @@ from microvm_orchestrator.model.values import Moment, Text
 
 # The kinds of record they are stored as.
 COORDINATION = "coordination"
-STEP = "coordination_step"
+STEP = "coordination-step"
 
 PARTICIPANTS_MOST = 32
 ROUNDS_MOST = 20

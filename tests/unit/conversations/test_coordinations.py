@@ -83,7 +83,7 @@ async def test_in_a_sequence_each_hears_what_those_before_have_answered(tmp_path
         assert all("Make a clock." in text for _, text in table.said)
         [whole] = table.heard_by("lead")
         assert whole.index("A dial.") < whole.index("Two hands.")
-        read = await store.events(None, Match(kinds=("coordination_step.*",)), 100, SYSTEM)
+        read = await store.events(None, Match(kinds=("coordination-step.*",)), 100, SYSTEM)
         kinds = [event.kind.partition(".")[2] for event in read.events]
         assert kinds == ["asked", "answered"] * 3
 

@@ -211,6 +211,12 @@ async def test_a_coordination_is_begun_and_seen_by_whose_agents_they_are(tmp_pat
         told = await here.ask("coordination_get", coordination_id=begun["target"])
         assert told["coordination"]["state"] == "cancelled"
         assert [each["state"] for each in told["steps"]] == ["cancelled"]
+        asked = {"kinds": ["coordination.*", "coordination-step.*"], "limit": 9}
+        events = [each["kind"] for each in (await here.ask("event_wait", **asked))["events"]]
+        assert events == [
+            *("coordination.begun", "coordination-step.asked"),
+            *("coordination.cancelled", "coordination-step.cancelled"),
+        ]
         for name in ("lead", "blue-lead", "blue-ada"):
             await here.ask("agent_end", agent=name, cascade=True)
         await spawned(here, "eve")
