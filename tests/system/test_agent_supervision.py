@@ -48,7 +48,7 @@ def stage(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 
 @pytest.fixture
 def ada(stage: Stage) -> Iterator[str]:
-    stage.done("agent_spawn", name="ada", supervise="act", **HOME)
+    stage.done("agent_spawn", name="ada", supervise="watch", **HOME)
     yield "ada"
     [ended] = stage.ask("agent_end", agent="ada", force=True)["agents"]
     stage.ask("agent_delete", agent=ended["agent_id"])
@@ -75,6 +75,7 @@ def said_by_host(stage: Stage, agent: str) -> list[dict[str, Any]]:
 def test_one_that_is_stuck_in_an_answer_is_broken_off(stage: Stage, model: Model, ada: str) -> None:
     gate = model.gate()
     model.scripts["Think for ever."] = [replace(turn(say("Well...")), pause=gate.hold)]
+    stage.ask("agent_supervise", agent=ada, supervise="act")
     message = said_to(stage, ada, "Think for ever.")
     gate.open()
     assert message["state"] == "failed", message
@@ -89,7 +90,10 @@ def test_one_whose_model_fails_the_same_way_each_time_is_guided(
     model.scripts["Try it."] = [fail(400)]
     for _ in range(3):
         assert said_to(stage, ada, "Try it.")["error"]["code"] == "model-request-refused"
+    # Only then: on a busy host it is silent for so long when it starts that it seems stuck.
+    stage.ask("agent_supervise", agent=ada, supervise="act")
     told = done_about(stage, ada, "looping", "guidance")
+    stage.ask("agent_supervise", agent=ada, supervise="watch")
     [seen] = [each for each in told["watched"] if each["deed"] == "guidance"]
     assert seen["what"] == "its last 3 messages failed with model-request-refused"
     guidance = answer_of(stage, said_by_host(stage, ada)[0])
@@ -101,6 +105,7 @@ def test_one_that_waits_or_idles_or_is_dead_is_asked_how_it_stands(
 ) -> None:
     model.scripts["Plan it."] = [say("I have a plan. Shall I go on?")]
     said_to(stage, ada, "Plan it.")
+    stage.ask("agent_supervise", agent=ada, supervise="act")
     done_about(stage, ada, "waiting", "status_check")
     assert answer_of(stage, said_by_host(stage, ada)[0])["answer"] == "I go another way."
     done_about(stage, ada, "idle", "status_check")
