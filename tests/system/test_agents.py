@@ -12,7 +12,6 @@ import pytest
 
 import hosted
 from judges.tools import CLAUDE
-from microvm_orchestrator.conversations.turn import DOOR_PATH
 from model_api import say, turn, use
 from system.agents import HOME, answer_of, let_in, said_to
 from system.living import Stage, furnish, staged
@@ -26,20 +25,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(
     not CLAUDE.exists(), reason="Claude Code is not installed: make judges"
 )
-
-# Asks for what an agent is not offered, and as somebody who is none.
-ASKS = """
-import urllib.error, urllib.request
-for path, token in (("/v1/tasks", ""), ("/mcp", ""), (OWN, ""), (OWN, "Bearer mo_x_y")):
-    asked = urllib.request.Request("http://127.0.0.1:8486" + path, b"{}")
-    asked.add_header("Content-Type", "application/json")
-    if token:
-        asked.add_header("Authorization", token)
-    try:
-        print(urllib.request.urlopen(asked).status, end=" ")
-    except urllib.error.HTTPError as error:
-        print(error.code, end=" ")
-""".replace("OWN", repr(DOOR_PATH))
 
 
 @pytest.fixture
@@ -86,34 +71,6 @@ def test_an_agent_knows_what_was_said_before_also_when_it_was_suspended(
         "Which word was it?",
         "Which word, once more?",
     ]
-
-
-@pytest.mark.long
-def test_messages_are_heard_in_order_and_a_turn_can_be_broken_off(
-    stage: Stage, model: Model, ada: str
-) -> None:
-    gate = model.gate()
-    model.scripts["Think for long."] = [replace(turn(say("Well...")), pause=gate.hold)]
-    model.scripts["Next"] = [say("Here.")]
-    long = stage.ask("agent_send", agent=ada, text="Think for long.", wait_s=0)
-    gate.reached()
-    waiting = [
-        stage.ask("agent_send", agent=ada, text=f"Next {number}.", wait_s=0) for number in range(2)
-    ]
-    assert [each["state"] for each in waiting] == ["queued"] * 2
-    agent = stage.ask("agent_get", agent=ada)["agent"]
-    assert agent["state"] == "busy"
-    # By its port there is nothing else of the daemon, and nothing without the agent's token.
-    asked = stage.ask("machine_exec", machine=agent["machine_id"], argv=["python3", "-c", ASKS])
-    assert (asked["stdout"], asked["stderr"]) == ("404 404 401 401 ", "")
-    assert stage.ask("agent_interrupt", agent=ada)["interrupted"]
-    broken_off = answer_of(stage, long)
-    assert (broken_off["state"], broken_off["error"]["code"]) == ("failed", "interrupted")
-    answers = [answer_of(stage, each) for each in waiting]
-    assert [each["answer"] for each in answers] == ["Here."] * 2
-    assert answers[0]["ended_at"] <= answers[1]["began_at"]
-    gate.open()
-    assert not stage.ask("agent_interrupt", agent=ada)["interrupted"]
 
 
 @pytest.mark.long
