@@ -12,6 +12,7 @@ import pytest
 
 import hosted
 from judges.tools import CLAUDE
+from microvm_orchestrator.lifecycle.guest import HOME as HOME_OF_AGENT
 from model_api import say, turn, use
 from system.agents import HOME, answer_of, let_in, said_to
 from system.living import Stage, furnish, staged
@@ -87,6 +88,10 @@ def test_one_whose_machine_is_killed_is_suspended_and_has_forgotten_nothing(
     assert "its machine is crashed" in told["reason"]
     assert said_to(stage, ada, "Which bird?")["answer"] == "dunlin"
     assert "The bird is a dunlin." in heard(model)
+    # One whose program never came to write down what was said begins anew.
+    stage.said(agent["machine_id"], f"rm -r {HOME_OF_AGENT}/.claude/projects")
+    assert said_to(stage, ada, "Which bird now?")["answer"] == "dunlin"
+    assert "The bird is a dunlin." not in heard(model)
 
 
 def test_a_daemon_that_is_killed_in_the_middle_of_a_turn_hears_its_answer_once(

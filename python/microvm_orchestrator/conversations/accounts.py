@@ -328,3 +328,15 @@ def taken_of(usage: Usage, turns: int) -> Taken:
         turns=turns,
         wall_s=usage.wall_s,
     )
+
+
+def inherited(parent: Agent, child: str, total: Taken, accounts: Accounts) -> dict[str, object]:
+    """What a parent's record says once it counts for good what a child has taken.
+
+    A child may still be written down then, if the daemon ended before it was forgotten; it does not
+    count twice.
+    """
+    if child in parent.counted:
+        return {}
+    counted = [each for each in parent.counted if accounts.knows(each)]
+    return {"gone": parent.gone + total, "counted": [*counted, child]}

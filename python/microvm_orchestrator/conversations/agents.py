@@ -18,10 +18,11 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
+from microvm_orchestrator.conversations.accounts import inherited
 from microvm_orchestrator.conversations.answers import settled, words_back
 from microvm_orchestrator.conversations.care import Care
 from microvm_orchestrator.conversations.claims import give_back
-from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation, inherited
+from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
 from microvm_orchestrator.conversations.fit import refuse_unfit
 from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
 from microvm_orchestrator.conversations.keeper import Keeper

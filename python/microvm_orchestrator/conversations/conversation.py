@@ -19,6 +19,7 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.agents.drivers.base import Cause
+from microvm_orchestrator.conversations.accounts import inherited
 from microvm_orchestrator.conversations.answers import answered, settled
 from microvm_orchestrator.conversations.claims import keep
 from microvm_orchestrator.conversations.fit import look_for_program
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from microvm_orchestrator.conversations.accounts import Accounts, Reached, Threshold
+    from microvm_orchestrator.conversations.accounts import Reached, Threshold
     from microvm_orchestrator.conversations.ground import AgentGround
     from microvm_orchestrator.lifecycle.egress import WayOut
     from microvm_orchestrator.machine.base import Machine as RunningMachine
@@ -401,6 +402,13 @@ class Conversation:
             message, machine = await self._ready(message)
             async with self._keeping():
                 result = await take_turn(self.agent, message, machine, self._ground, self)
+                if (result.error or "").startswith(f"{Cause.SESSION_UNKNOWN}:"):
+                    # Its program was broken off before it had written down what was said.
+                    await self.stand(AgentState.BUSY, session_id=None)
+                    output = anyio.Path(self._ground.output(message.message_id))
+                    await output.unlink(missing_ok=True)
+                    message = await self._deliver()
+                    result = await take_turn(self.agent, message, machine, self._ground, self)
         except errors.OrchestratorError as error:
             self._accounts.turn_over(self.agent.agent_id)
             await self._failed(error)
@@ -579,18 +587,6 @@ class Conversation:
 def used_up(limit: str) -> TaskError:
     """Why a turn failed that met a limit."""
     return TaskError(code=USED_UP, message=limit, detail="agent_budget gives an agent more")
-
-
-def inherited(parent: Agent, child: str, total: Taken, accounts: Accounts) -> dict[str, object]:
-    """What a parent's record says once it counts for good what a child has taken.
-
-    A child may still be written down then, if the daemon ended before it was forgotten; it does not
-    count twice.
-    """
-    if child in parent.counted:
-        return {}
-    counted = [each for each in parent.counted if accounts.knows(each)]
-    return {"gone": parent.gone + total, "counted": [*counted, child]}
 
 
 def _is_meant(message: Message, message_id: str | None) -> bool:

@@ -402,6 +402,27 @@ def test_a_result_that_lacks_its_line_s_end_is_read(name: str) -> None:
     assert reader.finish(0).success
 
 
+def test_claude_says_so_when_it_does_not_know_the_conversation() -> None:
+    session = "11111111-2222-4333-8444-555555555555"
+    reader = find_driver("claude").reader(AgentTask("x", session_id=session, resume=True))
+    reader.feed(
+        json.dumps(
+            {
+                "type": "result",
+                "subtype": "error_during_execution",
+                "is_error": True,
+                "num_turns": 0,
+                "session_id": session,
+                "errors": [f"No conversation found with session ID: {session}"],
+            }
+        ).encode()
+        + b"\n"
+    )
+    ended = reader.finish(1)
+    assert ended.error
+    assert ended.error.code is Cause.SESSION_UNKNOWN
+
+
 @pytest.mark.parametrize(
     ("reason", "cause"),
     [

@@ -166,6 +166,8 @@ class Cause(StrEnum):
     MAX_COST = "max-cost"
     SCHEMA_UNMET = "schema-unmet"
     INTERRUPTED = "interrupted"
+    # What it was to go on with was never written down, or is gone.
+    SESSION_UNKNOWN = "session-unknown"
     # The agent itself says that it failed, for any other reason.
     AGENT_FAILED = "agent-failed"
     # It ended without having said how it went.

@@ -69,6 +69,7 @@ _KEY = {KeyKind.API_KEY: "ANTHROPIC_API_KEY", KeyKind.OAUTH: "CLAUDE_CODE_OAUTH_
 # Whose words those are that the program writes itself, in the model's place.
 _SYNTHETIC = "<synthetic>"
 # How a turn ends that was broken off by SIGINT; the status is 0 then.
+_NO_SESSION = "No conversation found with session ID"
 _ABORTED = {"aborted_streaming", "aborted_tools"}
 # Its word for an end that is as it should be; older releases had none.
 _COMPLETED = {None, "completed"}
@@ -306,6 +307,8 @@ def _judge(result: _Record) -> Failure | None:
         or subtype == "error_max_structured_output_retries"
     ):
         return Failure(Cause.SCHEMA_UNMET, told or "its answers were not of the form asked for")
+    if told.startswith(_NO_SESSION):
+        return Failure(Cause.SESSION_UNKNOWN, told)
     if reason == "api_error" or (result.is_error and result.api_error_status):
         return failure_of_status(result.api_error_status, told or "the model API failed")
     if reason == "prompt_too_long":
