@@ -81,55 +81,20 @@ def spawn(
             autocompletion=complete_role,
         ),
     ] = None,
-    driver: Annotated[
-        Literal["claude", "codex", "opencode"] | None,
-        typer.Option("--driver", help="Which program it is; else claude."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="As the program names it.")
-    ] = None,
+    driver: agent_options.Driver = None,
+    model: agent_options.Model = None,
     system_prompt: Annotated[
         str | None,
         typer.Option("--system-prompt", metavar="TEXT|@FILE|-", help="Added to the program's own."),
     ] = None,
-    mcp_servers: Annotated[
-        str | None,
-        typer.Option(
-            "--mcp-servers", metavar="JSON", help="Further MCP servers: JSON, or @FILE, or -."
-        ),
-    ] = None,
-    max_turns: Annotated[
-        int | None,
-        typer.Option("--max-turns", metavar="N", help="Of its model, for one message."),
-    ] = None,
-    image: Annotated[
-        str | None,
-        typer.Option("--image", metavar="IMAGE", help="What its machine boots: name or digest."),
-    ] = None,
-    memory_mib: Annotated[
-        int | None, typer.Option("--memory-mib", metavar="MIB", help="The memory of its machine.")
-    ] = None,
-    vcpus: Annotated[
-        int | None, typer.Option("--vcpus", metavar="N", help="The processors of its machine.")
-    ] = None,
-    disk_mib: Annotated[
-        int | None,
-        typer.Option("--disk-mib", metavar="MIB", help="For its home and all it writes; 1024."),
-    ] = None,
-    egress: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--egress",
-            metavar="HOST[:PORT]",
-            help="A host that it may reach, or *.DOMAIN; may be repeated.",
-        ),
-    ] = None,
-    credentials: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--credential", metavar="NAME", help="A credential by its name; may be repeated."
-        ),
-    ] = None,
+    mcp_servers: agent_options.McpServers = None,
+    max_turns: agent_options.MaxTurns = None,
+    image: agent_options.Image = None,
+    memory_mib: agent_options.MemoryMib = None,
+    vcpus: agent_options.Vcpus = None,
+    disk_mib: agent_options.DiskMib = None,
+    egress: agent_options.Egress = None,
+    credentials: agent_options.Credentials = None,
     repo: AgentRepo = None,
     base: AgentBase = None,
     into: AgentInto = None,

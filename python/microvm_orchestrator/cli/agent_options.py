@@ -1,4 +1,4 @@
-"""What an agent may take, as words of the command line: for those who spawn it or give it more.
+"""What an agent is, where it lives and what it may take, as words of the command line.
 
 Above are the commands of agents.
 """
@@ -9,6 +9,49 @@ from typing import Annotated, Literal
 
 import typer
 
+Driver = Annotated[
+    Literal["claude", "codex", "opencode"] | None,
+    typer.Option("--driver", help="Which program it is; else claude."),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="As the program names it.")
+]
+McpServers = Annotated[
+    str | None,
+    typer.Option(
+        "--mcp-servers", metavar="JSON", help="Further MCP servers: JSON, or @FILE, or -."
+    ),
+]
+MaxTurns = Annotated[
+    int | None,
+    typer.Option("--max-turns", metavar="N", help="Of the model, for one message."),
+]
+Image = Annotated[
+    str | None,
+    typer.Option("--image", metavar="IMAGE", help="What the machine boots: name or digest."),
+]
+MemoryMib = Annotated[
+    int | None, typer.Option("--memory-mib", metavar="MIB", help="The memory of the machine.")
+]
+Vcpus = Annotated[
+    int | None, typer.Option("--vcpus", metavar="N", help="The processors of the machine.")
+]
+DiskMib = Annotated[
+    int | None,
+    typer.Option("--disk-mib", metavar="MIB", help="For the home and all that is written; 1024."),
+]
+Egress = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--egress",
+        metavar="HOST[:PORT]",
+        help="A host that may be reached, or *.DOMAIN; may be repeated.",
+    ),
+]
+Credentials = Annotated[
+    list[str] | None,
+    typer.Option("--credential", metavar="NAME", help="A credential by its name; may be repeated."),
+]
 Tokens = Annotated[
     int | None,
     typer.Option("--tokens", metavar="N", help="Of model APIs, as many as it may ever take."),

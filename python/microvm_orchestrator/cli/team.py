@@ -88,51 +88,16 @@ def spawn(
             autocompletion=complete_agent,
         ),
     ] = None,
-    driver: Annotated[
-        Literal["claude", "codex", "opencode"] | None,
-        typer.Option("--driver", help="Which program each is; else claude."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="As the program names it.")
-    ] = None,
-    mcp_servers: Annotated[
-        str | None,
-        typer.Option(
-            "--mcp-servers", metavar="JSON", help="Further MCP servers: JSON, or @FILE, or -."
-        ),
-    ] = None,
-    max_turns: Annotated[
-        int | None,
-        typer.Option("--max-turns", metavar="N", help="Of the model, for one message."),
-    ] = None,
-    image: Annotated[
-        str | None,
-        typer.Option("--image", metavar="IMAGE", help="What each machine boots: name or digest."),
-    ] = None,
-    memory_mib: Annotated[
-        int | None, typer.Option("--memory-mib", metavar="MIB", help="The memory of each machine.")
-    ] = None,
-    vcpus: Annotated[
-        int | None, typer.Option("--vcpus", metavar="N", help="The processors of each machine.")
-    ] = None,
-    disk_mib: Annotated[
-        int | None,
-        typer.Option("--disk-mib", metavar="MIB", help="For each home and all that is written."),
-    ] = None,
-    egress: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--egress",
-            metavar="HOST[:PORT]",
-            help="A host that they may reach, or *.DOMAIN; may be repeated.",
-        ),
-    ] = None,
-    credentials: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--credential", metavar="NAME", help="A credential by its name; may be repeated."
-        ),
-    ] = None,
+    driver: agent_options.Driver = None,
+    model: agent_options.Model = None,
+    mcp_servers: agent_options.McpServers = None,
+    max_turns: agent_options.MaxTurns = None,
+    image: agent_options.Image = None,
+    memory_mib: agent_options.MemoryMib = None,
+    vcpus: agent_options.Vcpus = None,
+    disk_mib: agent_options.DiskMib = None,
+    egress: agent_options.Egress = None,
+    credentials: agent_options.Credentials = None,
     tokens: agent_options.Tokens = None,
     cost_usd: agent_options.CostUsd = None,
     turns: agent_options.Turns = None,
