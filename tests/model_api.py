@@ -142,11 +142,14 @@ def _texts(entry: dict[str, Any]) -> list[str]:
     """Give the texts of a prompt; of any other entry, none."""
     content = entry.get("content", [])
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-    if entry.get("role") != "user" or any(each.get("type") == "tool_result" for each in blocks):
+    if entry.get("role") != "user":
         return []
-    texts = [str(each["text"]) for each in blocks if each.get("type") in {"text", "input_text"}]
-    # What clients add stands in tags: <system-reminder>, <environment_context>.
-    return [text for text in texts if text and not text.lstrip().startswith("<")]
+    # A prompt that follows on a turn that was broken off stands behind what its tools said.
+    results = [at for at, each in enumerate(blocks) if each.get("type") == "tool_result"]
+    after = blocks[results[-1] + 1 :] if results else blocks
+    texts = [str(each["text"]) for each in after if each.get("type") in {"text", "input_text"}]
+    # What clients add stands in tags or brackets: <system-reminder>, [Request interrupted by user].
+    return [text for text in texts if text and not text.lstrip().startswith(("<", "[Request"))]
 
 
 Script: TypeAlias = "Turns | Mapping[str, Turns] | Callable[[Received], Part]"
