@@ -52,6 +52,7 @@ def known(stage: Stage, name: str) -> dict[str, Any]:
     return agent
 
 
+@pytest.mark.long
 def test_what_an_agent_commits_is_merged_after_each_turn_and_nothing_is_lost_when_it_ends(
     stage: Stage, repo: git_repos.Repo, model: Model
 ) -> None:

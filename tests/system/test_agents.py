@@ -55,23 +55,16 @@ def test_an_agent_knows_what_was_said_before_also_when_it_was_suspended(
     assert (first["state"], first["answer"]) == ("answered", "I keep it.")
     role = stage.ask("role_get", name="security_analyst")
     assert json.dumps(role["prompt"])[1:-1] in json.dumps(model.api.conversation[-1].body["system"])
+    agent = stage.ask("agent_get", agent=ada)["agent"]
+    assert agent["usage"]["requests"] >= 2
+    assert stage.done("agent_suspend", agent=ada)["state"] == "suspended"
+    assert stage.ask("machine_get", machine=agent["machine_id"])["state"] == "stopped"
     second = said_to(stage, ada, "Which word was it?")
     assert (second["state"], second["answer"]) == ("answered", "plover")
     assert "The word is plover." in heard(model)
-    agent = stage.ask("agent_get", agent=ada)["agent"]
-    assert agent["usage"]["requests"] >= 3
-    assert stage.done("agent_suspend", agent=ada)["state"] == "suspended"
-    assert stage.ask("machine_get", machine=agent["machine_id"])["state"] == "stopped"
-    third = said_to(stage, ada, "Which word, once more?")
-    assert (third["state"], third["answer"]) == ("answered", "plover")
-    assert "The word is plover." in heard(model)
     assert stage.said(agent["machine_id"], "cat /workspace/word") == "plover\n"
     told = stage.ask("agent_output", agent=ada)["items"]
-    assert [each["text"] for each in told] == [
-        "The word is plover.",
-        "Which word was it?",
-        "Which word, once more?",
-    ]
+    assert [each["text"] for each in told] == ["The word is plover.", "Which word was it?"]
 
 
 @pytest.mark.long
@@ -186,6 +179,7 @@ def test_answers_come_out_of_turn_and_as_messages_where_nobody_waits_for_them(
     stage.ask("agent_end", agent="bob", force=True)
 
 
+@pytest.mark.long
 def test_agents_talk_to_those_they_belong_with_and_to_nobody_else(
     stage: Stage, model: Model, ada: str
 ) -> None:

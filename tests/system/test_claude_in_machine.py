@@ -149,6 +149,7 @@ def test_its_answer_has_the_form_that_was_asked_for(
     assert run["result"]["answer"] == {"n": 3}
 
 
+@pytest.mark.long
 def test_at_its_budget_it_is_paused_and_the_same_conversation_goes_on_with_a_higher_one(
     model: Model, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def rig() -> Generator[Rig]:
         yield rig
 
 
+@pytest.mark.long
 async def test_nodes_of_both_kinds_are_raised_saved_put_back_and_ended_as_one(rig: Rig) -> None:
     with anyio.fail_after(LONG_S):
         async with daemon(rig) as house:
