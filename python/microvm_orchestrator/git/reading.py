@@ -170,11 +170,12 @@ async def _read(mirror: Mirror, *words: str) -> bytes:
 def _run(path: Path, words: tuple[str, ...]) -> bytes:
     reader = Git(path)
     env = command.environment(path, _SETTINGS) | {"GIT_DIR": str(path)}
-    reader.update_environment(**env)
+    # GitPython adds to the environment of the daemon, in which there may be secrets.
+    alone = ["env", "-i", *(f"{name}={value}" for name, value in env.items())]
     head = _Head()
     try:
         reader.execute(
-            ["git", *words],
+            [*alone, "git", *words],
             output_stream=cast("BinaryIO", head),
             kill_after_timeout=command.QUICK_S,
             with_extended_output=True,

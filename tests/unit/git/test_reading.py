@@ -114,6 +114,17 @@ async def test_attributes_in_a_tree_start_no_program(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+async def test_nothing_of_the_daemons_environment_reaches_git(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = sample(tmp_path / "repo")
+    mirror, tip = await mirrored(tmp_path / "mirror.git", repo), repo.oid()
+    told = tmp_path / "told"
+    monkeypatch.setenv("GIT_TRACE", str(told))
+    assert (await reading.commits(mirror, None, tip)).total == 2
+    assert not told.exists()
+
+
 async def test_what_is_no_commit_here_is_an_error(tmp_path: Path) -> None:
     mirror = await mirrored(tmp_path / "mirror.git", sample(tmp_path / "repo"))
     with pytest.raises(errors.CommandFailed, match="bad object"):
