@@ -26,6 +26,8 @@ pytestmark = [
     pytest.mark.skipif(not CLAUDE.exists(), reason="Claude Code is not installed: make judges"),
 ]
 
+# For more of them at once than a small host has room for by default.
+ROOM = {"vcpus": 32}
 AWAY, BUSY = ("away-1", "away-2"), ("busy-1", "busy-2")
 KNOWING = (*AWAY, "dead")
 
@@ -42,7 +44,7 @@ def test_each_of_eight_agents_stands_after_a_restart_as_it_should(
     for name in BUSY:
         model.scripts[f"{name}: think."] = [replace(turn(say("Thought.")), pause=gates[name].hold)]
         model.scripts[f"{name}: and then?"] = [say("Then that.")]
-    with staged(state, egress=model.settings) as stage:
+    with staged(state, egress=model.settings, machines=ROOM) as stage:
         let_in(stage)
         for name in (*KNOWING, *BUSY, "idle", "gone"):
             stage.done("agent_spawn", name=name, **HOME)
@@ -66,7 +68,7 @@ def test_each_of_eight_agents_stands_after_a_restart_as_it_should(
     os.kill(hosted.processes(state)[dead], signal.SIGKILL)
     for gate in gates.values():
         gate.open()
-    with staged(state, egress=model.settings) as stage:
+    with staged(state, egress=model.settings, machines=ROOM) as stage:
         for name in BUSY:
             answers = [answer_of(stage, each) for each in said[name]]
             assert [each["answer"] for each in answers] == ["Thought.", "Then that."]
