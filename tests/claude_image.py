@@ -7,8 +7,8 @@ is the package that `make judges` has installed: what npm kept of it is not fetc
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,14 +76,13 @@ def _take_from_npm(release: Release, kept: Path) -> None:
     if place.exists():
         return
     kept.mkdir(parents=True, exist_ok=True)
-    fetched = kept / ".packed"
-    fetched.mkdir(exist_ok=True)
     words = ["pack", release.wanted, "--ignore-scripts", "--prefer-offline"]
     npm = ROOT / ".venv/bin/npm"
-    subprocess.run([npm, *words, "--silent"], cwd=fetched, check=True, timeout=_FETCH_S)
-    [package] = fetched.glob("*.tgz")
-    package.replace(place)
-    shutil.rmtree(fetched)
+    # A folder of its own: another worker may fetch the same at the same time.
+    with tempfile.TemporaryDirectory(dir=kept) as fetched:
+        subprocess.run([npm, *words, "--silent"], cwd=fetched, check=True, timeout=_FETCH_S)
+        [package] = Path(fetched).glob("*.tgz")
+        package.replace(place)
 
 
 @dataclass(frozen=True, slots=True)
