@@ -239,7 +239,10 @@ class _Mcp:
         await serve_stream(front_end, stream, principal, profile, settings)
 
     async def routes(self) -> list[BaseRoute]:
-        return (await self._get()).http_routes()
+        front_end = await self._get()
+        from microvm_orchestrator.web import madrox  # noqa: PLC0415  # not before, as above
+
+        return [*front_end.http_routes(), *madrox.routes(front_end)]
 
     async def _get(self) -> McpFrontEnd:
         self._wanted.set()

@@ -21,8 +21,6 @@ from starlette.routing import Route
 from microvm_orchestrator import __version__, errors
 from microvm_orchestrator.mcp_server.json_lines import MAX_MESSAGE_BYTES
 from microvm_orchestrator.mcp_server.profiles import PROFILES
-from microvm_orchestrator.mcp_server.profiles.madrox import MadroxServer
-from microvm_orchestrator.mcp_server.profiles.madrox_rest import rest_routes
 from microvm_orchestrator.mcp_server.prompts import Prompts
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
 from microvm_orchestrator.mcp_server.resources import Resources
@@ -72,12 +70,7 @@ class McpFrontEnd:
         self._store = service.store
         self.tasks = TasksExtension(service.store)
         self._servers: dict[str, QuietServer] = {NATIVE: native_server(service, self.tasks)}
-        # Of programs that had a REST of their own beside their tools.
-        self._rest: list[BaseRoute] = []
-        for name, make in PROFILES.items():
-            server = self._servers[name] = make(service)
-            if isinstance(server, MadroxServer):
-                self._rest += rest_routes(server.tools)
+        self._servers |= {name: make(service) for name, make in PROFILES.items()}
         self._sessions = {
             name: StreamableHTTPSessionManager(
                 server,
@@ -112,8 +105,7 @@ class McpFrontEnd:
     def http_routes(self) -> list[BaseRoute]:
         """Give the routes to splice into the host's: each request's scope names its principal."""
         door = HttpDoor(self)
-        mcp = [Route("/mcp", endpoint=door), Route("/mcp/profiles/{profile}", endpoint=door)]
-        return [*mcp, *self._rest]
+        return [Route("/mcp", endpoint=door), Route("/mcp/profiles/{profile}", endpoint=door)]
 
     @asynccontextmanager
     async def running(self, since: str | None = None) -> AsyncGenerator[None]:

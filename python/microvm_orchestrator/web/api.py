@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.web.terms import Terms
 
     Handler = Callable[[Request], Awaitable[Response]]
+    Refused = Callable[[Exception, Request], Response]
 
 VIA = "rest"
 
@@ -48,10 +49,11 @@ def _generality(path: str) -> list[tuple[bool, str]]:
 
 
 class Served:
-    """One address as an ASGI application: whatever goes wrong in a handler becomes a problem."""
+    """One address as an ASGI application: whatever goes wrong in a handler becomes a refusal."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], refused: Refused = problem) -> None:
         self._handlers = handlers
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
@@ -60,7 +62,7 @@ class Served:
         except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001 - the edge where every error becomes an answer
-            response = problem(error, request)
+            response = self._refused(error, request)
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
@@ -134,8 +136,8 @@ async def while_connected(request: Request, work: Awaitable[BaseModel]) -> BaseM
 
 
 def caller_of(request: Request) -> Caller:
-    return Caller(request.state.principal, VIA, _no_progress)
+    return Caller(request.state.principal, VIA, no_progress)
 
 
-async def _no_progress(done: float, total: float | None, message: str) -> None:
-    """REST has nowhere to show progress."""
+async def no_progress(done: float, total: float | None, message: str) -> None:
+    """A plain answer has nowhere to show progress."""

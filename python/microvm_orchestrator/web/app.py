@@ -1,8 +1,8 @@
 """Everything that is served over HTTP, as one ASGI application.
 
 Above sits the daemon, which hands it to the listener; below are the REST routes, the event stream,
-the pages, health and metrics. MCP has routes of its own, which appear when its libraries are
-loaded.
+the pages, health and metrics. MCP has routes of its own, and so has a profile of it; they appear
+when its libraries are loaded.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Names, parameters and results are that program's; its five tools and the status come in the wrapper
 that its REST gave them (`success`, `message`, `error`), others as they are. What it got wrong is
 the service's to get right, and a refusal is never called a success. Below, a module for each of its
-subjects translates; beside it, `madrox_rest` serves the same over HTTP.
+subjects translates; beside it, the web serves the same tools as plain REST.
 """
 
 from __future__ import annotations

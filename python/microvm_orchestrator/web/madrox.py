@@ -1,7 +1,7 @@
-"""The addresses of that program's REST, below the profile's own: tools, instances, health.
+"""The addresses that madrox had beside its tools: tools, instances, health.
 
-A request has passed who may ask and from where, as all have. Above, the listener mounts the routes;
-below, the profile's tools.
+A request has passed who may ask and from where, as all have. Above, the daemon mounts the routes
+once what MCP needs is loaded; below, the tools of the profile.
 """
 
 from __future__ import annotations
@@ -11,95 +11,44 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import ValidationError
-from pydantic_core import from_json
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from microvm_orchestrator import errors, log
+from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.callers import http_settings
 from microvm_orchestrator.mcp_server.json_lines import MAX_MESSAGE_BYTES
-from microvm_orchestrator.mcp_server.profiles import madrox, madrox_words
+from microvm_orchestrator.mcp_server.profiles import madrox
 from microvm_orchestrator.model.values import moment, rfc3339
 from microvm_orchestrator.service.calls import Caller
+from microvm_orchestrator.web.api import Served, no_progress
+from microvm_orchestrator.web.body import read_object
+from microvm_orchestrator.web.problems import Problem, problem
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
-    from starlette.types import Receive, Scope, Send
 
-    from microvm_orchestrator.mcp_server.profiles.madrox import MadroxTools
+    from microvm_orchestrator.mcp_server.profiles.madrox import MadroxServer, MadroxTools
+    from microvm_orchestrator.mcp_server.server import McpFrontEnd
 
 PREFIX = "/profiles/madrox"
 VIA = "madrox"
-_log = log.get(__name__)
 
 _Handler = Callable[["MadroxTools", Request, Caller], Awaitable[Any]]
-_STATUSES: tuple[tuple[type[errors.OrchestratorError], int], ...] = (
-    (errors.TooLarge, 413),
-    (errors.InvalidInput, 422),
-    (errors.Unauthenticated, 401),
-    (errors.Denied, 403),
-    (errors.NotFound, 404),
-    (errors.Conflict, 409),
-    (errors.Unavailable, 503),
-)
 _LINES_USUAL, _LINES_MOST = 1000, 10_000
 
 
-class _Served:
-    """One address; a refusal says why in `detail`, as that program's did."""
-
-    def __init__(self, tools: MadroxTools, handlers: dict[str, _Handler]) -> None:
-        self._tools = tools
-        self._handlers = handlers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        try:
-            response = await self._answer(request)
-        except ClientDisconnect:
-            return
-        except errors.OrchestratorError as error:
-            response = _refusal(error)
-        except Exception as error:  # noqa: BLE001 - the edge where every error becomes an answer
-            _log.error("request_crashed", path=scope["path"], exc_info=error)
-            response = JSONResponse({"detail": "see the daemon's log"}, status_code=500)
-        await response(scope, receive, send)
-
-    async def _answer(self, request: Request) -> JSONResponse:
-        handler = self._handlers.get(request.method)
-        if handler is None:
-            allowed = {"allow": ", ".join(sorted(self._handlers))}
-            return JSONResponse({"detail": "Method Not Allowed"}, status_code=405, headers=allowed)
-        caller = Caller(request.state.principal, VIA, _silent)
-        return JSONResponse(await handler(self._tools, request, caller))
+async def _answer(tools: MadroxTools, handler: _Handler, request: Request) -> Response:
+    caller = Caller(request.state.principal, VIA, no_progress)
+    return JSONResponse(await handler(tools, request, caller))
 
 
-def _refusal(error: errors.OrchestratorError) -> JSONResponse:
-    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-    told = {"detail": madrox_words.why(error), "code": error.code}
-    return JSONResponse(told, status_code=status)
-
-
-async def _silent(done: float, total: float | None, message: str) -> None:
-    """There is nowhere to show progress."""
-
-
-async def _object(request: Request) -> dict[str, Any]:
-    """Raises: InvalidInput, TooLarge."""
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_MESSAGE_BYTES:
-            raise errors.TooLarge(f"the body has more than {MAX_MESSAGE_BYTES} bytes")
-    try:
-        value: object = from_json(bytes(data))
-    except (ValueError, ValidationError) as error:
-        raise errors.InvalidInput("the body is no JSON") from error
-    if not isinstance(value, dict):
-        raise errors.InvalidInput("the body must be a JSON object")
-    return cast("dict[str, Any]", value)
+def _refusal(error: Exception, request: Request) -> Response:
+    """Say all of it in `detail`, as that program did."""
+    refused = problem(error, request)
+    told = Problem.model_validate_json(bytes(refused.body))
+    why = told.detail + (f" ({told.hint})" if told.hint else "")
+    return JSONResponse({"detail": why, "code": told.code}, refused.status_code)
 
 
 async def _root(tools: MadroxTools, _request: Request, caller: Caller) -> Any:
@@ -133,7 +82,7 @@ async def _listed(tools: MadroxTools, _request: Request, _caller: Caller) -> Any
 
 
 async def _execute(tools: MadroxTools, request: Request, caller: Caller) -> Any:
-    body = await _object(request)
+    body = await read_object(request, MAX_MESSAGE_BYTES)
     tool = body.get("tool")
     if not isinstance(tool, str):
         raise errors.InvalidInput("`tool` is the name of a tool, and `arguments` an object")
@@ -182,6 +131,13 @@ _ADDRESSES: dict[str, dict[str, _Handler]] = {
 }
 
 
-def rest_routes(tools: MadroxTools) -> list[BaseRoute]:
-    serve = partial(_Served, tools)
-    return [Route(f"{PREFIX}{path}", serve(served)) for path, served in _ADDRESSES.items()]
+def routes(front_end: McpFrontEnd) -> list[BaseRoute]:
+    """Give the addresses, which use the very tools that are offered over MCP."""
+    tools = cast("MadroxServer", front_end.server("madrox")).tools
+    return [
+        Route(
+            f"{PREFIX}{path}",
+            Served({each: partial(_answer, tools, handlers[each]) for each in handlers}, _refusal),
+        )
+        for path, handlers in _ADDRESSES.items()
+    ]
