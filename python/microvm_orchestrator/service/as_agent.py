@@ -16,7 +16,7 @@ from microvm_orchestrator.conversations.token import agent_named
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.supervision import Deed, Observation, Sight
 from microvm_orchestrator.model.values import moment
-from microvm_orchestrator.service.messages import InboxRequest, awaited, inbox_page
+from microvm_orchestrator.service.messages import awaited, came_to
 from microvm_orchestrator.service.roles import find_role
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from microvm_orchestrator.model.values import Moment
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
+
+# As many answers are shown to an agent at once.
+_INBOX_MOST = 50
 
 
 async def agent_of(service: Service, caller: Caller) -> Agent:
@@ -65,9 +68,8 @@ async def inbox_of(
     service: Service, caller: Caller, agent: Agent, since: Moment | None
 ) -> list[Message]:
     """The last answers that came to what an agent said, oldest first."""
-    request = InboxRequest(agent=agent.agent_id, since=since)
-    answers = await inbox_page(service, acting(agent, caller.via), request)
-    return sorted(answers.items, key=lambda each: each.replied_at or "")
+    answers = await came_to(service, acting(agent, caller.via), agent.agent_id, since)
+    return answers[-_INBOX_MOST:]
 
 
 async def spawn_as(

@@ -19,10 +19,11 @@ from microvm_orchestrator.model.values import Flag, Moment
 from microvm_orchestrator.service.agents import AgentRef, NamedAgent
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S
-from microvm_orchestrator.service.page import ListRequest, PageOf
+from microvm_orchestrator.service.page import MOST, ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.service.waiting import Wait, until
+from microvm_orchestrator.store.base import Match
 from microvm_orchestrator.together import together
 
 MessageWait = Annotated[
@@ -166,7 +167,7 @@ async def awaited(
     return await until(
         service,
         caller,
-        message_id,
+        Match(subjects=(message_id,)),
         timeout_s,
         look=lambda: agents.message(message_id, by),
         over=lambda message: message.replied,
@@ -211,6 +212,20 @@ async def inbox_page(service: Service, by: Actor, request: InboxRequest) -> Page
 
     items, cursor = await page_of(service.store, MESSAGE, request, by, shown)
     return PageOf[Message](items=items, next_cursor=cursor)
+
+
+async def came_to(
+    service: Service, by: Actor, agent: str, since: Moment | None = None
+) -> list[Message]:
+    """All answers that came to what an agent said, in the order in which they came."""
+    found: list[Message] = []
+    request = InboxRequest(agent=agent, since=since, limit=MOST)
+    while True:
+        page = await inbox_page(service, by, request)
+        found += page.items
+        if page.next_cursor is None:
+            return sorted(found, key=lambda each: each.replied_at or each.created_at)
+        request = request.model_copy(update={"cursor": page.next_cursor})
 
 
 def _came_after(message: Message, since: Moment | None) -> bool:

@@ -20,6 +20,7 @@ from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.service.waiting import Wait, until
+from microvm_orchestrator.store.base import Match
 
 OperationId = Annotated[str, Field(min_length=1, max_length=100)]
 # Most of what takes longer than a request should is over by then.
@@ -77,7 +78,7 @@ async def awaited(
     return await until(
         service,
         caller,
-        operation_id,
+        Match(subjects=(operation_id,)),
         timeout_s,
         look=lambda: operations.get(operation_id, by),
         over=lambda operation: operation.finished,

@@ -10,7 +10,8 @@ from microvm_orchestrator.service.calls import Answer, Request
 
 T = TypeVar("T")
 
-Limit = Annotated[int, Field(strict=True, ge=1, le=200)]
+MOST = 200
+Limit = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Cursor = Annotated[str, Field(min_length=1, max_length=2000)]
 
 

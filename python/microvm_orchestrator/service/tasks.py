@@ -383,7 +383,7 @@ async def task_wait(service: Service, caller: Caller, request: TaskWait) -> Task
     task = await until(
         service,
         caller,
-        task_id,
+        Match(subjects=(task_id,)),
         request.timeout_s,
         look=lambda: service.store.query(OneTask(task_id), by),
         over=lambda task: task.state in FINISHED,

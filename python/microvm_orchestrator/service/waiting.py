@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import anyio
 from pydantic import Field
 
-from microvm_orchestrator.store.base import Match
-
 if TYPE_CHECKING:
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
+    from microvm_orchestrator.store.base import Match
 
 # Long enough that a waiting client seldom has to ask anew, short enough that none is forgotten.
 MAX_WAIT_S = 3600.0
@@ -28,15 +27,15 @@ _Seen = TypeVar("_Seen")
 async def until(  # what is waited for, and how it is looked at
     service: Service,
     caller: Caller,
-    subject: str,
+    changes: Match,
     timeout_s: float,
     *,
     look: Callable[[], Awaitable[_Seen]],
     over: Callable[[_Seen], bool],
     said: Callable[[_Seen], str],
 ) -> _Seen:
-    """Give what `look` sees once that is over, or the time is up."""
-    with service.journal.listen(Match(subjects=(subject,))) as listener:
+    """Give what `look` sees once that is over, or the time is up; it looks at each of `changes`."""
+    with service.journal.listen(changes) as listener:
         with anyio.move_on_after(timeout_s) as patience:
             while not over(seen := await look()):
                 service.journal.refuse_when_stopping()

@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-import anyio
-
 from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.profiles import madrox_words as words
+from microvm_orchestrator.model.agent import MESSAGE
 from microvm_orchestrator.model.values import rfc3339
+from microvm_orchestrator.service.messages import came_to
 from microvm_orchestrator.service.service import actor
+from microvm_orchestrator.service.waiting import until
+from microvm_orchestrator.store.base import Match
 from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from microvm_orchestrator.service.agent_follow import Followed
     from microvm_orchestrator.service.agents import ListOfAgents
     from microvm_orchestrator.service.calls import Caller
-    from microvm_orchestrator.service.page import PageOf
     from microvm_orchestrator.service.service import Service
 
 _BRIEF = 200
@@ -36,9 +37,6 @@ _BRIEF = 200
 _VISIBLE = 50
 # Looks at what was said are of one message each.
 _LOOKS_MOST = 10_000
-# An answer is a second old at the most when somebody who waits for it hears of it.
-_LOOK_S = 1.0
-_PAGE = 200
 
 
 class Talk:
@@ -277,13 +275,18 @@ class Talk:
         """Give the answers that came to what an instance said, each once to whoever asks."""
         agent = await self._instances.one(caller, asked.instance_id)
         reader = (caller.principal.name, agent.agent_id)
-        until = anyio.current_time() + asked.wait_timeout
-        while not (found := await self._came(caller, agent, self._read_until.get(reader))):
-            self._service.journal.refuse_when_stopping()
-            left_s = until - anyio.current_time()
-            if left_s <= 0:
-                return []
-            await anyio.sleep(min(left_s, _LOOK_S))
+        by = actor(caller, "get_pending_replies")
+        found = await until(
+            self._service,
+            caller,
+            Match(kinds=(f"{MESSAGE}.*",)),
+            asked.wait_timeout,
+            look=lambda: came_to(self._service, by, agent.agent_id, self._read_until.get(reader)),
+            over=bool,
+            said=lambda _: "nothing yet",
+        )
+        if not found:
+            return []
         latest = max(each.replied_at for each in found if each.replied_at is not None)
         self._read_until[reader] = latest
         return [
@@ -296,19 +299,6 @@ class Talk:
             }
             for each in found
         ]
-
-    async def _came(self, caller: Caller, agent: Agent, since: datetime | None) -> list[Message]:
-        found: list[Message] = []
-        asked: Told = {"agent": agent.agent_id, "limit": _PAGE}
-        if since is not None:
-            asked["since"] = rfc3339(since)
-        while True:
-            answer = await self._service.invoke(caller, "agent_inbox", asked)
-            page = cast("PageOf[Message]", answer)
-            found += page.items
-            if page.next_cursor is None:
-                return sorted(found, key=lambda each: each.replied_at or each.created_at)
-            asked["cursor"] = page.next_cursor
 
     async def _no_instance(self, caller: Caller, tool: str, instance_id: str) -> NoReturn:
         by = actor(caller, tool)

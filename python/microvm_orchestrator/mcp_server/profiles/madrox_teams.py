@@ -14,6 +14,7 @@ from microvm_orchestrator.model.coordination import CoordinationState, StepState
 from microvm_orchestrator.model.team import Team
 from microvm_orchestrator.model.values import rfc3339
 from microvm_orchestrator.service.waiting import until
+from microvm_orchestrator.store.base import Match
 
 if TYPE_CHECKING:
     from microvm_orchestrator.mcp_server.profiles.madrox_instances import Instances, Told
@@ -107,7 +108,7 @@ class Teams:
             found = await until(
                 self._service,
                 caller,
-                asked.job_id,
+                Match(subjects=(asked.job_id,)),
                 wait_s,
                 look=look,
                 over=lambda seen: seen.coordination.ended,
