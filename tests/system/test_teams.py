@@ -43,6 +43,12 @@ PLAN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _forgets(model: Model) -> None:
+    """Each test has scripts of its own: their words occur in what others are told as well."""
+    model.scripts.clear()
+
+
 def as_json(value: object) -> str:
     return f"So it is.\n\n```json\n{json.dumps(value)}\n```\n"
 
