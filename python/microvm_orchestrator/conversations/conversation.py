@@ -399,6 +399,17 @@ class Conversation:
     async def _hear(self, message: Message) -> None:
         self._broken_off = None
         try:
+            message, result = await self._turn(message)
+        except errors.OrchestratorError as error:
+            await self._failed(error)
+        else:
+            await self._heard_out(message, result)
+        finally:
+            self.saying = ""
+
+    async def _turn(self, message: Message) -> tuple[Message, Result]:
+        """Take the turn in which a message is heard."""
+        try:
             message, machine = await self._ready(message)
             async with self._keeping():
                 result = await take_turn(self.agent, message, machine, self._ground, self)
@@ -409,15 +420,9 @@ class Conversation:
                     await output.unlink(missing_ok=True)
                     message = await self._deliver()
                     result = await take_turn(self.agent, message, machine, self._ground, self)
-        except errors.OrchestratorError as error:
-            self._accounts.turn_over(self.agent.agent_id)
-            await self._failed(error)
-        else:
-            self._accounts.turn_over(self.agent.agent_id)
-            await self._heard_out(message, result)
         finally:
             self._accounts.turn_over(self.agent.agent_id)
-            self.saying = ""
+        return message, result
 
     async def _ready(self, message: Message) -> tuple[Message, RunningMachine]:
         """Begin to hear a message, or go on with it."""
