@@ -446,7 +446,7 @@ class Agents:
         agent = await self.get(reference, by)
         conversation = self._conversation(agent)
         await self._records.note(agent, by)
-        agent = await conversation.allow(budget)
+        agent = await conversation.standing.allow(budget)
         for each in self.conversations():
             # It may be one above them whose budget kept them from hearing what waits.
             each.wake()
@@ -569,7 +569,7 @@ class Agents:
             parent = await self.get(agent.parent or "", SYSTEM)
             living = self._living.get(parent.agent_id)
             if living is not None:
-                await living.conversation.inherit(agent.agent_id, total)
+                await living.conversation.standing.inherit(agent.agent_id, total)
             else:
                 update = inherited(parent, agent.agent_id, total, self._accounts)
                 heir = parent.model_copy(update=update)

@@ -80,11 +80,11 @@ class Care:
         agent = await self._agents.get(reference, by)
         conversation = self._conversation(agent)
         await self._records.note(agent, by)
-        return await conversation.supervise(how)
+        return await conversation.standing.supervise(how)
 
     async def observe(self, agent: Agent, told: Observation) -> None:
         """Write down what was seen of an agent. Raises: StateForbids for one that is over."""
-        await self._conversation(agent).observe(told)
+        await self._conversation(agent).standing.observe(told)
 
     # What its supervisor does
 

@@ -19,7 +19,6 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.agents.drivers.base import Cause
-from microvm_orchestrator.conversations.accounts import inherited
 from microvm_orchestrator.conversations.answers import answered, settled
 from microvm_orchestrator.conversations.claims import keep
 from microvm_orchestrator.conversations.fit import look_for_program
@@ -30,29 +29,25 @@ from microvm_orchestrator.conversations.home import (
     forget_origin,
     open_home,
 )
+from microvm_orchestrator.conversations.standing import Standing
 from microvm_orchestrator.conversations.turn import take_turn, used_by
 from microvm_orchestrator.conversations.workplace import Workplace, begun
 from microvm_orchestrator.model.agent import OVER, Agent, AgentState, Message, MessageState
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
-from microvm_orchestrator.model.supervision import Deed
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import MAX_TEXT, moment
 from microvm_orchestrator.together import beside
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable
 
-    from pydantic import JsonValue
-
-    from microvm_orchestrator.conversations.accounts import Reached, Threshold
+    from microvm_orchestrator.conversations.accounts import Reached
     from microvm_orchestrator.conversations.ground import AgentGround
     from microvm_orchestrator.lifecycle.egress import WayOut
     from microvm_orchestrator.machine.base import Machine as RunningMachine
-    from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
     from microvm_orchestrator.model.agent_work import Brought
     from microvm_orchestrator.model.run import Merge, Result, Usage
-    from microvm_orchestrator.model.supervision import Observation, Supervise
 
 _log = log.get(__name__)
 
@@ -80,7 +75,7 @@ class Conversation:
         unsettled: Iterable[Message],
         tell_back: Callable[[Message], Awaitable[None]],
     ) -> None:
-        self.agent = agent
+        self.standing = Standing(agent, ground.records, self.wake)
         # What it says while it hears a message.
         self.saying = ""
         self._ground = ground
@@ -102,11 +97,13 @@ class Conversation:
         self._broken_off: TaskError | None = None
         # The last message that somebody had broken off.
         self._interrupted: str | None = None
-        # One at a time reads and writes the record.
-        self._writing = anyio.Lock()
-        self.workplace = agent.work and Workplace(self, ground.repos, ground.runs)
+        self.workplace = agent.work and Workplace(self.standing, ground.repos, ground.runs)
 
     # What callers do
+
+    @property
+    def agent(self) -> Agent:
+        return self.standing.agent
 
     @property
     def waiting(self) -> int:
@@ -180,7 +177,7 @@ class Conversation:
 
     def ended(self, agent: Agent) -> None:
         """Tell those who wait for it that it is over."""
-        self.agent = agent
+        self.standing.agent = agent
         self.wake()
 
     async def until(self, *states: AgentState) -> Agent:
@@ -208,7 +205,7 @@ class Conversation:
                 self._machine = await open_home(self.agent, self._ground)
             finally:
                 self._quiet.release()
-            await self.stand(AgentState.IDLE)
+            await self.standing.change(AgentState.IDLE)
         return self._machine
 
     async def save(self, snapshot_id: str) -> None:
@@ -236,13 +233,13 @@ class Conversation:
             machine = self._machine
             if machine is None and not place.is_all_here:
                 machine = await self._at_home()
-                await self.stand(AgentState.IDLE)
+                await self.standing.change(AgentState.IDLE)
             since = place.work.head or place.work.base
             await place.collect(machine, policy)
             if last:
                 await place.keep_rest(machine)
             if machine is not None:
-                await self.keep("looked", {}, **place.seen())
+                await self.standing.keep("looked", {}, **place.seen())
             return await place.brought(since)
 
     async def look(self) -> None:
@@ -250,52 +247,11 @@ class Conversation:
         if self.workplace is not None and self._machine is not None:
             await self.workplace.look(self._machine)
 
-    async def allow(self, budget: AgentBudget) -> Agent:
-        """Give it another budget, from now on."""
-        await self.stand(self.agent.state, self.agent.reason, budget=budget, warned=[])
-        return self.agent
-
-    async def warn(self, told: Threshold) -> None:
-        """Tell that a share of its budget is reached; once of each."""
-        await self._write(
-            "budget_warning",
-            {
-                "measure": told.measure,
-                "tree": told.tree,
-                "share": told.share,
-                "used": told.used,
-                "limit": told.limit,
-            },
-            {"warned": [*self.agent.warned, told.key]},
-        )
-
-    async def inherit(self, child: str, total: Taken) -> None:
-        """Count for good what a child that is deleted has taken."""
-        await self._write("inherited", {}, inherited(self.agent, child, total, self._accounts))
-
     async def break_off(self, why: str, code: str = Cause.INTERRUPTED) -> None:
         """Break off the turn that it is in, which then fails with this."""
         limit = used_up(why) if code == USED_UP else None
         self._broken_off = limit or TaskError(code=code, message=why)
         await self.interrupt()
-
-    async def observe(self, told: Observation) -> None:
-        """Write down what was seen of it and is done, or why that could not be done."""
-        last = self.agent.watched
-        if told.error is not None:
-            last = [each for each in last if each.at != told.at or each.deed is not told.deed]
-        body: dict[str, JsonValue] = {"sight": told.sight, "seen": told.what}
-        if told.deed is not Deed.NONE:
-            body["deed"] = told.deed
-        if told.error is not None:
-            body["error"] = told.error
-        what = "seen" if told.deed is Deed.NONE else "intervened"
-        await self._write(what, body, {"watched": [*last, told][-_WATCHED_MOST:]})
-
-    async def supervise(self, how: Supervise | None) -> Agent:
-        """Have done from now on what somebody wants, if it does not get on."""
-        await self._write("supervised", {"supervise": how}, {"supervise": how})
-        return self.agent
 
     def wake(self) -> None:
         """Have it look again what is to be done."""
@@ -341,7 +297,7 @@ class Conversation:
                 async with self._quiet:
                     await close_home(self.agent, self._ground)
                 self._machine, self._to_suspend = None, False
-                await self.stand(AgentState.SUSPENDED)
+                await self.standing.change(AgentState.SUSPENDED)
             else:
                 await self._rest(news)
 
@@ -357,10 +313,10 @@ class Conversation:
                 await self.workplace.lay_out(self._machine)
         except errors.OrchestratorError as error:
             await forget_origin(self.agent, self._ground)
-            await self.stand(AgentState.FAILED, error.message)
+            await self.standing.change(AgentState.FAILED, error.message)
             return False
         await forget_origin(self.agent, self._ground)
-        await self.stand(AgentState.IDLE, snapshot_id=None)
+        await self.standing.change(AgentState.IDLE, snapshot_id=None)
         return True
 
     async def _look_home(self) -> None:
@@ -369,7 +325,9 @@ class Conversation:
             await self.workplace.put_check_away()
         self._machine = await find_home(self.agent, self._ground)
         if self._machine is None and self.agent.state is not AgentState.SUSPENDED:
-            await self.stand(AgentState.SUSPENDED, "its machine had ended when the daemon came up")
+            await self.standing.change(
+                AgentState.SUSPENDED, "its machine had ended when the daemon came up"
+            )
 
     async def _rest(self, news: anyio.Event) -> None:
         """Wait for something to do; a machine that ends meanwhile is noticed."""
@@ -382,7 +340,7 @@ class Conversation:
     async def _watch(self, machine: RunningMachine) -> None:
         change = await machine.wait()
         self._machine = None
-        await self.stand(
+        await self.standing.change(
             AgentState.SUSPENDED, f"its machine is {change.state}: {change.reason}".rstrip(": ")
         )
 
@@ -393,7 +351,7 @@ class Conversation:
         if self.agent.state is AgentState.IDLE or (
             reason and self._queue and self.agent.state is AgentState.SUSPENDED
         ):
-            await self.stand(self.agent.state, reason)
+            await self.standing.change(self.agent.state, reason)
         return found
 
     async def _hear(self, message: Message) -> None:
@@ -415,7 +373,7 @@ class Conversation:
                 result = await take_turn(self.agent, message, machine, self._ground, self)
                 if (result.error or "").startswith(f"{Cause.SESSION_UNKNOWN}:"):
                     # Its program was broken off before it had written down what was said.
-                    await self.stand(AgentState.BUSY, session_id=None)
+                    await self.standing.change(AgentState.BUSY, session_id=None)
                     output = anyio.Path(self._ground.output(message.message_id))
                     await output.unlink(missing_ok=True)
                     message = await self._deliver()
@@ -436,7 +394,7 @@ class Conversation:
             machine = await self._at_home()
         if message.began_at is not None:
             self._accounts.turn_began(self.agent.agent_id, message.began_at.timestamp())
-        await self.stand(AgentState.BUSY, of_work=begun(self.agent, message.message_id))
+        await self.standing.change(AgentState.BUSY, of_work=begun(self.agent, message.message_id))
         return message, machine
 
     async def _at_home(self) -> RunningMachine:
@@ -449,16 +407,18 @@ class Conversation:
         brought = await self._bring(self._queue[0], success=False)
         if self._machine is None or self._machine.state.ended:
             self._machine = None
-            await self.stand(AgentState.SUSPENDED, error.message, usage=usage, turns=turns)
+            await self.standing.change(
+                AgentState.SUSPENDED, error.message, usage=usage, turns=turns
+            )
         else:
-            await self.stand(AgentState.IDLE, usage=usage, turns=turns)
+            await self.standing.change(AgentState.IDLE, usage=usage, turns=turns)
         told = TaskError.of(error)
         await self._settle(MessageState.FAILED, error=told, brought=brought)
 
     async def _heard_out(self, message: Message, result: Result) -> None:
         usage, turns = await self.taken()
         brought = await self._bring(message, success=result.success)
-        await self.stand(
+        await self.standing.change(
             AgentState.IDLE,
             usage=usage,
             turns=turns,
@@ -493,7 +453,7 @@ class Conversation:
             self._machine, message.message_id, success=success
         )
         if brought.error is None:
-            await self.keep("looked", {}, **self.workplace.seen())
+            await self.standing.keep("looked", {}, **self.workplace.seen())
         return brought
 
     def _why(self, message: Message, result: Result) -> TaskError:
@@ -550,43 +510,6 @@ class Conversation:
             if waited is None:
                 self._queue[0] = told
         await self._tell_back(told)
-
-    async def stand(
-        self,
-        state: AgentState,
-        reason: str = "",
-        *,
-        of_work: Mapping[str, object] | None = None,
-        **known: object,
-    ) -> None:
-        """Write down how it stands, where that is new."""
-        reason = reason[:_REASON]
-        told: dict[str, JsonValue] = {"reason": reason} if reason else {}
-        known = {"state": state, "reason": reason, **known}
-        await self._write(f"{state}", told, known, of_work)
-
-    async def keep(self, what: str, told: Mapping[str, JsonValue], **known: object) -> None:
-        """Write down what has become known of its work, where that is new."""
-        await self._write(what, told, {}, known)
-
-    async def _write(
-        self,
-        what: str,
-        told: Mapping[str, JsonValue],
-        known: Mapping[str, object],
-        of_work: Mapping[str, object] | None = None,
-    ) -> None:
-        async with self._writing:
-            agent = self.agent.model_copy(update=known)
-            if of_work and agent.work is not None:
-                work = agent.work.model_copy(update=of_work)
-                agent = agent.model_copy(update={"work": work})
-            if agent == self.agent:
-                return
-            with anyio.CancelScope(shield=True):
-                await self._ground.records.save(agent, SYSTEM, what, told)
-            self.agent = agent
-        self.wake()
 
 
 def used_up(limit: str) -> TaskError:

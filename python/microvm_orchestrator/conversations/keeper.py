@@ -75,7 +75,7 @@ class Keeper:
         for each in self._kept.conversations():
             agent_id = each.agent.agent_id
             for warning in self._accounts.warnings(agent_id):
-                await each.warn(warning)
+                await each.standing.warn(warning)
             todo = self._to_do(each)
             if todo is not None and agent_id not in self._at_work:
                 self._at_work.add(agent_id)

@@ -51,6 +51,14 @@ _NAME_MOST = 40
 HELPER_ROLE = "debugger"
 
 
+class Watched(Protocol):
+    """Where it is written down what is seen of an agent."""
+
+    async def observe(self, told: Observation) -> None:
+        """Write down what was seen and is done."""
+        ...
+
+
 class Supervised(Protocol):
     """An agent that lives, as its supervisor knows it."""
 
@@ -64,8 +72,9 @@ class Supervised(Protocol):
         """How many messages wait for it."""
         ...
 
-    async def observe(self, told: Observation) -> None:
-        """Write down what was seen and is done."""
+    @property
+    def standing(self) -> Watched:
+        """How it stands."""
         ...
 
     async def break_off(self, why: str) -> None:
@@ -157,7 +166,9 @@ class Supervisor:
             for sight, seen in found.items():
                 if told.get(sight) != seen.since:
                     told[sight] = seen.since
-                    await each.observe(Observation(at=moment(now), sight=sight, what=seen.what))
+                    await each.standing.observe(
+                        Observation(at=moment(now), sight=sight, what=seen.what)
+                    )
             self._seen[agent_id] = found
             todo = self._to_do(each.agent, found) if policy is Supervise.ACT else None
             if todo is not None:
@@ -217,12 +228,12 @@ class Supervisor:
     async def _do(self, each: Supervised, deed: Deed, seen: Seen, at: datetime) -> None:
         told = Observation(at=at, sight=seen.sight, what=seen.what, deed=deed)
         try:
-            await each.observe(told)
+            await each.standing.observe(told)
             try:
                 await self._deed(each, deed, seen)
             except errors.OrchestratorError as error:
                 reason = " ".join(error.message.split())[:300]
-                await each.observe(told.model_copy(update={"error": reason}))
+                await each.standing.observe(told.model_copy(update={"error": reason}))
         except errors.OrchestratorError as error:
             _log.warning("agent_not_helped", agent=each.agent.agent_id, reason=error.message)
         finally:

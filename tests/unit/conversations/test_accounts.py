@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.accounts import Accounts
-from microvm_orchestrator.conversations.conversation import inherited
+from microvm_orchestrator.conversations.accounts import Accounts, inherited
 from microvm_orchestrator.model.agent import (
     Agent,
     AgentState,

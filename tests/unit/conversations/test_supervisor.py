@@ -41,6 +41,10 @@ class Scripted:
     waiting: int = 0
     broken_off: list[str] = field(default_factory=list[str])
 
+    @property
+    def standing(self) -> Scripted:
+        return self
+
     async def observe(self, told: Observation) -> None:
         watched = [*self.agent.watched, told]
         if told.error is not None:
