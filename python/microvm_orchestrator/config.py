@@ -408,6 +408,16 @@ class Settings(Section):
     egress: Egress = Field(default=Egress(), description=Egress.__doc__)
     log: Log = Field(default=Log(), description=Log.__doc__)
 
+    @property
+    def roles_folder(self) -> Path:
+        """Where this host's own roles lie."""
+        return self.agents.roles_dir or self.state_dir / places.ROLES
+
+    @property
+    def teams_folder(self) -> Path:
+        """Where this host's own templates of teams lie."""
+        return self.agents.teams_dir or self.state_dir / places.TEAMS
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

@@ -287,9 +287,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
                 families=Limits(settings.agents.depth, settings.agents.children),
                 memory_mib=settings.machines.default_memory_mib,
                 timeout_s=settings.runs.timeout_s,
-                supervision=Policy.of(
-                    settings.agents, settings.agents.roles_dir or state_dir / places.ROLES
-                ),
+                supervision=Policy.of(settings.agents, settings.roles_folder),
             )
         )
         teams = Teams(store, agents)

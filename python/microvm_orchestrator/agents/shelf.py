@@ -17,6 +17,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent_role import BrokenFile, Source, WrittenForAgents
 
 T = TypeVar("T", bound=WrittenForAgents)
+B = TypeVar("B", bound=WrittenForAgents)
 
 _ENDING = ".md"
 # More than any has, however it is encoded.
@@ -54,6 +55,13 @@ class Shelf(Generic[T]):
                 f"no {self.what} {word[:100]}", hint=f"there are: {', '.join(self.known)}"
             )
         return self.known[name]
+
+    def briefs(self, brief: type[B]) -> list[B]:
+        """Give all there are, with so much of each as stands in a list."""
+        fields = set(brief.model_fields)
+        return [
+            brief.model_validate(each.model_dump(include=fields)) for each in self.known.values()
+        ]
 
 
 def fill_shelf(what: str, shipped: Mapping[str, T], folder: Path, parse: Parse[T]) -> Shelf[T]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import anyio.to_thread
 from pydantic import Field
 
-from microvm_orchestrator import errors, places
+from microvm_orchestrator import errors
 from microvm_orchestrator.agents.roles.shelf import read_shelf
 from microvm_orchestrator.agents.shelf import Shelf
 from microvm_orchestrator.model.access import Role
@@ -45,9 +45,7 @@ async def find_role(service: Service, word: str) -> AgentRole:
 
 
 async def _shelf(service: Service) -> Shelf[AgentRole]:
-    settings = service.settings
-    folder = settings.agents.roles_dir or settings.state_dir / places.ROLES
-    return await anyio.to_thread.run_sync(read_shelf, folder)
+    return await anyio.to_thread.run_sync(read_shelf, service.settings.roles_folder)
 
 
 @declare("role_list", "GET /v1/roles", role=Role.VIEWER, effect=Effect.READ)
@@ -58,18 +56,7 @@ async def role_list(service: Service, caller: Caller, request: NoRoleFilter) -> 
     """
     del caller, request
     shelf = await _shelf(service)
-    return RoleList(
-        items=[
-            RoleBrief(
-                name=role.name,
-                description=role.description,
-                aliases=role.aliases,
-                source=role.source,
-            )
-            for role in shelf.known.values()
-        ],
-        broken=list(shelf.broken.values()),
-    )
+    return RoleList(items=shelf.briefs(RoleBrief), broken=list(shelf.broken.values()))
 
 
 @declare("role_get", "GET /v1/roles/{name}", role=Role.VIEWER, effect=Effect.READ)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import anyio.to_thread
 from pydantic import Field, JsonValue
 
-from microvm_orchestrator import places
 from microvm_orchestrator.agents.teams import briefing
 from microvm_orchestrator.agents.teams.shelf import read_teams
 from microvm_orchestrator.conversations.agents import Spawn
@@ -86,9 +85,7 @@ class SpawnTeam(Program, Home, AgentBudget, Request):
 
 
 async def _shelf(service: Service) -> Shelf[TeamTemplate]:
-    settings = service.settings
-    folder = settings.agents.teams_dir or settings.state_dir / places.TEAMS
-    return await anyio.to_thread.run_sync(read_teams, folder)
+    return await anyio.to_thread.run_sync(read_teams, service.settings.teams_folder)
 
 
 @declare("team_list", "GET /v1/teams", role=Role.VIEWER, effect=Effect.READ)
@@ -99,13 +96,7 @@ async def team_list(service: Service, caller: Caller, request: NoTeamFilter) -> 
     """
     del caller, request
     shelf = await _shelf(service)
-    return TeamList(
-        items=[
-            TeamBrief.model_validate(team.model_dump(include=set(TeamBrief.model_fields)))
-            for team in shelf.known.values()
-        ],
-        broken=list(shelf.broken.values()),
-    )
+    return TeamList(items=shelf.briefs(TeamBrief), broken=list(shelf.broken.values()))
 
 
 @declare("team_get", "GET /v1/teams/{name}", role=Role.VIEWER, effect=Effect.READ)
