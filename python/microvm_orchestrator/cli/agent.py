@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import typer
 
@@ -81,20 +81,10 @@ def spawn(
             autocompletion=complete_role,
         ),
     ] = None,
-    driver: agent_options.Driver = None,
-    model: agent_options.Model = None,
     system_prompt: Annotated[
         str | None,
         typer.Option("--system-prompt", metavar="TEXT|@FILE|-", help="Added to the program's own."),
     ] = None,
-    mcp_servers: agent_options.McpServers = None,
-    max_turns: agent_options.MaxTurns = None,
-    image: agent_options.Image = None,
-    memory_mib: agent_options.MemoryMib = None,
-    vcpus: agent_options.Vcpus = None,
-    disk_mib: agent_options.DiskMib = None,
-    egress: agent_options.Egress = None,
-    credentials: agent_options.Credentials = None,
     repo: AgentRepo = None,
     base: AgentBase = None,
     into: AgentInto = None,
@@ -106,18 +96,9 @@ def spawn(
     works: AgentWorks = False,
     groups: AgentGroups = None,
     capabilities: AgentCapabilities = None,
-    tokens: agent_options.Tokens = None,
-    cost_usd: agent_options.CostUsd = None,
-    turns: agent_options.Turns = None,
-    wall_s: agent_options.WallS = None,
-    tree_tokens: agent_options.TreeTokens = None,
-    tree_cost_usd: agent_options.TreeCostUsd = None,
-    tree_turns: agent_options.TreeTurns = None,
-    tree_wall_s: agent_options.TreeWallS = None,
-    at_limit: agent_options.AtLimit = None,
-    warn_at: agent_options.WarnAt = None,
     supervise: agent_options.Supervise = None,
     wait_s: WaitS = None,
+    **wish: Unpack[agent_options.Wish],
 ) -> int:
     """Spawn an agent: a program with a model, in a machine of its own, that can be talked to.
 
@@ -128,17 +109,7 @@ def spawn(
         "prompt": values.text(prompt),
         "parent": parent,
         "role": role,
-        "driver": driver,
-        "model": model,
         "system_prompt": values.text(system_prompt),
-        "mcp_servers": values.json_value(mcp_servers, "--mcp-servers"),
-        "max_turns": max_turns,
-        "image": image,
-        "memory_mib": memory_mib,
-        "vcpus": vcpus,
-        "disk_mib": disk_mib,
-        "egress": egress or None,
-        "credentials": credentials or None,
         "repo": repo,
         "base": base,
         "into": into,
@@ -149,17 +120,8 @@ def spawn(
         "works": works or None,
         "groups": groups or None,
         "capabilities": capabilities or None,
-        "tokens": tokens,
-        "cost_usd": cost_usd,
-        "turns": turns,
-        "wall_s": wall_s,
-        "tree_tokens": tree_tokens,
-        "tree_cost_usd": tree_cost_usd,
-        "tree_turns": tree_turns,
-        "tree_wall_s": tree_wall_s,
-        "at_limit": at_limit,
-        "warn_at": warn_at or None,
         "supervise": supervise,
+        **agent_options.said(wish),
     }
     return follow(here, "agent_spawn", given, wait_s, output.record)
 
@@ -411,31 +373,10 @@ def branch(
 def budget(
     here: Session,
     agent: AgentRef,
-    tokens: agent_options.Tokens = None,
-    cost_usd: agent_options.CostUsd = None,
-    turns: agent_options.Turns = None,
-    wall_s: agent_options.WallS = None,
-    tree_tokens: agent_options.TreeTokens = None,
-    tree_cost_usd: agent_options.TreeCostUsd = None,
-    tree_turns: agent_options.TreeTurns = None,
-    tree_wall_s: agent_options.TreeWallS = None,
-    at_limit: agent_options.AtLimit = None,
-    warn_at: agent_options.WarnAt = None,
+    **limits: Unpack[agent_options.Budget],
 ) -> None:
     """Give an agent another budget; what is not said has no limit."""
-    given = {
-        "agent": agent,
-        "tokens": tokens,
-        "cost_usd": cost_usd,
-        "turns": turns,
-        "wall_s": wall_s,
-        "tree_tokens": tree_tokens,
-        "tree_cost_usd": tree_cost_usd,
-        "tree_turns": tree_turns,
-        "tree_wall_s": tree_wall_s,
-        "at_limit": at_limit,
-        "warn_at": warn_at or None,
-    }
+    given = {"agent": agent, **agent_options.said(limits)}
     here.tell("agent_budget", given, output.record)
 
 

@@ -1,7 +1,8 @@
 """What every command has: the options that lead to the daemon, `--json`, and how it fails.
 
 A command is a function whose first parameter is a `Session`; the others are its words and options,
-named as the fields of the request. Above sit the nouns; below, typer, the client and the output.
+named as the fields of the request; options that several commands have are a TypedDict, which each
+unpacks. Above sit the nouns; below, typer, the client and the output.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -161,11 +162,12 @@ def _register(
     """Give typer a function that takes what `function` takes after its first, and `added`."""
     _, *own = inspect.signature(function, eval_str=True).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
+    taken = [each for parameter in own for each in _taken(parameter)]
     common = [
         inspect.Parameter(name, keyword, annotation=annotation, default=default)
         for name, (annotation, default) in added.items()
     ]
-    parameters = [*(each.replace(kind=keyword) for each in own), *common]
+    parameters = [*taken, *common]
 
     def run(**given: Any) -> None:
         with _reported():
@@ -178,6 +180,18 @@ def _register(
     examples = "\n".join(f"  {places.NAME} {each}" for each in example.strip().splitlines())
     # The mark in front keeps the help from wrapping what people copy.
     app.command(name, epilog=f"\b\nFor example:\n{examples}")(run)
+
+
+def _taken(parameter: inspect.Parameter) -> list[inspect.Parameter]:
+    """Name what is taken by a parameter: many options where it unpacks a TypedDict of them."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+        return [parameter.replace(kind=keyword)]
+    (options,) = get_args(parameter.annotation)
+    return [
+        inspect.Parameter(name, keyword, annotation=annotation, default=None)
+        for name, annotation in get_type_hints(options, include_extras=True).items()
+    ]
 
 
 @contextmanager

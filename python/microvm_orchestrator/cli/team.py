@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import typer
 
@@ -88,27 +88,8 @@ def spawn(
             autocompletion=complete_agent,
         ),
     ] = None,
-    driver: agent_options.Driver = None,
-    model: agent_options.Model = None,
-    mcp_servers: agent_options.McpServers = None,
-    max_turns: agent_options.MaxTurns = None,
-    image: agent_options.Image = None,
-    memory_mib: agent_options.MemoryMib = None,
-    vcpus: agent_options.Vcpus = None,
-    disk_mib: agent_options.DiskMib = None,
-    egress: agent_options.Egress = None,
-    credentials: agent_options.Credentials = None,
-    tokens: agent_options.Tokens = None,
-    cost_usd: agent_options.CostUsd = None,
-    turns: agent_options.Turns = None,
-    wall_s: agent_options.WallS = None,
-    tree_tokens: agent_options.TreeTokens = None,
-    tree_cost_usd: agent_options.TreeCostUsd = None,
-    tree_turns: agent_options.TreeTurns = None,
-    tree_wall_s: agent_options.TreeWallS = None,
-    at_limit: agent_options.AtLimit = None,
-    warn_at: agent_options.WarnAt = None,
     wait_s: WaitS = None,
+    **wish: Unpack[agent_options.Wish],
 ) -> int:
     """Spawn a team: a lead, and members that belong to it, each in a machine of its own.
 
@@ -120,26 +101,7 @@ def spawn(
         "task": values.text(task),
         "prefix": prefix,
         "parent": parent,
-        "driver": driver,
-        "model": model,
-        "mcp_servers": values.json_value(mcp_servers, "--mcp-servers"),
-        "max_turns": max_turns,
-        "image": image,
-        "memory_mib": memory_mib,
-        "vcpus": vcpus,
-        "disk_mib": disk_mib,
-        "egress": egress or None,
-        "credentials": credentials or None,
-        "tokens": tokens,
-        "cost_usd": cost_usd,
-        "turns": turns,
-        "wall_s": wall_s,
-        "tree_tokens": tree_tokens,
-        "tree_cost_usd": tree_cost_usd,
-        "tree_turns": tree_turns,
-        "tree_wall_s": tree_wall_s,
-        "at_limit": at_limit,
-        "warn_at": warn_at or None,
+        **agent_options.said(wish),
     }
     return follow(here, "team_spawn", given, wait_s, _show_team)
 
