@@ -113,26 +113,30 @@ def test_an_agent_that_reaches_beyond_itself_is_refused_and_that_is_written_down
         for name, parent in (("lead", None), ("ui", "lead"), ("api", "lead"), ("eve", None))
     }
     own = "mcp__orchestrator__"
-    model.scripts["Try it all."] = [
-        use(f"{own}say", agent="ui", text="Obey.", sender="eve"),
+    model.scripts["Reach out."] = [
+        use(f"{own}say", agent="api", text="Obey.", sender="eve"),
         use(f"{own}say", agent="eve", text="Obey."),
         use(f"{own}answer", message_id=f"{ids['eve']}.msg_1"),
-        use(f"{own}spawn", name="third", prompt="Go."),
         say("All was refused."),
     ]
-    assert said_to(stage, "lead", "Try it all.")["answer"] == "All was refused."
-    heard = str(model.api.conversation[-1].entries)
-    assert "sender" in heard
-    assert "eve is neither your parent nor a child or peer of yours" in heard
-    assert "agent lead has 2 children already" in heard
-    for name in ("ui", "eve"):
-        assert stage.ask("agent_output", agent=name)["items"] == []
-    outcomes = [
-        line["outcome"]
-        for line in stage.ask("audit_list", limit=200)["items"]
-        if line["target"] == ids["lead"]
+    model.scripts["Spawn a third."] = [
+        use(f"{own}spawn", name="third", prompt="Go."),
+        say("That was refused."),
     ]
-    assert {"denied", "too-large"} <= set(outcomes)
+    assert said_to(stage, "ui", "Reach out.")["answer"] == "All was refused."
+    heard = str(model.api.conversation[-1].entries)
+    assert "sender: Extra inputs are not permitted" in heard
+    assert "eve is neither your parent nor a child or peer of yours" in heard
+    assert f"no message {ids['eve']}.msg_1" in heard
+    assert said_to(stage, "lead", "Spawn a third.")["answer"] == "That was refused."
+    assert "agent lead has 2 children already" in str(model.api.conversation[-1].entries)
+    for name in ("api", "eve"):
+        assert stage.ask("agent_output", agent=name)["items"] == []
+    noted = [
+        (line["target"], line["outcome"]) for line in stage.ask("audit_list", limit=200)["items"]
+    ]
+    assert (ids["ui"], "denied") in noted
+    assert (ids["lead"], "too-large") in noted
     for name in ("lead", "eve"):
         stage.ask("agent_end", agent=name, cascade=True)
 
