@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from microvm_orchestrator.lifecycle.guest import HOME
-from microvm_orchestrator.machine.shell import MAX_TREE_ENTRIES, MAX_TREE_SIZE
-from microvm_orchestrator.model.values import Flag, Line
+from microvm_orchestrator.model.values import Flag
 from microvm_orchestrator.service import streams
 from microvm_orchestrator.service.agent_files import AgentPath, in_workspace
 from microvm_orchestrator.service.agents import NamedAgent
@@ -25,51 +24,36 @@ from microvm_orchestrator.service.execs import (
     VariableName,
     Word,
 )
-from microvm_orchestrator.service.files import Mode
 from microvm_orchestrator.service.service import Service, actor, parse
 from microvm_orchestrator.service.streams import Offset
 from microvm_orchestrator.service.talk import Stream, Talk
-from microvm_orchestrator.service.transfers import MAX_FILE, Limit, Size
+from microvm_orchestrator.service.transfers import FileToFetch, FileToSend, TreeToFetch, TreeToSend
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from microvm_orchestrator.service.calls import Answer, Caller
 
 
-class SendAgentFile(NamedAgent):
-    """A file that comes as DATA, then END."""
-
+class _OfAgent(NamedAgent):
     path: AgentPath
-    size: Size
-    mode: Mode = "0644"
-    parents: Flag = False
-    user: Line | None = None
 
 
-class FetchAgentFile(NamedAgent):
-    """A file to give as DATA, then END."""
-
-    path: AgentPath
-    max_size: Size = MAX_FILE
+class SendAgentFile(FileToSend, _OfAgent):
+    """Where it goes."""
 
 
-class SendAgentTree(NamedAgent):
-    """A tree that comes as ENTRY and DATA, then END."""
-
-    path: AgentPath
-    user: Line | None = None
+class FetchAgentFile(FileToFetch, _OfAgent):
+    """Where it is."""
 
 
-class FetchAgentTree(NamedAgent):
-    """A tree to give as ENTRY and DATA, then END."""
-
-    path: AgentPath
-    max_size: Limit = MAX_TREE_SIZE
-    max_entries: Annotated[int, Field(strict=True, ge=0, le=MAX_TREE_ENTRIES)] = MAX_TREE_ENTRIES
+class SendAgentTree(TreeToSend, _OfAgent):
+    """Where it goes."""
 
 
-class AgentTerminal(NamedAgent):
+class FetchAgentTree(TreeToFetch, _OfAgent):
+    """Where it is."""
+
+
+class AgentTerminal(_OfAgent):
     """A program to run beside an agent, in its workspace and as it runs itself."""
 
     argv: Annotated[list[Word], Field(min_length=1, max_length=4096)] | None = None
@@ -84,16 +68,16 @@ class AgentTerminal(NamedAgent):
 
 
 async def _at_home(
-    there: Stream, service: Service, caller: Caller, request: NamedAgent, talk: Talk
+    there: Stream, service: Service, caller: Caller, request: _OfAgent, talk: Talk
 ) -> Answer:
     agent = await service.host.agents.awake(request.agent, actor(caller, f"agent_{there.name}"))
     given = {**_given(request), "machine": agent.machine_id}
     return await there.handler(service, caller, parse(there.request, given), talk)
 
 
-def _given(request: BaseModel) -> dict[str, object]:
+def _given(request: _OfAgent) -> dict[str, object]:
     given = request.model_dump(exclude={"agent", "path"})
-    path = in_workspace(str(getattr(request, "path")))  # noqa: B009 - each of the requests has it
+    path = in_workspace(request.path)
     if isinstance(request, AgentTerminal):
         return {**given, "cwd": path, "env": {"HOME": HOME, **request.env}}
     return {**given, "path": path}

@@ -30,7 +30,7 @@ from microvm_orchestrator.machine.channel.stream import Data, Item, Note
 from microvm_orchestrator.machine.channel.trees import read_tree
 from microvm_orchestrator.machine.shell import MAX_TREE_ENTRIES, MAX_TREE_SIZE, TreeLimits
 from microvm_orchestrator.model.values import Flag, Line
-from microvm_orchestrator.service.calls import Answer, Caller
+from microvm_orchestrator.service.calls import Answer, Caller, Request
 from microvm_orchestrator.service.files import GuestPath, Mode
 from microvm_orchestrator.service.machines import NamedMachine
 from microvm_orchestrator.service.service import Service, actor
@@ -49,36 +49,52 @@ Size = Annotated[int, Field(strict=True, ge=0, le=MAX_FILE)]
 Limit = Annotated[int, Field(strict=True, ge=0, le=MAX_TREE_SIZE)]
 
 
-class SendFile(NamedMachine):
+class FileToSend(Request):
     """A file that comes as DATA, then END."""
 
-    path: GuestPath
     size: Size
     mode: Mode = "0644"
     parents: Flag = False
     user: Line | None = None
 
 
-class FetchFile(NamedMachine):
+class FileToFetch(Request):
     """A file to give as DATA, then END."""
 
-    path: GuestPath
     max_size: Size = MAX_FILE
 
 
-class SendTree(NamedMachine):
+class TreeToSend(Request):
     """A tree that comes as ENTRY and DATA, then END."""
 
-    path: GuestPath
     user: Line | None = None
 
 
-class FetchTree(NamedMachine):
+class TreeToFetch(Request):
     """A tree to give as ENTRY and DATA, then END."""
 
-    path: GuestPath
     max_size: Limit = MAX_TREE_SIZE
     max_entries: Annotated[int, Field(strict=True, ge=0, le=MAX_TREE_ENTRIES)] = MAX_TREE_ENTRIES
+
+
+class _OfMachine(NamedMachine):
+    path: GuestPath
+
+
+class SendFile(FileToSend, _OfMachine):
+    """Where it goes."""
+
+
+class FetchFile(FileToFetch, _OfMachine):
+    """Where it is."""
+
+
+class SendTree(TreeToSend, _OfMachine):
+    """Where it goes."""
+
+
+class FetchTree(TreeToFetch, _OfMachine):
+    """Where it is."""
 
 
 class Entry(BaseModel):
