@@ -6,7 +6,9 @@ It runs in folders of the test, as it would in a machine, against a scripted mod
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from microvm_orchestrator.agents.drivers.base import AgentTask, Ended, Endpoint,
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+
+    from pydantic import JsonValue
 
     from microvm_orchestrator.agents.drivers.base import Driver, Reader
     from model_api import ModelApi, Received
@@ -143,6 +147,54 @@ async def collect(stderr: proc.Reader | None, said: list[bytes]) -> None:
         said.append(chunk)
 
 
+class Broken:
+    """Breaks a program off with a signal, once a model has said a part of its answer."""
+
+    def __init__(self, number: signal.Signals, said: int) -> None:
+        self._number = number
+        self._said = said
+        self._reached = anyio.Event()
+
+    async def hold(self, event: int) -> None:
+        if event == self._said:
+            self._reached.set()
+            await anyio.sleep_forever()
+
+    async def off(self, process: proc.Process) -> None:
+        await self._reached.wait()
+        process.signal(self._number)
+
+
+def interrupt_once_begun(place: Place) -> Callable[[proc.Process], Awaitable[None]]:
+    """Interrupt a program when what its tool runs writes into the pipe `begun`."""
+    os.mkfifo(place.tree / "begun")
+    begun = os.open(place.tree / "begun", os.O_RDWR | os.O_NONBLOCK)
+
+    async def interrupt(process: proc.Process) -> None:
+        try:
+            await anyio.wait_readable(begun)
+        finally:
+            os.close(begun)
+        process.signal(signal.SIGINT)
+
+    return interrupt
+
+
+async def check_prompt(program: Program, prompt: str) -> None:
+    """Check that a prompt reaches the model as it is, and is the first that it hears."""
+    done = await program.perform(AgentTask(prompt))
+    assert done.ended.success, done.stdout
+    assert f"user: {prompt}" in texts(program.api.conversation[0])
+    assert program.place.git("status", "--porcelain") == ""
+
+
+def scales(folder: Path) -> dict[str, JsonValue]:
+    """Give an MCP server that has a tool `weigh`, which answers `HEAVY`."""
+    server = folder / "server.py"
+    server.write_text(_SERVER)
+    return {"scales": {"command": sys.executable, "args": ["-I", str(server), HEAVY]}}
+
+
 def texts(request: Received) -> list[str]:
     """Give every text that a request's conversation has, its author before it."""
     found: list[str] = []
@@ -171,8 +223,9 @@ ODD_PROMPTS = {
     "300 kB": ODD + "line 🦀 $(x) 'q'\n" * 16_000,
 }
 
+HEAVY = "7 'kg' $(x)"
 # An MCP server on its standard streams, with a tool `weigh` that answers its first word.
-SERVER = """
+_SERVER = """
 import json, sys
 for line in sys.stdin:
     asked = json.loads(line)

@@ -6,13 +6,10 @@ It runs on this host in folders of the test, as it would in a machine.
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 import uuid
 from typing import TYPE_CHECKING
 
-import anyio
 import pytest
 from pydantic import JsonValue
 
@@ -29,12 +26,24 @@ from microvm_orchestrator.agents.drivers.base import (
 )
 from microvm_orchestrator.agents.drivers.claude import ClaudeDriver
 from model_api import Turn, fail, open_model_api, say, turn, use
-from system.driven import ODD, ODD_PROMPTS, PLACEHOLDER, SERVER, Place, Program, place_in, texts
+from system.driven import (
+    HEAVY,
+    ODD,
+    ODD_PROMPTS,
+    PLACEHOLDER,
+    Broken,
+    Place,
+    Program,
+    check_prompt,
+    interrupt_once_begun,
+    place_in,
+    scales,
+    texts,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from microvm_orchestrator import proc
     from model_api import ModelApi, Part, Received
 
 MODEL = "claude-sonnet-4-5"
@@ -142,24 +151,17 @@ async def test_an_api_that_fails_once_is_asked_again(place: Place) -> None:
 async def test_a_conversation_that_was_broken_off_goes_on_with_all_that_was_said(
     place: Place, number: signal.Signals, cause: Cause
 ) -> None:
-    reached, session = anyio.Event(), str(uuid.uuid4())
-
-    async def hold(event: int) -> None:
-        if event == 2:
-            reached.set()
-            await anyio.sleep_forever()
-
-    async def break_off(process: proc.Process) -> None:
-        await reached.wait()
-        process.signal(number)
-
+    broken, session = Broken(number, 2), str(uuid.uuid4())
     script = {
-        "Begin.": [use("Bash", command="echo begun > c.txt"), Turn((say("Half a"),), pause=hold)],
+        "Begin.": [
+            use("Bash", command="echo begun > c.txt"),
+            Turn((say("Half a"),), pause=broken.hold),
+        ],
         "Go on.": [use("Bash", command="echo ended >> c.txt"), say("All of it.")],
     }
     async with open_model_api(script) as api:
         agent = claude(place, api)
-        first = await agent.perform(AgentTask("Begin.", session_id=session), break_off)
+        first = await agent.perform(AgentTask("Begin.", session_id=session), broken.off)
         before = len(api.conversation)
         second = await agent.perform(AgentTask("Go on.", session_id=session, resume=True))
 
@@ -206,16 +208,7 @@ async def test_a_conversation_whose_budget_was_spent_goes_on_with_all_that_was_s
 
 
 async def test_an_interrupt_ends_what_a_tool_runs_as_well(place: Place) -> None:
-    os.mkfifo(place.tree / "begun")
-    begun = os.open(place.tree / "begun", os.O_RDWR | os.O_NONBLOCK)
-
-    async def interrupt(process: proc.Process) -> None:
-        try:
-            await anyio.wait_readable(begun)
-        finally:
-            os.close(begun)
-        process.signal(signal.SIGINT)
-
+    interrupt = interrupt_once_begun(place)
     script = [use("Bash", command="echo > begun; sleep 600; touch late"), say("Never said.")]
     async with open_model_api(script) as api:
         done = await claude(place, api).perform(AgentTask("Do it."), interrupt)
@@ -269,11 +262,7 @@ async def test_an_agent_that_gives_no_answer_of_that_form_has_failed(place: Plac
 @pytest.mark.parametrize("prompt", ODD_PROMPTS.values(), ids=ODD_PROMPTS)
 async def test_a_prompt_reaches_the_model_as_it_is(place: Place, prompt: str) -> None:
     async with open_model_api([say("Read.")]) as api:
-        done = await claude(place, api).perform(AgentTask(prompt))
-
-    assert done.ended.success, done.stdout
-    assert f"user: {prompt}" in texts(api.conversation[0])
-    assert place.git("status", "--porcelain") == ""
+        await check_prompt(claude(place, api), prompt)
 
 
 async def test_what_is_added_to_its_system_prompt_is_added_as_it_is(place: Place) -> None:
@@ -290,21 +279,16 @@ async def test_what_is_added_to_its_system_prompt_is_added_as_it_is(place: Place
 async def test_an_mcp_server_that_it_is_given_is_offered_to_the_model(
     place: Place, tmp_path: Path
 ) -> None:
-    server = tmp_path / "server.py"
-    server.write_text(SERVER)
-    heavy = "7 'kg' $(x)"
-    servers: dict[str, JsonValue] = {
-        "scales": {"command": sys.executable, "args": ["-I", str(server), heavy]}
-    }
     script = [use("mcp__scales__weigh"), say("Weighed.")]
     async with open_model_api(script) as api:
-        done = await claude(place, api).perform(AgentTask("Weigh it.", mcp_servers=servers))
+        task = AgentTask("Weigh it.", mcp_servers=scales(tmp_path))
+        done = await claude(place, api).perform(task)
 
     assert done.ended.success
     assert done.of(Started)[0].mcp_servers == {"scales": "connected"}
     first, second = api.conversation
     assert "mcp__scales__weigh" in {tool["name"] for tool in first.body["tools"]}
-    assert heavy in json.dumps(second.entries[-1])
+    assert HEAVY in json.dumps(second.entries[-1])
 
 
 async def test_the_placeholder_of_a_subscription_goes_where_its_token_would(place: Place) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 import anyio
@@ -28,14 +27,26 @@ from microvm_orchestrator.agents.drivers.base import (
 )
 from microvm_orchestrator.agents.drivers.codex import CodexDriver
 from model_api import Turn, fail, open_model_api, say, turn, use, write
-from system.driven import ODD, ODD_PROMPTS, PLACEHOLDER, SERVER, Place, Program, place_in, texts
+from system.driven import (
+    HEAVY,
+    ODD,
+    ODD_PROMPTS,
+    PLACEHOLDER,
+    Broken,
+    Place,
+    Program,
+    check_prompt,
+    interrupt_once_begun,
+    place_in,
+    scales,
+    texts,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anyio.abc import ByteStream
 
-    from microvm_orchestrator import proc
     from model_api import ModelApi
 
 # One that it does not know, for which it offers its tools one by one.
@@ -129,27 +140,17 @@ async def test_an_api_that_fails_for_good_is_told_by_its_own_code_and_the_sessio
 async def test_a_conversation_that_was_broken_off_goes_on_with_all_that_was_said(
     place: Place, number: signal.Signals
 ) -> None:
-    reached = anyio.Event()
-
-    async def hold(event: int) -> None:
-        if event == 2:
-            reached.set()
-            await anyio.sleep_forever()
-
-    async def break_off(process: proc.Process) -> None:
-        await reached.wait()
-        process.signal(number)
-
+    broken = Broken(number, 2)
     script = {
         "Begin.": [
             use("exec_command", cmd="echo begun >c.txt"),
-            Turn((say("Half a"),), pause=hold),
+            Turn((say("Half a"),), pause=broken.hold),
         ],
         "Go on.": [use("exec_command", cmd="echo ended >>c.txt"), say("All of it.")],
     }
     async with open_model_api(script) as api:
         program = codex(place, api)
-        first = await program.perform(AgentTask("Begin.", model=MODEL), break_off)
+        first = await program.perform(AgentTask("Begin.", model=MODEL), broken.off)
         before = len(api.requests)
         session = first.ended.session_id
         again = AgentTask("Go on.", model=MODEL, session_id=session, resume=True)
@@ -167,16 +168,7 @@ async def test_a_conversation_that_was_broken_off_goes_on_with_all_that_was_said
 
 
 async def test_an_interrupt_ends_what_a_tool_runs_as_well(place: Place) -> None:
-    os.mkfifo(place.tree / "begun")
-    begun = os.open(place.tree / "begun", os.O_RDWR | os.O_NONBLOCK)
-
-    async def interrupt(process: proc.Process) -> None:
-        try:
-            await anyio.wait_readable(begun)
-        finally:
-            os.close(begun)
-        process.signal(signal.SIGINT)
-
+    interrupt = interrupt_once_begun(place)
     command = "echo $$ >pid; echo >begun; exec sleep 600"
     async with open_model_api([use("exec_command", cmd=command), say("Never said.")]) as api:
         done = await codex(place, api).perform(AgentTask("Do it.", model=MODEL), interrupt)
@@ -196,30 +188,20 @@ async def test_an_interrupt_ends_what_a_tool_runs_as_well(place: Place) -> None:
 )
 async def test_a_prompt_reaches_the_model_as_it_is(place: Place, prompt: str) -> None:
     async with open_model_api([say("Read.")]) as api:
-        done = await codex(place, api).perform(AgentTask(prompt))
-
-    assert done.ended.success, done.stdout
-    assert f"user: {prompt}" in texts(api.requests[0])
-    assert place.git("status", "--porcelain") == ""
+        await check_prompt(codex(place, api), prompt)
 
 
 async def test_an_mcp_server_that_it_is_given_is_offered_to_the_model(
     place: Place, tmp_path: Path
 ) -> None:
-    server = tmp_path / "server.py"
-    server.write_text(SERVER)
-    heavy = "7 'kg' $(x)"
-    servers: dict[str, JsonValue] = {
-        "scales": {"command": sys.executable, "args": ["-I", str(server), heavy]}
-    }
     program = "text(JSON.stringify(await tools.mcp__scales__weigh({})))"
     async with open_model_api([write("exec", program), say("Weighed.")]) as api:
-        task = AgentTask("Weigh it.", mcp_servers=servers, extra_args=STRICTLY)
+        task = AgentTask("Weigh it.", mcp_servers=scales(tmp_path), extra_args=STRICTLY)
         done = await codex(place, api).perform(task)
 
     assert done.ended.success, done
     assert done.of(ToolUsed) == [ToolUsed("scales.weigh", "")]
-    assert heavy in json.dumps(api.requests[-1].entries[-1])
+    assert HEAVY in json.dumps(api.requests[-1].entries[-1])
 
 
 async def test_it_asks_nobody_but_the_model(place: Place) -> None:

@@ -7,25 +7,32 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-import anyio
 import pytest
-from pydantic import JsonValue
 
 from judges.tools import OPENCODE
 from microvm_orchestrator.agents.drivers.base import AgentTask, Cause, ToolUsed
 from microvm_orchestrator.agents.drivers.opencode import OpencodeDriver
 from model_api import Turn, open_model_api, say, use
-from system.driven import ODD, ODD_PROMPTS, PLACEHOLDER, SERVER, Place, Program, place_in, texts
+from system.driven import (
+    HEAVY,
+    ODD,
+    ODD_PROMPTS,
+    PLACEHOLDER,
+    Broken,
+    Place,
+    Program,
+    check_prompt,
+    place_in,
+    scales,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from microvm_orchestrator import proc
     from model_api import ModelApi
 
 pytestmark = [
@@ -58,11 +65,6 @@ def strings(value: Any) -> Iterator[str]:
 async def test_it_goes_on_with_a_conversation_and_uses_the_servers_it_is_given(
     place: Place, tmp_path: Path, model: str
 ) -> None:
-    server = tmp_path / "server.py"
-    server.write_text(SERVER)
-    servers: dict[str, JsonValue] = {
-        "scales": {"command": sys.executable, "args": ["-I", str(server), "7 'kg' $(x)"]}
-    }
     script = {
         "Weigh it.": [
             use("scales_weigh"),
@@ -71,7 +73,7 @@ async def test_it_goes_on_with_a_conversation_and_uses_the_servers_it_is_given(
         ],
         "How heavy": [say("Seven.")],
     }
-    task = AgentTask("Weigh it.", model=model, system_prompt=ODD, mcp_servers=servers)
+    task = AgentTask("Weigh it.", model=model, system_prompt=ODD, mcp_servers=scales(tmp_path))
     async with open_model_api(script, keys=[PLACEHOLDER]) as api:
         program = opencode(place, api)
         first = await program.perform(task)
@@ -89,7 +91,7 @@ async def test_it_goes_on_with_a_conversation_and_uses_the_servers_it_is_given(
     assert (second.ended.session_id, second.ended.summary) == (session, "Seven.")
     last = api.conversation[-1]
     assert {each.body["model"] for each in api.requests} == {model.removeprefix("openai/")}
-    assert "7 'kg' $(x)" in json.dumps(last.entries)
+    assert HEAVY in json.dumps(last.entries)
     assert ODD.strip() in "\n".join(strings(last.body))
     # What it unpacks with each start is not kept for ever.
     assert len(list((place.home / ".microvm-orchestrator/opencode").glob(".*.so"))) <= 1
@@ -100,26 +102,16 @@ async def test_it_goes_on_with_a_conversation_and_uses_the_servers_it_is_given(
 async def test_a_conversation_that_was_broken_off_goes_on_with_all_that_was_said(
     place: Place, number: signal.Signals
 ) -> None:
-    reached = anyio.Event()
-
-    async def hold(event: int) -> None:
-        if event == 3:
-            reached.set()
-            await anyio.sleep_forever()
-
-    async def break_off(process: proc.Process) -> None:
-        await reached.wait()
-        process.signal(number)
-
+    broken = Broken(number, 3)
     begin = use("bash", command="echo begun >c.txt", description="Begin")
     script = {
         # Both prompts are one to it, as the first was never answered.
         "Go on.": [say("All of it.")],
-        "Begin.": [begin, Turn((say("Half a"),), pause=hold)],
+        "Begin.": [begin, Turn((say("Half a"),), pause=broken.hold)],
     }
     async with open_model_api(script) as api:
         program = opencode(place, api)
-        first = await program.perform(AgentTask("Begin."), break_off)
+        first = await program.perform(AgentTask("Begin."), broken.off)
         session = first.ended.session_id
         second = await program.perform(AgentTask("Go on.", session_id=session, resume=True))
 
@@ -135,8 +127,4 @@ async def test_a_conversation_that_was_broken_off_goes_on_with_all_that_was_said
 @pytest.mark.parametrize("prompt", ODD_PROMPTS.values(), ids=ODD_PROMPTS)
 async def test_a_prompt_reaches_the_model_as_it_is(place: Place, prompt: str) -> None:
     async with open_model_api([say("Read.")]) as api:
-        done = await opencode(place, api).perform(AgentTask(prompt))
-
-    assert done.ended.success, done.stdout
-    assert f"user: {prompt}" in texts(api.conversation[0])
-    assert place.git("status", "--porcelain") == ""
+        await check_prompt(opencode(place, api), prompt)
