@@ -180,6 +180,19 @@ def interrupt_once_begun(place: Place) -> Callable[[proc.Process], Awaitable[Non
     return interrupt
 
 
+async def over(pid: int) -> None:
+    """Wait until a process has ended; that nobody has waited for it yet makes no difference."""
+    try:
+        ends = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with anyio.fail_after(PATIENCE_S):
+            await anyio.wait_readable(ends)
+    finally:
+        os.close(ends)
+
+
 async def check_prompt(program: Program, prompt: str) -> None:
     """Check that a prompt reaches the model as it is, and is the first that it hears."""
     done = await program.perform(AgentTask(prompt))

@@ -6,7 +6,6 @@ It runs on this host in folders of the test, as it would in a machine.
 from __future__ import annotations
 
 import json
-import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,7 @@ from system.driven import (
     Program,
     check_prompt,
     interrupt_once_begun,
+    over,
     place_in,
     scales,
     texts,
@@ -174,9 +174,7 @@ async def test_an_interrupt_ends_what_a_tool_runs_as_well(place: Place) -> None:
         done = await codex(place, api).perform(AgentTask("Do it.", model=MODEL), interrupt)
 
     assert done.ended.error is not None
-    pid = int((place.tree / "pid").read_text())
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    await over(int((place.tree / "pid").read_text()))
 
 
 @pytest.mark.parametrize(
