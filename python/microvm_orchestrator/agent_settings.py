@@ -19,6 +19,12 @@ class Agents(Section):
         default=4, description="How many may stand below each other, the uppermost counted too."
     )
     children: Count = Field(default=16, description="How many may belong to one at a time.")
+    warm: dict[str, Count] = Field(
+        default_factory=dict[str, Count],
+        description="How many machines for agents of an image stand ready, by the image's name, "
+        "with the usual memory, one processor and the disk that agents have; they take no slot "
+        "until then.",
+    )
     roles_dir: Directory | None = Field(
         default=None,
         description="The folder of this host's own roles, each a Markdown file of its name; by "

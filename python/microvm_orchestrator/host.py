@@ -65,6 +65,7 @@ from microvm_orchestrator.machine.hypervisor import open_hypervisor
 from microvm_orchestrator.machine.probe import Acceleration
 from microvm_orchestrator.machine.shell import GuestEvent
 from microvm_orchestrator.machines import Machines
+from microvm_orchestrator.model.agent import USUAL_DISK_MIB
 from microvm_orchestrator.model.cluster import Cluster
 from microvm_orchestrator.model.machine import Machine as KnownMachine
 from microvm_orchestrator.model.records import SYSTEM, Actor
@@ -82,9 +83,10 @@ from microvm_orchestrator.runs import Runs
 from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
+from microvm_orchestrator.starting import scratch_disk
 from microvm_orchestrator.store.base import Store
 from microvm_orchestrator.store.every import every_record
-from microvm_orchestrator.warm import Warm
+from microvm_orchestrator.warm import Kind, Warm
 
 # Of the host's memory, what machines may have when nothing is said.
 _MEMORY_SHARE = 0.75
@@ -153,6 +155,9 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             boot_timeout_s=settings.machines.boot_timeout_s,
         )
 
+    async def home(reference: str) -> MachineSpec:
+        return replace(await usual(reference), disks=(scratch_disk(USUAL_DISK_MIB),))
+
     # Nothing happens to a machine before there are machines.
     async def on_change(change: Change) -> None:
         await machines.hear(change)
@@ -190,7 +195,16 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             size_mib=settings.machines.cache_mib,
             count=settings.machines.cache_count,
         )
-        warm = Warm(hypervisor, settings.machines.warm, usual)
+        warm = Warm(
+            hypervisor,
+            [
+                *(Kind(image, count, usual) for image, count in settings.machines.warm.items()),
+                *(
+                    Kind(image, count, home, for_agents=True)
+                    for image, count in settings.agents.warm.items()
+                ),
+            ],
+        )
         switch = await life.enter_async_context(_open_switch(settings.networks, on_port_event))
         networks = Networks(store, switch)
         history_of = partial(path_of, state_dir / places.REPOS)

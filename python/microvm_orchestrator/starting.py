@@ -131,14 +131,19 @@ class Starting:
 
         Raises: NotFound, MachineBootFailed.
         """
-        if machine.runtime_id is not None:
-            # It begins anew, and has kept nothing but its console.
-            await self._hypervisor.remove(machine.runtime_id)
         snapshot_id = snapshot_id or machine.snapshot_id
-        if snapshot_id is None and (pool := await self._pool(machine)) is not None:
+        again = machine.runtime_id
+        if again is not None and (snapshot_id is not None or not _own_disks(machine)):
+            # It begins anew, and has kept nothing but its console.
+            await self._hypervisor.remove(again)
+            again = None
+        if (snapshot_id or again) is None and (pool := await self._pool(machine)) is not None:
             return await pool.claim(_hostname(machine), enter)
-        await enter(None)
+        await enter(again)
         spec = await self._spec(machine)
+        if again is not None:
+            # Its disks lie where those lie of what it has claimed.
+            spec = replace(spec, machine_id=again)
         spec = replace(spec, links=await self._links(machine))
         if lent is not None:
             spec = replace(spec, disks=(*spec.disks, lent.disk))
@@ -208,4 +213,13 @@ def _own_disks(machine: Machine) -> tuple[base.Disk, ...]:
     sizes = {disk.serial: disk.size_mib for disk in machine.disks}
     if machine.disk_mib is not None:
         sizes = {_SCRATCH: machine.disk_mib, **sizes}
-    return tuple(base.Disk(name, read_only=False, size_mib=size) for name, size in sizes.items())
+    return tuple(_disk(name, size) for name, size in sizes.items())
+
+
+def scratch_disk(size_mib: int) -> base.Disk:
+    """Tell of the disk that a machine has of its own for whatever it likes."""
+    return _disk(_SCRATCH, size_mib)
+
+
+def _disk(serial: str, size_mib: int) -> base.Disk:
+    return base.Disk(serial, read_only=False, size_mib=size_mib)

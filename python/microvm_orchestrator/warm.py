@@ -1,4 +1,4 @@
-"""Machines that stand ready by kind: for each image that the settings name, a pool of clones.
+"""Machines that stand ready by kind: for each that the settings name, a pool of clones.
 
 A pool lives as long as the daemon and is made anew when its image is. Its machines take no slot
 until they are claimed: they stand still and have of the host's memory only what they have written.
@@ -7,7 +7,7 @@ Above are the machines, which claim them; below, the pools and a hypervisor.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +27,23 @@ from microvm_orchestrator.machine.pool import (
 from microvm_orchestrator.machine.shell import Command
 from microvm_orchestrator.model.names import new_id
 
-# Run before a template is saved, so that its clones find in memory what most begin with.
-_FIRST = Command(["/bin/sh", "-c", "git --version; true"])
+# Run before a template is saved, so that its clones find in memory what most begin with: git, and
+# whatever program of agents its image has. What that writes down is nobody's.
+_FIRST = Command(
+    [
+        "/bin/sh",
+        "-c",
+        """
+        HOME=$(mktemp -d)
+        export HOME
+        for each in git claude codex opencode; do
+            command -v $each && $each --help
+        done </dev/null >/dev/null 2>&1
+        rm -rf "$HOME"
+        """,
+    ],
+    timeout_s=60,
+)
 # What the machine is called that is booted for a template.
 _BOOTED_FOR = "template_"
 # After a template could not be made: an image that is built meanwhile is noticed at once.
@@ -38,10 +53,13 @@ _log = log.get(__name__)
 
 @dataclass(slots=True)
 class Kind:
-    """Machines of one image."""
+    """Machines of one image that are made alike."""
 
     image: str
     wanted: int
+    # Gives how one of them is made; raises NotFound, ImageDamaged.
+    spec_of: Callable[[str], Awaitable[MachineSpec]]
+    for_agents: bool = False
     # Why none stands ready; empty when nothing is wrong.
     reason: str = "it has not been looked at yet"
     template: str = ""
@@ -55,18 +73,11 @@ class Kind:
 class Warm:
     """The pools of one daemon; they live as long as `running`."""
 
-    def __init__(
-        self,
-        hypervisor: Hypervisor,
-        wanted: Mapping[str, int],
-        spec_of: Callable[[str], Awaitable[MachineSpec]],
-    ) -> None:
-        """`spec_of` gives a usual machine of an image; raises NotFound, ImageDamaged."""
+    def __init__(self, hypervisor: Hypervisor, kinds: Sequence[Kind]) -> None:
         self._hypervisor = hypervisor
-        self._usual = spec_of
         self._images_changed = anyio.Event()
         self._news = anyio.Event()
-        self.kinds = [Kind(image, count) for image, count in wanted.items()]
+        self.kinds = kinds
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -102,7 +113,7 @@ class Warm:
         self._news = anyio.Event()
 
     async def _begin(self, group: anyio.abc.TaskGroup) -> None:
-        wanted = {await self._template_of(kind.image) for kind in self.kinds}
+        wanted = {await self._template_of(kind) for kind in self.kinds}
         for name in await self._hypervisor.saved():
             # Of an image that was built anew, or is no longer to be kept ready.
             if name.startswith(TEMPLATE) and name not in wanted:
@@ -110,13 +121,13 @@ class Warm:
         for kind in self.kinds:
             group.start_soon(self._keep, kind)
 
-    async def _spec_of(self, image: str) -> MachineSpec:
+    async def _spec_of(self, kind: Kind) -> MachineSpec:
         machine_id = new_id(_BOOTED_FOR.removesuffix("_"))
-        return replace(await self._usual(image), machine_id=machine_id, hostname="template")
+        return replace(await kind.spec_of(kind.image), machine_id=machine_id, hostname="template")
 
-    async def _template_of(self, image: str) -> str:
+    async def _template_of(self, kind: Kind) -> str:
         try:
-            return template_id(await self._spec_of(image))
+            return template_id(await self._spec_of(kind))
         except errors.OrchestratorError:
             return ""
 
@@ -124,7 +135,7 @@ class Warm:
         while True:
             changed = self._images_changed
             try:
-                spec = await self._spec_of(kind.image)
+                spec = await self._spec_of(kind)
                 kind.reason = "its template is being made"
                 kind.template = template_id(spec)
                 template = await find_or_make_template(self._hypervisor, spec, _FIRST)
@@ -148,7 +159,7 @@ class Warm:
         try:
             while True:
                 changed = self._images_changed
-                if await self._template_of(kind.image) != kind.template:
+                if await self._template_of(kind) != kind.template:
                     return
                 await changed.wait()
         finally:

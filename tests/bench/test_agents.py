@@ -2,8 +2,7 @@
 
 Bare, the program is started by a command in a machine, and asks the scripted model by a forwarded
 port: no proxy, no MCP server of ours, nothing that is kept. As an agent, it is spawned, or branched
-off, and told something. Agents' machines have a disk, which those that stand ready have not, so
-there is no warm spawn to measure; what is warm is the second message.
+off, and told something. One whose machine stood ready is set beside one whose machine is booted.
 """
 
 from __future__ import annotations
@@ -90,8 +89,9 @@ class Bench:
         act()
         self.took_s.setdefault(what, []).append(time.perf_counter() - began)
 
-    def spawn(self, name: str) -> None:
-        self.stage.done("agent_spawn", name=name, driver=self.program, **self.home)
+    def spawn(self, name: str, **other: Any) -> None:
+        home = {**self.home, **other}
+        self.stage.done("agent_spawn", name=name, driver=self.program, **home)
 
     def tell_agent(self, name: str) -> None:
         told = self.stage.ask("agent_send", agent=name, text=HELLO, wait_s=PATIENCE_S)
@@ -188,6 +188,42 @@ def test_an_agent_against_its_bare_program(
     bench.show("spawn to the first answer, cold", "cold", least_s, floor)
     bench.show("branch to the first answer", "branch", least_s, floor)
     bench.show("message to its answer", "message", bench.median_s("bare"), "the bare program there")
+
+
+def test_an_agent_whose_machine_stood_ready(
+    model: Model, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    anyio.run(program_image, "claude")
+    with living(
+        tmp_path_factory.mktemp("warm") / "s",
+        machines={"default_memory_mib": MEMORY_MIB},
+        agents={"warm": {"claude": 1}},
+        egress=model.settings,
+    ) as stage:
+        let_in(stage)
+        bench = Bench(stage, model, "claude")
+
+        def first_answer(disk_mib: int) -> None:
+            bench.spawn("ada", vcpus=1, disk_mib=disk_mib)
+            bench.tell_agent("ada")
+
+        for _ in range(ROUNDS):
+            # No machine with such a disk stands ready, so it is booted.
+            for what, more_mib in (("booted", 1), ("claimed", 0)):
+                until_one_is_ready(stage)
+                bench.timed(what, lambda more_mib=more_mib: first_answer(USUAL_DISK_MIB + more_mib))
+                claimed = stage.ask("machine_get", machine=bench.machine_of("ada"))["runtime_id"]
+                assert (claimed is None) is (what == "booted")
+                stage.ask("agent_end", agent="ada")
+    floor_s = bench.median_s("booted")
+    bench.show("spawn to the first answer, warm", "claimed", floor_s, "one that is booted")
+
+
+def until_one_is_ready(stage: Stage) -> None:
+    ends_at = time.monotonic() + PATIENCE_S
+    while (pool := stage.ask("pool_list")["items"][0])["ready"] == 0:
+        assert time.monotonic() < ends_at, pool
+        time.sleep(0.5)  # it is background work, which nobody tells of
 
 
 def test_the_memory_of_agents_that_are_idle(stage: Stage) -> None:

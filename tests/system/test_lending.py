@@ -15,17 +15,21 @@ from calling import House, house
 from chaos.ask import Asker
 from daemon import running_daemon
 from machines import CACHE, LONG_S, guest_image
+from microvm_orchestrator.model.agent import USUAL_DISK_MIB
 
 SIZE_MIB = 64
 
 
 @asynccontextmanager
-async def machines_in(state_dir: Path, **settings: Any) -> AsyncGenerator[House]:
+async def machines_in(
+    state_dir: Path, agents: dict[str, Any] | None = None, **settings: Any
+) -> AsyncGenerator[House]:
     """Keep a service with the embedded guest; no machine outlives the block."""
     await guest_image()
     (state_dir / "images").symlink_to(CACHE / "images")
     with anyio.fail_after(5 * LONG_S):
-        async with house(state_dir, machines={"cache_mib": SIZE_MIB, **settings}) as here:
+        machines: dict[str, object] = {"cache_mib": SIZE_MIB, **settings}
+        async with house(state_dir, machines=machines, agents=agents or {}) as here:
             try:
                 yield here
             finally:
@@ -72,17 +76,48 @@ async def test_what_a_machine_leaves_in_its_cache_the_next_one_finds_and_no_clon
         assert await said(here, "other", "ls -A /cache") == "lost+found\n"
 
 
+async def filled(here: House) -> None:
+    """Wait until as many stand ready as are wanted."""
+    while (pool := here.service.host.warm.kinds[0].pool) is None:
+        await here.service.host.warm.news()
+    await pool.filled()
+
+
 async def test_a_machine_that_stands_ready_is_claimed_and_knows_its_name(tmp_path: Path) -> None:
     async with machines_in(tmp_path, warm={"embedded": 1}, default_memory_mib=256) as here:
-        while (pool := here.service.host.warm.kinds[0].pool) is None:
-            await here.service.host.warm.news()
-        await pool.filled()
+        await filled(here)
         (told,) = (await here.ask("pool_list"))["items"]
-        assert told == {"image": "embedded", "wanted": 1, "ready": 1, "reason": ""}
+        assert told == {
+            "image": "embedded",
+            "for_agents": False,
+            "wanted": 1,
+            "ready": 1,
+            "reason": "",
+        }
         machine = await start(here, "box")
         assert machine["runtime_id"] is not None
         assert await said(here, "box", "hostname") == "box\n"
         await here.ask("machine_stop", machine="box", wait_s=LONG_S)
+
+
+async def test_what_one_that_stood_ready_for_an_agent_has_written_is_kept_until_it_is_deleted(
+    tmp_path: Path,
+) -> None:
+    async with machines_in(tmp_path, {"warm": {"embedded": 1}}, default_memory_mib=256) as here:
+        await filled(here)
+        (told,) = (await here.ask("pool_list"))["items"]
+        assert (told["for_agents"], told["ready"]) == (True, 1)
+        machine = await start(here, "home", disk_mib=USUAL_DISK_MIB)
+        claimed = machine["runtime_id"]
+        assert claimed is not None
+        await said(here, "home", "echo kept >/var/file")
+        await here.ask("machine_stop", machine="home", wait_s=LONG_S)
+        again = await here.ask("machine_start", machine="home", wait_s=LONG_S)
+        assert again["result"]["runtime_id"] == claimed
+        assert await said(here, "home", "cat /var/file; hostname") == "kept\nhome\n"
+        await here.ask("machine_kill", machine="home")
+        await here.ask("machine_delete", machine="home")
+        assert not [each for each in hosted.left(tmp_path) if claimed in each]
 
 
 def standing(asker: Asker, ready: int) -> None:

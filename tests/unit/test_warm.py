@@ -24,7 +24,7 @@ from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.store.base import Match
 from microvm_orchestrator.store.sqlite import SqliteStore
-from microvm_orchestrator.warm import Warm
+from microvm_orchestrator.warm import Kind, Warm
 
 ALICE = Actor(name="alice", role=Role.OPERATOR, via="test", action="machine_start")
 PATIENCE_S = 60
@@ -66,7 +66,7 @@ async def daemon(rig: Rig, *, ready: int = 1) -> AsyncGenerator[House]:
         async def usual(_: str) -> MachineSpec:
             return MachineSpec("usual", house.boot, memory_mib=64)
 
-        warm = Warm(qemu, {"box": ready}, usual)
+        warm = Warm(qemu, [Kind("box", ready, usual)])
         slots = Slots(Capacity(4, 1024, 8))
         machines = Machines(store, qemu, slots, lambda _: house.boot, warm)
         assert isinstance(rig.boot, Boot)
@@ -180,7 +180,7 @@ async def test_without_its_image_nothing_stands_ready_and_it_says_why(rig: Rig) 
         async def none(image: str) -> MachineSpec:
             raise errors.NotFound(f"there is no image {image}")
 
-        warm = Warm(house.qemu, {"other": 1}, none)
+        warm = Warm(house.qemu, [Kind("other", 1, none)])
         async with warm.running():
             with anyio.fail_after(PATIENCE_S):
                 while "there is no image" not in warm.kinds[0].reason:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.faults.ledger import Ledger
     from microvm_orchestrator.images.store import ImageStore
     from microvm_orchestrator.slots import Slots
-    from microvm_orchestrator.warm import Warm
+    from microvm_orchestrator.warm import Kind, Warm
 
 # Below this a busy store fills its disk within minutes.
 _DISK_LOW_BYTES = 256 * 1024 * 1024
@@ -163,15 +163,20 @@ def _slots_check(slots: Slots) -> Check:
 
 
 def _pools_check(warm: Warm) -> Check:
-    wrong = [f"{kind.image}: {kind.reason}" for kind in warm.kinds if kind.reason]
-    ready = [f"{kind.ready} of {kind.wanted} of {kind.image}" for kind in warm.kinds]
+    wrong = [f"{_called(kind)}: {kind.reason}" for kind in warm.kinds if kind.reason]
+    ready = [f"{kind.ready} of {kind.wanted} of {_called(kind)}" for kind in warm.kinds]
     return Check(
         name="pools",
         state="warning" if wrong else "ok",
         found="; ".join(wrong) or ", ".join(ready) or "none is asked for",
         meaning="Machines that stand ready are claimed in place of a boot; without them machines "
-        "are booted. The setting machines.warm names their images, which have to be built.",
+        "are booted. The settings machines.warm and agents.warm name their images, which have to "
+        "be built.",
     )
+
+
+def _called(kind: Kind) -> str:
+    return f"{kind.image} for agents" if kind.for_agents else kind.image
 
 
 async def _faults_check(faults: Ledger) -> Check:

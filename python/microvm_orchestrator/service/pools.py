@@ -19,7 +19,8 @@ class NoPoolFilter(Request):
 class PoolInfo(Answer):
     """Machines of one image, kept ready."""
 
-    image: str = Field(description="as the setting machines.warm names it")
+    image: str = Field(description="as the settings machines.warm and agents.warm name it")
+    for_agents: bool = Field(description="whether they have the disk that agents live on")
     wanted: int
     ready: int = Field(description="how many can be claimed at once")
     reason: str = Field(description="why none is made ready; empty when nothing is wrong")
@@ -35,12 +36,19 @@ class PoolList(Answer):
 async def pool_list(service: Service, caller: Caller, request: NoPoolFilter) -> PoolList:
     """List the images of which machines stand ready: `machine_start` of such a one claims it.
 
-    It has to be made as they are: with the usual memory, one processor and no disk.
+    It has to be made as they are: with the usual memory, one processor, and no disk but the one
+    that agents have where they are for agents.
     """
     del caller, request
     return PoolList(
         items=[
-            PoolInfo(image=kind.image, wanted=kind.wanted, ready=kind.ready, reason=kind.reason)
+            PoolInfo(
+                image=kind.image,
+                for_agents=kind.for_agents,
+                wanted=kind.wanted,
+                ready=kind.ready,
+                reason=kind.reason,
+            )
             for kind in service.host.warm.kinds
         ]
     )
