@@ -11,12 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 from calling import PATIENCE_S, house
 from machines import fake_program, publish_no_image
+from microvm_orchestrator.model.agent import Agent, AgentState, Character, Home
+from microvm_orchestrator.model.agent_budget import AgentBudget
+from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from calling import House
+
+
+def plain_agent(name: str, parent: str | None = None, **more: Any) -> Agent:
+    """Give an agent that is idle and has nothing but its name, as it is written down."""
+    plain = {
+        "agent_id": name,
+        "name": name,
+        "owner": "alice",
+        "parent": parent,
+        "state": AgentState.IDLE,
+        "machine_id": f"m_{name}",
+        "character": Character(),
+        "home": Home(),
+        "budget": AgentBudget(),
+        "created_at": moment(0.0),
+    }
+    return Agent.model_validate({**plain, **more})
 
 
 @asynccontextmanager

@@ -13,15 +13,13 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.accounts import Accounts, inherited
 from microvm_orchestrator.model.agent import (
     Agent,
-    AgentState,
-    Character,
-    Home,
     Message,
     MessageState,
 )
 from microvm_orchestrator.model.agent_budget import AgentBudget, AgentMeasure, AtLimit, Taken
 from microvm_orchestrator.model.run import Usage
 from microvm_orchestrator.model.values import moment
+from talking import plain_agent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,19 +34,7 @@ class Clock:
 
 
 def agent(name: str, parent: str | None = None, used: int = 0, **budget: Any) -> Agent:
-    return Agent(
-        agent_id=name,
-        name=name,
-        owner="alice",
-        parent=parent,
-        state=AgentState.IDLE,
-        machine_id=f"m_{name}",
-        character=Character(),
-        home=Home(),
-        budget=AgentBudget(**budget),
-        usage=Usage(tokens_in=used),
-        created_at=moment(0.0),
-    )
+    return plain_agent(name, parent, budget=AgentBudget(**budget), usage=Usage(tokens_in=used))
 
 
 def accounts_of(*agents: Agent, clock: Clock | None = None) -> Accounts:

@@ -6,26 +6,8 @@ import pytest
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
-from microvm_orchestrator.model.agent import Agent, AgentState, Character, Home
-from microvm_orchestrator.model.agent_budget import AgentBudget
-from microvm_orchestrator.model.values import moment
-
-
-def agent(name: str, parent: str | None = None, **more: object) -> Agent:
-    plain = Agent(
-        agent_id=name,
-        name=name,
-        owner="alice",
-        parent=parent,
-        state=AgentState.IDLE,
-        machine_id=f"m_{name}",
-        character=Character(),
-        home=Home(),
-        budget=AgentBudget(),
-        created_at=moment(0.0),
-    )
-    return plain.model_copy(update=more)
-
+from microvm_orchestrator.model.agent import AgentState
+from talking import plain_agent as agent
 
 LEAD, ADA, BOB, CAT = agent("lead"), agent("ada", "lead"), agent("bob", "lead"), agent("cat", "ada")
 ALONE = agent("alone")

@@ -24,15 +24,12 @@ from microvm_orchestrator.lifecycle.source import Sources
 from microvm_orchestrator.model.agent import (
     AGENT,
     Agent,
-    AgentBudget,
     AgentState,
-    Character,
-    Home,
 )
 from microvm_orchestrator.model.agent_work import AgentWork, Assignment
 from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.model.run import Merge, MergeOutcome, MergeState
-from microvm_orchestrator.model.values import moment
+from talking import plain_agent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,18 +106,8 @@ async def site(tmp_path: Path) -> AsyncGenerator[Site]:
 async def desk_at(site: Site, name: str = "ada", **asked: Any) -> Desk:
     """Give an agent that has found where it starts."""
     assignment = Assignment.model_validate({"repo": site.repo.alias, **asked})
-    agent = Agent(
-        agent_id=ID,
-        name=name,
-        owner=ALICE.name,
-        state=AgentState.IDLE,
-        machine_id="m_1",
-        character=Character(),
-        home=Home(),
-        work=AgentWork(asked=assignment, repo=site.repo.alias, repo_id=site.repo.repo_id),
-        budget=AgentBudget(),
-        created_at=moment(0.0),
-    )
+    work = AgentWork(asked=assignment, repo=site.repo.alias, repo_id=site.repo.repo_id)
+    agent = plain_agent(name, agent_id=ID, owner=ALICE.name, work=work)
     desk = Desk(site, agent, site.work("main"))
     source = await desk.place.settle()
     if source.base is not None:

@@ -12,13 +12,13 @@ from calling import ADMIN, House, house, silent
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.claims import give_back, renew
 from microvm_orchestrator.model.access import Principal, Role, Scope
-from microvm_orchestrator.model.agent import Agent, AgentBudget, AgentState, Character, Home
+from microvm_orchestrator.model.agent import Agent, AgentState, Character
 from microvm_orchestrator.model.agent_claims import Works
 from microvm_orchestrator.model.task import TaskError, TaskProgress
-from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.service import as_worker
 from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.store.base import Done, Failed, Released
+from talking import plain_agent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -31,17 +31,12 @@ BOB = Principal("bob", Role.OPERATOR, Scope(everything=False))
 
 
 def agent(name: str = "ada", owner: Principal = ALICE, **works: Any) -> Agent:
-    return Agent(
+    return plain_agent(
+        name,
         agent_id=f"a_{name}",
-        name=name,
         owner=owner.name,
-        state=AgentState.IDLE,
-        machine_id=f"m_{name}",
         character=Character(role="tester"),
-        home=Home(),
         works=Works(scope=owner.scope, **works),
-        budget=AgentBudget(),
-        created_at=moment(0.0),
     )
 
 
