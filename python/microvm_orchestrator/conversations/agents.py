@@ -497,11 +497,11 @@ class Agents:
         return [await self._end(each, by, salvaged=force and collect) for each in ending]
 
     async def retire(self, agent_id: str, reason: str) -> None:
-        """End an agent with all below it, as its budget is used up."""
+        """End an agent with all below it, as this host: whoever it is that looks after them."""
         agent = await self.get(agent_id, SYSTEM)
-        for each in reversed(family.below(await self._living_ones(SYSTEM), agent)):
+        below = family.below(await self._living_ones(SYSTEM), agent)
+        for each in [*reversed(below), agent]:
             await self._end(each, SYSTEM, reason, salvaged=True)
-        await self._end(agent, SYSTEM, reason, salvaged=True)
 
     async def _end(self, agent: Agent, by: Actor, reason: str = "", *, salvaged: bool) -> Agent:
         living = self._living.get(agent.agent_id)
