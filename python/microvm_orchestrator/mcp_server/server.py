@@ -44,13 +44,24 @@ MAX_SESSIONS = 1000
 _LISTS_FRESH = CacheHint(ttl_ms=300_000, scope="public")
 _NOW_ONLY = CacheHint(ttl_ms=0, scope="private")
 
+# Clients show a model two thousand characters of it, or little more.
 INSTRUCTIONS = """\
-One durable task graph that any number of agents share. Use it to plan work that outlives this \
-conversation, to hand tasks to other workers, or to take tasks as a worker yourself.
+Disposable virtual machines, agents that work in them, and one durable task graph, shared by all \
+who connect. Nothing is lost when you disconnect: what takes long goes on, and task_wait and \
+operation_wait tell how it ended.
+
+Have something done: run_start gives a prompt, a script or a command a machine of its own, with a \
+repository of repo_list if you name one, and merges its commits; run_get and run_output show it.
+
+Use machines yourself: machine_define and machine_start, machine_exec, machine_branch for copies, \
+snapshot_create. cluster_define and cluster_start raise several with networks between them, \
+fault_inject breaks those.
+
+Keep agents: agent_spawn, then agent_send, which waits for the answer; agent_inbox has those that \
+came later. team_spawn and team_coordinate have several work together.
 
 Plan: graph_submit takes tasks that name what they depend on by key, all or nothing; task_submit \
-takes one. Nothing is lost when you disconnect. Follow it with task_wait or event_wait, look with \
-task_list and group_get.
+takes one. Follow them with task_wait or event_wait, look with task_list and group_get.
 
 Work: task_claim gives you a task under a lease with a token. Do what its description says, call \
 task_heartbeat more often than the lease runs out, then task_complete with a result (or task_fail, \
