@@ -7,7 +7,6 @@ with it, for the agent to hear. Pure; above are the kinds of coordination.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -26,7 +25,7 @@ from microvm_orchestrator.model.values import check_json
 VOTE_MOST = 16_384
 PLAN_MOST = 131_072
 
-_FENCED = re.compile(r"^```(?:json)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE, _OPENED = "```", {"```", "```json"}
 _TOLD = 300
 
 M = TypeVar("M", bound=BaseModel)
@@ -81,10 +80,20 @@ def _block(answer: str) -> str:
     whole = answer.strip()
     if whole.startswith("{"):
         return whole
-    found = _FENCED.findall(answer)
-    if not found:
+    found: list[str] | None = None
+    opened: list[str] | None = None
+    # A line is looked at once: an expression would go back for each fence that is never closed.
+    for line in answer.split("\n"):
+        bare = line.rstrip(" \t")
+        if opened is None:
+            opened = [] if bare in _OPENED else None
+        elif bare == _FENCE:
+            found, opened = opened, None
+        else:
+            opened.append(line)
+    if found is None:
         raise errors.InvalidInput("there is no JSON in it, alone or between lines of ```")
-    return str(found[-1])
+    return "\n".join(found)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

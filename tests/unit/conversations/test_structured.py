@@ -27,7 +27,7 @@ from microvm_orchestrator.model.coordination import (
     StepState,
     Vote,
 )
-from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.model.values import MAX_TEXT, moment
 
 NAMES = ["ada", "bob"]
 
@@ -93,7 +93,9 @@ def test_any_json_is_a_vote_or_refused(value: object) -> None:
         "{" + '"a":{' * 5000,
         '{"vote": ' + "[" * 8000,
         '{"vote": ' + "9" * 9000 + "}",
-        "```json\n" + " " * VOTE_MOST + '{"vote": "agree"}\n```',
+        "```json\n" + " " * (VOTE_MOST + 1) + '{"vote": "agree"}\n```',
+        # Of the length that an answer may have; none of them is closed.
+        "```json\n" * (MAX_TEXT // 8),
     ],
 )
 def test_what_is_no_vote_is_refused(answer: str) -> None:
