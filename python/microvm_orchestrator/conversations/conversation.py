@@ -53,9 +53,6 @@ _log = log.get(__name__)
 
 # As many may wait to be heard.
 QUEUE_MOST = 1000
-_REASON = 1000
-# As much is kept of what was seen of it.
-_WATCHED_MOST = 20
 # The code of a message's error whose turn met a limit.
 USED_UP = "budget-exhausted"
 # The store says no more now; soon it may.
