@@ -33,6 +33,8 @@ from microvm_orchestrator.model.coordination import (
 
 # How often a coordinator may send a plan that cannot be read.
 _PLANS_MOST = 3
+# Of somebody who was asked for a vote and said something.
+_HEARD = {StepState.ANSWERED, StepState.UNREADABLE}
 
 # What was read in an answer, by the field of the step that has it.
 Reading = Mapping[str, Vote | list[Subtask]]
@@ -110,12 +112,9 @@ async def _hierarchical(here: Coordination, ask: Ask) -> End:
         raise _failed(f"{here.coordinator.name} made no plan that can be read: {wrong}")
     if step.plan is None:
         raise _failed(f"{here.coordinator.name} made no plan: {wrong}")
+    parts = [(by_name[part.agent], part.task) for part in step.plan]
     steps = await ask(
-        *(
-            Question(agent, StepPart.WORK, words.part_of(here, agent, part.task))
-            for part in step.plan
-            if (agent := by_name[part.agent])
-        )
+        *(Question(agent, StepPart.WORK, words.part_of(here, agent, task)) for agent, task in parts)
     )
     return await _joined(here, ask, steps)
 
@@ -168,9 +167,6 @@ async def _consensus(here: Coordination, ask: Ask) -> End:
         if not any(step.state in _HEARD for step in votes):
             raise _failed(f"nobody could be asked for a vote: {_why(votes[0])}")
     return End(proposal, Outcome.NO_CONSENSUS, tallies, dissent_in(votes))
-
-
-_HEARD = {StepState.ANSWERED, StepState.UNREADABLE}
 
 
 async def _proposal(
