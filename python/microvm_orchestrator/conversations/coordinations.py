@@ -116,16 +116,24 @@ class Coordinations:
         has = [each for each in self._open.values() if each.coordinator == leads]
         if len(has) >= _OPEN_MOST:
             raise errors.TooLarge(f"agent {leads.name} coordinates {_OPEN_MOST} tasks already")
-        await self._save(coordination, by, "begun")
-        work = partial(self._carry_out, coordination)
-        try:
-            return await self._operations.begin(
-                OPERATION_KIND, coordination.coordination_id, by, work
-            )
-        except errors.Stopping:
-            with anyio.CancelScope(shield=True):
+        # It counts before it is written down, so that no other takes its place.
+        self._open[coordination.coordination_id] = coordination
+        # Whoever leaves now leaves none that is written down and that nobody carries out.
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._save(coordination, by, "begun")
+            except BaseException:
+                del self._open[coordination.coordination_id]
+                raise
+            work = partial(self._carry_out, coordination)
+            try:
+                return await self._operations.begin(
+                    OPERATION_KIND, coordination.coordination_id, by, work
+                )
+            except errors.Stopping:
                 await self._end(coordination, CoordinationState.CANCELLED)
-            raise
+                raise
+        raise AssertionError  # what is shielded is not cancelled
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -25,6 +25,7 @@ from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.store.base import Match
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.sqlite import SqliteStore
+from microvm_orchestrator.together import together
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -294,6 +295,51 @@ async def test_one_coordinator_has_so_many_at_a_time(tmp_path: Path) -> None:
             await here.coordinations.begin(coordination(PARALLEL, "ada"), ALICE)
         with pytest.raises(errors.TooLarge, match="lead coordinates 8 tasks already"):
             await here.coordinations.begin(coordination(PARALLEL, "ada"), ALICE)
+
+
+async def test_one_coordinator_has_no_more_of_those_that_are_begun_at_once(tmp_path: Path) -> None:
+    table = Table({"ada": lambda _: None})
+    async with stored(tmp_path) as store, room(store, table) as here:
+
+        async def begun() -> bool:
+            with suppress(errors.TooLarge):
+                await here.coordinations.begin(coordination(PARALLEL, "ada"), ALICE)
+                return True
+            return False
+
+        assert (await together([begun] * 12, at_once=12)).count(True) == 8
+
+
+class Leaving(Doom):
+    """Has whoever asks leave at a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scope = anyio.CancelScope()
+
+    def step(self) -> None:
+        try:
+            super().step()
+        except Killed:
+            self.scope.cancel()
+
+
+async def test_who_leaves_while_one_is_begun_leaves_none_that_nobody_carries_out(
+    tmp_path: Path,
+) -> None:
+    async with stored(tmp_path) as store:
+        went_on = 0
+        for step in range(9):
+            leaving = Leaving()
+            async with room(store, clockmakers(), leaving) as here:
+                one = coordination(PARALLEL, "ada", "bob")
+                leaving.comes_at(step)
+                with leaving.scope:
+                    await here.coordinations.begin(one, ALICE)
+                with suppress(errors.NotFound):
+                    assert (await here.ended(one)).state is CoordinationState.SUCCEEDED
+                    went_on += leaving.scope.cancel_called
+        assert went_on > 0
 
 
 def clockmakers() -> Table:
