@@ -135,7 +135,9 @@ class AgentRecords:
             awaited = self._awaited.setdefault(message_id, anyio.Event())
             message = await self.message(message_id, by)
             if message.settled:
+                # Whoever wrote it may come to tell of it later, and finds nobody then.
                 self._awaited.pop(message_id, None)
+                awaited.set()
                 return message
             await awaited.wait()
 
