@@ -96,7 +96,7 @@ async def _instances(tools: MadroxTools, _request: Request, caller: Caller) -> A
 
 async def _instance(tools: MadroxTools, request: Request, caller: Caller) -> Any:
     agent = await tools.instances.one(caller, request.path_params["instance_id"])
-    return await tools.instances.details(caller, agent)
+    return tools.instances.details(agent)
 
 
 async def _well(tools: MadroxTools, request: Request, caller: Caller) -> Any:

@@ -265,6 +265,8 @@ async def test_what_is_said_and_answered_is_told_with_its_own_times(client: Clie
         *(("user", "one"), ("response", ""), ("user", "two"), ("response", ""))
     ]
     assert [each["message_index"] for each in output["output"]] == [0, 1, 2, 3]
+    status = (await client("get_instance_status", instance_id=instance))["status"]
+    assert status["last_activity"] == output["output"][3]["timestamp"]
     # Each has a time of its own, so `since` gives some of them.
     since = output["output"][1]["timestamp"]
     some = await client("get_instance_output", instance_id=instance, since=since, limit=1)

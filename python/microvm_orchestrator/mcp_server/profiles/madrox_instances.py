@@ -159,12 +159,12 @@ class Instances:
         Raises: StateForbids.
         """
         every = await self.every(caller)
-        active = [each for each in every if words.state_of(each) in words.ACTIVE]
-        if len(active) + more > here.max_instances:
+        active = words.active(every)
+        if active + more > here.max_instances:
             by = actor(caller, "agent_spawn")
             await self._service.store.note(by, "", errors.StateForbids.code)
             raise errors.StateForbids(
-                f"{len(active)} instances are active, and MAX_INSTANCES is {here.max_instances}",
+                f"{active} instances are active, and MAX_INSTANCES is {here.max_instances}",
                 hint="terminate or suspend some of them",
             )
         left = await self.cost_left(caller, here, every)
@@ -226,7 +226,7 @@ class Instances:
 
     async def status(self, caller: Caller, _here: Environment, asked: words.AnyOne) -> Told:
         if asked.instance_id is not None:
-            status = await self.details(caller, await self.one(caller, asked.instance_id))
+            status = self.details(await self.one(caller, asked.instance_id))
         else:
             status = await self.all_of_them(caller)
         return {"success": True, "status": status, "message": "Retrieved instance status"}
@@ -234,16 +234,15 @@ class Instances:
     async def all_of_them(self, caller: Caller) -> Told:
         every = await self.every(caller)
         return {
-            "instances": {each.agent_id: await self.details(caller, each) for each in every},
+            "instances": {each.agent_id: self.details(each) for each in every},
             "total_instances": len(every),
-            "active_instances": len([e for e in every if words.state_of(e) in words.ACTIVE]),
+            "active_instances": words.active(every),
             "total_tokens_used": sum(self.taken(each).tokens for each in every),
             "total_cost": sum(self.taken(each).cost_usd for each in every),
         }
 
-    async def details(self, caller: Caller, agent: Agent) -> Told:
+    def details(self, agent: Agent) -> Told:
         """Say all of an instance, under the names that it had there."""
-        said = await self.said(caller, agent)
         character, limits, taken = agent.character, agent.budget, self.taken(agent)
         allowed = {
             "max_total_tokens": limits.tokens,
@@ -260,7 +259,7 @@ class Instances:
             "workspace_dir": WORKSPACE,
             "machine_id": agent.machine_id,
             "created_at": rfc3339(agent.created_at),
-            "last_activity": words.last_activity(agent, said),
+            "last_activity": self._last_activity(agent),
             "total_tokens_used": taken.tokens,
             "total_cost": taken.cost_usd,
             "request_count": agent.usage.requests,
@@ -277,15 +276,21 @@ class Instances:
     async def health(self, caller: Caller, instance_id: str) -> Told:
         """Say whether an instance is well, as that program's own check did."""
         agent = await self.one(caller, instance_id)
-        said = await self.said(caller, agent)
         ended = agent.ended_at.timestamp() if agent.ended_at else time.time()
         return {
             "instance_id": agent.agent_id,
             "healthy": not agent.over,
             "state": words.state_of(agent),
-            "last_activity": words.last_activity(agent, said),
+            "last_activity": self._last_activity(agent),
             "uptime_seconds": max(0.0, ended - agent.created_at.timestamp()),
         }
+
+    def _last_activity(self, agent: Agent) -> str:
+        """When it had to do with a message, was spawned or ended; no message is read for that."""
+        tally = self._service.host.agents.tallies.find(agent.agent_id)
+        heard = None if tally is None or tally.last_at is None else moment(tally.last_at)
+        moments = (agent.created_at, agent.ended_at, heard)
+        return rfc3339(max(each for each in moments if each is not None))
 
     async def tree(self, caller: Caller, _here: Environment, _asked: words.Nothing) -> str:
         places = await self._service.host.agents.tree(actor(caller, "agent_tree"))
@@ -313,7 +318,7 @@ class Instances:
 
     async def persisted(self, caller: Caller, _here: Environment, _asked: words.Nothing) -> Told:
         every = await self.every(caller)
-        kept = [await self.details(caller, each) for each in every if not each.over]
+        kept = [self.details(each) for each in every if not each.over]
         return {"instances": kept, "count": len(kept)}
 
     # Ended

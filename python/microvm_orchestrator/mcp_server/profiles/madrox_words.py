@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import Agent, AgentState, Said
-from microvm_orchestrator.model.values import Line, rfc3339
+from microvm_orchestrator.model.values import Line
 from microvm_orchestrator.service.calls import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from microvm_orchestrator.model.agent import Message
 
@@ -272,7 +272,7 @@ _STATES = {
     AgentState.ENDED: "terminated",
     AgentState.FAILED: "error",
 }
-ACTIVE = frozenset({"initializing", "running", "idle", "busy"})
+_ACTIVE = frozenset({"initializing", "running", "idle", "busy"})
 _UNPLAIN = re.compile(r"[^A-Za-z0-9]+")
 _NAME_MOST = 40
 
@@ -318,11 +318,9 @@ def brief(agent: Agent) -> dict[str, Any]:
     }
 
 
-def last_activity(agent: Agent, said: list[Message]) -> str:
-    last = said[-1] if said else None
-    moments = [agent.created_at, agent.ended_at]
-    moments += [last.ended_at, last.began_at, last.created_at] if last else []
-    return rfc3339(max(moment for moment in moments if moment is not None))
+def active(agents: Iterable[Agent]) -> int:
+    """How many of them are up, or will be."""
+    return sum(1 for each in agents if state_of(each) in _ACTIVE)
 
 
 def answered(message: Message) -> bool:
