@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.model.operation import Operation
     from microvm_orchestrator.service.agents import ListOfAgents
     from microvm_orchestrator.service.calls import Caller
+    from microvm_orchestrator.service.messages import Interrupted
     from microvm_orchestrator.service.service import Service
 
 Told = dict[str, Any]
@@ -381,8 +382,8 @@ class Instances:
     async def interrupt(self, caller: Caller, _here: Environment, asked: words.One) -> Told:
         agent = await self.one(caller, asked.instance_id)
         given = {"agent": agent.agent_id}
-        broken = await self._service.invoke(caller, "agent_interrupt", given)
-        done = bool(getattr(broken, "interrupted", False))
+        told = cast("Interrupted", await self._service.invoke(caller, "agent_interrupt", given))
+        done = told.interrupted
         return {
             "success": done,
             "instance_id": agent.agent_id,
