@@ -160,6 +160,9 @@ class Operations:
                 end = {"state": OperationState.SUCCEEDED, "result": result}
             if running.cancelled and running.scope.cancelled_caught:
                 end = {"state": OperationState.CANCELLED, "error": None}
+        except errors.Stopping:
+            # What it needs went down before it: it has failed no more than what is cancelled then.
+            pass
         except errors.OrchestratorError as error:
             told = TaskError.of(error)
             end = {"state": OperationState.FAILED, "error": told}

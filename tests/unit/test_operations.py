@@ -115,6 +115,20 @@ async def test_what_ran_when_the_daemon_ended_is_lost(tmp_path: Path) -> None:
             await operations.begin("image.build", "b", ALICE, work)
 
 
+async def test_what_finds_the_daemon_stopping_is_lost_as_well(tmp_path: Path) -> None:
+    async def refused(_: Report) -> JsonValue:
+        raise errors.Stopping("the daemon takes on no more agents")
+
+    async with _store(tmp_path) as store:
+        operations = Operations(store)
+        async with operations.running():
+            begun = await operations.begin("team_spawn", "shop", ALICE, refused)
+            ended = await _ended(store, operations, begun)
+        assert ended.state is OperationState.LOST
+        assert ended.error is not None
+        assert ended.error.code == "lost"
+
+
 async def test_an_operation_is_unseen_by_a_narrowed_stranger(tmp_path: Path) -> None:
     async def work(_: Report) -> JsonValue:
         return None
