@@ -113,6 +113,11 @@ async def test_records_are_listed_by_id_from_a_prefix(store: Store) -> None:
         assert [record.id for record in found] == sorted(
             name for name in names if name.startswith(prefix)
         )
+    for after in ("", "a", "a/1", "a/11", "zz"):
+        found = await every(store, RecordList("k", "a", 2, after=after))
+        assert [record.id for record in found] == sorted(
+            name for name in names if name.startswith("a") and name > after
+        )
 
 
 # Workers

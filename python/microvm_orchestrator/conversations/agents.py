@@ -202,6 +202,10 @@ class Agents:
         agent = await self.get(reference, by)
         return await self._records.messages(agent.agent_id, by)
 
+    async def message_behind(self, agent: Agent, message_id: str, by: Actor) -> Message | None:
+        """What was said to an agent next; an empty id is before all of it."""
+        return await self._records.message_behind(agent.agent_id, message_id, by)
+
     async def message(self, message_id: str, by: Actor) -> Message:
         """Raises: NotFound."""
         return await self._records.message(message_id, by)

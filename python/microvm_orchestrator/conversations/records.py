@@ -17,6 +17,7 @@ from microvm_orchestrator.model.agent import AGENT, MESSAGE, Agent, Message
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
+from microvm_orchestrator.store.questions import RecordList
 from microvm_orchestrator.store.seen import find_seen
 
 if TYPE_CHECKING:
@@ -102,6 +103,12 @@ class AgentRecords:
         """All that was said to an agent, in order."""
         records = await every_record(self._store, MESSAGE, by, f"{agent_id}.")
         return [Message.model_validate(record.body) for record in records]
+
+    async def message_behind(self, agent_id: str, message_id: str, by: Actor) -> Message | None:
+        """What was said to an agent next; an empty id is before all of it."""
+        asked = RecordList(MESSAGE, f"{agent_id}.", limit=1, after=message_id)
+        found = (await self._store.query(asked, by)).items
+        return Message.model_validate(found[0].body) if found else None
 
     async def message(self, message_id: str, by: Actor) -> Message:
         """Raises: NotFound, also for what `by` cannot see."""

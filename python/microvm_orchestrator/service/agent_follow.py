@@ -155,9 +155,7 @@ async def _look(
     agents = service.host.agents
     pieces: list[HeardPiece] = []
     if place.offset is None:
-        said = await agents.messages(agent.agent_id, by)
-        behind = (each for each in said if each.message_id > place.message_id)
-        message = next(behind, None)
+        message = await agents.message_behind(agent, place.message_id, by)
         if message is None or message.state is MessageState.QUEUED:
             return [], place
         pieces.append(_message(message))

@@ -170,7 +170,7 @@ def record_by_id(tx: Tx, question: RecordById) -> Record | None:
 
 
 def record_list(tx: Tx, question: RecordList) -> Page[Record]:
-    after = page_place(question.cursor, "")
+    after = page_place(question.cursor, question.after)
     rows = tx.all(
         f"{_RECORD} WHERE kind = ? AND id > ? AND id >= ? AND substr(id, 1, ?) = ?"
         " ORDER BY id LIMIT ?",

@@ -111,12 +111,13 @@ class RecordById(Query[Record | None]):
 
 @dataclass(frozen=True, slots=True)
 class RecordList(Query[Page[Record]]):
-    """By id, those that begin with `prefix`."""
+    """By id, those that begin with `prefix` and come after `after`."""
 
     kind: str
     prefix: str = ""
     limit: int = 50
     cursor: str | None = None
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
