@@ -207,8 +207,10 @@ class Accounts:
     # What is known
 
     def taken(self, agent_id: str) -> Taken:
-        """Tell what an agent has taken in its life."""
-        account = self._accounts[agent_id]
+        """Tell what an agent has taken in its life; nothing, if it is not written down."""
+        account = self._accounts.get(agent_id)
+        if account is None:
+            return Taken()
         taken = account.taken
         if account.meter is not None:
             taken |= taken_of(account.meter(), 0)
@@ -218,7 +220,9 @@ class Accounts:
 
     def of_tree(self, agent_id: str) -> Taken:
         """Tell what an agent and all below it have taken, those who ended and are gone too."""
-        account = self._accounts[agent_id]
+        account = self._accounts.get(agent_id)
+        if account is None:
+            return Taken()
         total = self.taken(agent_id) + account.gone
         for child in account.children - account.counted:
             total += self.of_tree(child)

@@ -115,6 +115,13 @@ def test_a_turn_counts_before_it_begins_and_its_time_while_it_lasts() -> None:
     assert (found.used, found.limit) == (10, 10)
 
 
+def test_who_was_forgotten_meanwhile_has_taken_nothing() -> None:
+    accounts = accounts_of(agent("ada", used=7))
+    assert accounts.taken("ada") == accounts.of_tree("ada") == Taken(tokens=7)
+    accounts.forget("ada")
+    assert accounts.taken("ada") == accounts.of_tree("ada") == Taken()
+
+
 def test_a_turn_that_never_began_counts_for_nothing() -> None:
     accounts = accounts_of(agent("ada", turns=1))
 

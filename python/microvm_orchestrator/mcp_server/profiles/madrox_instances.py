@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.accounts import taken_of
 from microvm_orchestrator.lifecycle.guest import WORKSPACE
 from microvm_orchestrator.mcp_server.profiles import madrox_words as words
 from microvm_orchestrator.model.agent import Agent, AgentState, Message
@@ -221,9 +220,7 @@ class Instances:
 
     def taken(self, agent: Agent) -> Taken:
         """What an instance has taken by now, in the middle of a turn too."""
-        known = taken_of(agent.usage, 0)
-        accounts = self._service.host.agents.accounts
-        return accounts.taken(agent.agent_id) | known if accounts.knows(agent.agent_id) else known
+        return self._service.host.agents.accounts.taken(agent.agent_id)
 
     async def status(self, caller: Caller, _here: Environment, asked: words.AnyOne) -> Told:
         if asked.instance_id is not None:
