@@ -298,6 +298,10 @@ async def test_what_an_instance_does_is_seen(client: Client) -> None:
     assert last.splitlines() == ["Made.", "= failed"]
 
 
+def _name(told: dict[str, Any]) -> str:
+    return str(told["name"])
+
+
 async def test_families_are_shown_told_and_ended_together(client: Client) -> None:
     lead = await client.spawned("Lead")
     spawned = await client(
@@ -312,20 +316,22 @@ async def test_families_are_shown_told_and_ended_together(client: Client) -> Non
     assert [each["name"] for each in spawned["spawned"]] == ["One", "Two"]
     assert [each["config"]["name"] for each in spawned["errors"]] == ["Three", "Four"]
     one, two = [each["instance_id"] for each in spawned["spawned"]]
-    assert await client("get_children", parent_id=lead) == [
+    # They were spawned at once, and stand in the order in which they came to be.
+    children = await client("get_children", parent_id=lead)
+    assert sorted(children, key=_name) == [
         {"id": one, "name": "One", "role": "general", "state": "idle", "instance_type": "claude"},
         {"id": two, "name": "Two", "role": "architect", "state": "idle", "instance_type": "claude"},
     ]
     assert [each["id"] for each in await client("get_peers", instance_id=one)] == [two]
-    tree = await client("get_instance_tree")
-    assert tree.splitlines() == [
-        f"Lead ({lead}) [idle] (claude)",
+    uppermost, *below = (await client("get_instance_tree")).splitlines()
+    assert uppermost == f"Lead ({lead}) [idle] (claude)"
+    assert sorted(below) == [
         f"  One ({one}) [idle] (claude)",
         f"  Two ({two}) [idle] (claude)",
     ]
     told = await client("broadcast_to_children", parent_id=lead, message="Hello.")
     assert told["children_count"] == 2
-    assert [(each["child_name"], each["status"]) for each in told["results"]] == [
+    assert sorted((each["child_name"], each["status"]) for each in told["results"]) == [
         *(("One", "sent"), ("Two", "sent"))
     ]
     sent = await client(
