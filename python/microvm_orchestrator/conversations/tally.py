@@ -6,13 +6,13 @@ Above are figures and whoever looks after agents; below, the records of messages
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from microvm_orchestrator.agents.drivers.base import Cause
-from microvm_orchestrator.conversations.watching import asks
 from microvm_orchestrator.model.agent import MessageState
 from microvm_orchestrator.model.agent_health import ResponseTimes
 from microvm_orchestrator.model.records import SYSTEM
@@ -33,6 +33,14 @@ OTHER = "other"
 _FAILED_COST = 40
 _ROW_COST, _ROW_MOST = 10, 3
 SEEN_COST = 30
+# The end of an answer says what it wants of whoever reads it.
+_END_MOST = 400
+_ASKS = re.compile(
+    r"\?\W*$"
+    r"|\b(?:waiting (?:for|on)|let me know|please (?:tell|confirm|provide|advise|clarify|send)"
+    r"|need (?:your|more) (?:input|information|answer|decision|approval)|awaiting)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(slots=True)
@@ -66,7 +74,7 @@ class Tally:
             spoken = message.created_at.timestamp()
             self.spoken_to_at = max(spoken, self.spoken_to_at or 0.0)
         if message.settled:
-            self.add(message)
+            self._add(message)
 
     def _note_row(self, code: str, message: Message) -> None:
         if not code or code != self.row_code:
@@ -75,7 +83,7 @@ class Tally:
             self.row_since = ended_at.timestamp()
         self.row += bool(code)
 
-    def add(self, message: Message) -> None:
+    def _add(self, message: Message) -> None:
         """Take in a message that is settled."""
         code = message.error.code if message.error else ""
         if message.state is MessageState.CANCELLED:
@@ -123,6 +131,11 @@ class Tally:
             median_s=round(statistics.median(ordered), 3),
             p95_s=ordered[math.ceil(0.95 * len(ordered)) - 1],
         )
+
+
+def asks(answer: str) -> bool:
+    """Tell whether an answer asks for something, by its last words."""
+    return bool(_ASKS.search(answer[-_END_MOST:].rstrip()))
 
 
 def tally_of(messages: Iterable[Message]) -> Tally:

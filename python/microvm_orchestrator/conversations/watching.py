@@ -1,12 +1,11 @@
 """What can be seen of an agent from outside: that it is stuck, loops, waits for somebody, is dead.
 
 Nothing here is asked of the agent, and nothing is done. Above is the supervisor, who knows how an
-agent stands; below, what became of its messages.
+agent stands and what became of its messages.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,15 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from microvm_orchestrator.agent_settings import Agents as Settings
-
-# The end of an answer says what it wants of whoever reads it.
-_END_MOST = 400
-_ASKS = re.compile(
-    r"\?\W*$"
-    r"|\b(?:waiting (?:for|on)|let me know|please (?:tell|confirm|provide|advise|clarify|send)"
-    r"|need (?:your|more) (?:input|information|answer|decision|approval)|awaiting)\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +73,6 @@ class Glance:
     row_since: float
     # It may hear nothing more.
     at_limit: bool
-
-
-def asks(answer: str) -> bool:
-    """Tell whether an answer asks for something, by its last words."""
-    return bool(_ASKS.search(answer[-_END_MOST:].rstrip()))
 
 
 def look(glance: Glance, policy: Policy, now: float) -> Iterator[Seen]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from microvm_orchestrator.conversations.tally import asks
 from microvm_orchestrator.conversations.waits import Waits
-from microvm_orchestrator.conversations.watching import Glance, Policy, asks, look
+from microvm_orchestrator.conversations.watching import Glance, Policy, look
 from microvm_orchestrator.model.agent import AgentState
 from microvm_orchestrator.model.supervision import Sight, Supervise
 
