@@ -109,9 +109,13 @@ class AgentTasks:
         return TasksThere(yours=yours, ready=ready)
 
     async def claim(self, caller: Caller, agent: Agent, asked: ClaimTask) -> ClaimAnswer:
-        given: dict[str, Any] = {"groups": asked.groups, "wait_s": asked.wait_s}
         return await as_worker.claim_as(
-            self._service, caller, agent, **given, lease_s=asked.lease_s
+            self._service,
+            caller,
+            agent,
+            groups=asked.groups,
+            wait_s=asked.wait_s,
+            lease_s=asked.lease_s,
         )
 
     async def progress(self, caller: Caller, agent: Agent, asked: SayProgress) -> StillYours:
