@@ -75,7 +75,8 @@ def list_(
 
 def show_end(coordination: dict[str, Any]) -> None:
     """Show what came of a coordination."""
-    output.record({key: _flat(coordination)[key] for key in BRIEF})
+    row = _flat(coordination)
+    output.record({key: row[key] for key in BRIEF})
     _result(coordination)
 
 
