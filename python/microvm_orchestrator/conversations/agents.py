@@ -28,6 +28,7 @@ from microvm_orchestrator.conversations.home import acting, forget_origin, remov
 from microvm_orchestrator.conversations.keeper import Keeper
 from microvm_orchestrator.conversations.leaving import collect_last, refuse_busy, salvage
 from microvm_orchestrator.conversations.spawn import Spawn
+from microvm_orchestrator.conversations.standing import Standing
 from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.conversations.turn import used_by
 from microvm_orchestrator.conversations.workplace import (
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
 
 # For an agent that is ended: to break off what it is in the middle of.
 _END_S = 30.0
-_REASON = 1000
 
 
 def new_message_id(agent_id: str) -> str:
@@ -521,22 +521,16 @@ class Agents:
                     await living.conversation.workplace.close()
             agent = living.conversation.agent
         with anyio.CancelScope(shield=True):
-            if living is not None:
-                usage, turns = await living.conversation.taken()
-                agent = agent.model_copy(update={"usage": usage, "turns": turns})
-            if not agent.over:
-                agent = agent.model_copy(
-                    update={
-                        "state": AgentState.ENDED,
-                        "reason": "; ".join(filter(None, (reason, lost)))[:_REASON],
-                        "ended_at": moment(time.time()),
-                    }
-                )
-                await self._records.save(agent, by, "ended", audited=True)
-                if living is not None:
-                    living.conversation.ended(agent)
-            else:
+            if agent.over:
                 await self._records.note(agent, by)
+            else:
+                standing = (
+                    living.conversation.standing if living else Standing(agent, self._records)
+                )
+                known: dict[str, object] = {}
+                if living is not None:
+                    known["usage"], known["turns"] = await living.conversation.taken()
+                agent = await standing.end("; ".join(filter(None, (reason, lost))), by, **known)
             await self._settle_rest(agent)
             with contextlib.suppress(errors.Unavailable):  # it runs out by itself
                 await give_back(agent, self._records.store)

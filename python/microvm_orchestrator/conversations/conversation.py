@@ -172,11 +172,6 @@ class Conversation:
         """Whether a message that waited will be heard now, or is heard."""
         return message is self._queue[0] and self._quiet.locked()
 
-    def ended(self, agent: Agent) -> None:
-        """Tell those who wait for it that it is over."""
-        self.standing.agent = agent
-        self.wake()
-
     async def until(self, *states: AgentState) -> Agent:
         """Wait until it stands so."""
         while self.agent.state not in states:

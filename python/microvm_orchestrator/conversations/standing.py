@@ -7,13 +7,16 @@ below, the records.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import anyio
 
 from microvm_orchestrator.conversations.accounts import inherited
+from microvm_orchestrator.model.agent import AgentState
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.supervision import Deed
+from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,8 +25,9 @@ if TYPE_CHECKING:
 
     from microvm_orchestrator.conversations.accounts import Threshold
     from microvm_orchestrator.conversations.records import AgentRecords
-    from microvm_orchestrator.model.agent import Agent, AgentState
+    from microvm_orchestrator.model.agent import Agent
     from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
+    from microvm_orchestrator.model.records import Actor
     from microvm_orchestrator.model.supervision import Observation, Supervise
 
 _REASON = 1000
@@ -34,7 +38,9 @@ _WATCHED_MOST = 20
 class Standing:
     """The record of one agent that lives."""
 
-    def __init__(self, agent: Agent, records: AgentRecords, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, agent: Agent, records: AgentRecords, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         self.agent = agent
         self._records = records
         self._on_change = on_change
@@ -54,6 +60,13 @@ class Standing:
         told: dict[str, JsonValue] = {"reason": reason} if reason else {}
         known = {"state": state, "reason": reason, **known}
         await self._write(f"{state}", told, known, of_work)
+
+    async def end(self, reason: str, by: Actor, **known: object) -> Agent:
+        """Write down that it is over, and why."""
+        over = {"state": AgentState.ENDED, "reason": reason[:_REASON], **known}
+        over["ended_at"] = moment(time.time())
+        await self._write("ended", {}, over, by=by)
+        return self.agent
 
     async def keep(self, what: str, told: Mapping[str, JsonValue], **known: object) -> None:
         """Write down what has become known of its work, where that is new."""
@@ -108,7 +121,9 @@ class Standing:
         told: Mapping[str, JsonValue],
         known: Mapping[str, object],
         of_work: Mapping[str, object] | None = None,
+        by: Actor | None = None,
     ) -> None:
+        """Write down what is new; `by` somebody it is a deed, which is audited."""
         async with self._writing:
             agent = self.agent.model_copy(update=known)
             if of_work and agent.work is not None:
@@ -117,6 +132,6 @@ class Standing:
             if agent == self.agent:
                 return
             with anyio.CancelScope(shield=True):
-                await self._records.save(agent, SYSTEM, what, told)
+                await self._records.save(agent, by or SYSTEM, what, told, audited=by is not None)
             self.agent = agent
         self._on_change()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from calling import ADMIN, PATIENCE_S, silent
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import Agent
+from microvm_orchestrator.model.supervision import Observation, Sight
+from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.service.as_agent import say_as, wait_as
 from microvm_orchestrator.service.calls import Caller
 from talking import agent_of, home, kinds, said, spawned
@@ -78,3 +82,19 @@ async def test_two_that_would_wait_for_each_other_are_told_and_nothing_is_lost(
         heard = await wait_as(here.service, caller, agent, message.message_id, PATIENCE_S)
         assert heard.state == "failed"
         await here.ask("agent_end", agent=lead, cascade=True)
+
+
+async def test_one_that_is_seen_to_while_it_ends_has_ended(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada")
+        agents = here.service.host.agents
+        [conversation] = agents.conversations()
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(partial(here.ask, "agent_end", agent=ada))
+                number = 0
+                while not conversation.agent.over:
+                    number += 1
+                    seen = Observation(at=moment(0.0), sight=Sight.IDLE, what=f"for {number} s")
+                    await conversation.standing.observe(seen)
+        assert (await agent_of(here, ada))["state"] == "ended"
