@@ -524,13 +524,11 @@ class Agents:
             if agent.over:
                 await self._records.note(agent, by)
             else:
-                standing = (
-                    living.conversation.standing if living else Standing(agent, self._records)
-                )
-                known: dict[str, object] = {}
-                if living is not None:
-                    known["usage"], known["turns"] = await living.conversation.taken()
-                agent = await standing.end("; ".join(filter(None, (reason, lost))), by, **known)
+                why = "; ".join(filter(None, (reason, lost)))
+                if living is None:
+                    agent = await Standing(agent, self._records).end(why, by)
+                else:
+                    agent = await living.conversation.end(why, by)
             await self._settle_rest(agent)
             with contextlib.suppress(errors.Unavailable):  # it runs out by itself
                 await give_back(agent, self._records.store)

@@ -60,6 +60,8 @@ _AGAIN_S = 1.0
 # Claude Code takes the first, at some moments, for a request that failed, and makes it again.
 _BREAKS_OFF = (signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGKILL)
 _HEEDS_S = 5.0
+# For who starts its machine, or saves it, to be done with that, before it ends.
+_STILL_S = 30.0
 
 
 class Conversation:
@@ -172,6 +174,23 @@ class Conversation:
         """Whether a message that waited will be heard now, or is heard."""
         return message is self._queue[0] and self._quiet.locked()
 
+    async def end(self, why: str, by: Actor) -> Agent:
+        """Write down that it is over, when nobody starts its machine; from then on nobody does."""
+        async with self._still():
+            usage, turns = await self.taken()
+            return await self.standing.end(why, by, usage=usage, turns=turns)
+
+    @asynccontextmanager
+    async def _still(self) -> AsyncGenerator[None]:
+        """Have nobody start, save or stop its machine meanwhile; it is not waited for for ever."""
+        with anyio.move_on_after(_STILL_S) as patience:
+            await self._quiet.acquire()
+        try:
+            yield
+        finally:
+            if not patience.cancelled_caught:
+                self._quiet.release()
+
     async def until(self, *states: AgentState) -> Agent:
         """Wait until it stands so."""
         while self.agent.state not in states:
@@ -185,8 +204,6 @@ class Conversation:
         """
         await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
         while self._machine is None:
-            if self.agent.over:
-                raise errors.StateForbids(f"agent {self.agent.name} is {self.agent.state}")
             news = self._news
             try:
                 self._quiet.acquire_nowait()
@@ -194,10 +211,11 @@ class Conversation:
                 await news.wait()
                 continue
             try:
-                self._machine = await open_home(self.agent, self._ground)
+                await self._at_home()
+                # Before it can begin a turn, or end.
+                await self.standing.change(AgentState.IDLE)
             finally:
                 self._quiet.release()
-            await self.standing.change(AgentState.IDLE)
         return self._machine
 
     async def save(self, snapshot_id: str) -> None:
@@ -390,6 +408,9 @@ class Conversation:
         return message, machine
 
     async def _at_home(self) -> RunningMachine:
+        """Raises: StateForbids for one that ended meanwhile; what machines raise."""
+        if self.agent.over:
+            raise errors.StateForbids(f"agent {self.agent.name} is {self.agent.state}")
         if self._machine is None:
             self._machine = await open_home(self.agent, self._ground)
         return self._machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -98,3 +99,27 @@ async def test_one_that_is_seen_to_while_it_ends_has_ended(tmp_path: Path) -> No
                     seen = Observation(at=moment(0.0), sight=Sight.IDLE, what=f"for {number} s")
                     await conversation.standing.observe(seen)
         assert (await agent_of(here, ada))["state"] == "ended"
+
+
+async def test_one_that_is_woken_while_it_ends_has_ended_and_leaves_no_machine(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada")
+        told = await here.ask("agent_suspend", agent=ada, wait_s=PATIENCE_S)
+        assert told["state"] == "succeeded"
+
+        async def wake() -> None:
+            with suppress(errors.OrchestratorError):
+                await here.ask("agent_resume", agent=ada)
+
+        async def is_starting() -> bool:
+            [machine] = (await here.ask("machine_list"))["items"]
+            return machine["state"] in {"starting", "running"}
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wake)
+            await here.until(is_starting)
+            await here.ask("agent_end", agent=ada)
+        assert (await agent_of(here, ada))["state"] == "ended"
+        assert (await here.ask("machine_list"))["items"] == []
