@@ -104,18 +104,7 @@ class Instances:
         *,
         ready: bool,
     ) -> Told:
-        tokens = words.least(asked.max_total_tokens, here.max_tokens)
-        minutes = words.least(asked.timeout_minutes, here.timeout_minutes)
-        given |= words.limits(asked.max_cost, tokens, minutes)
-        given |= {
-            "model": asked.model,
-            "parent": asked.parent_instance_id,
-            "mcp_servers": words.servers_of(asked.mcp_servers),
-        }
-        if asked.use_worktree or asked.git_repo is not None:
-            if asked.git_repo is None:
-                raise errors.InvalidInput("use_worktree needs git_repo, the alias of a repository")
-            given["repo"] = asked.git_repo
+        given = {**given, **_asked_for(here, asked)}
         async with self._spawning:
             await self.refuse_more(caller, here, given)
             agent = await self._named(caller, asked.name, given)
@@ -405,6 +394,21 @@ class Instances:
                 if not each["success"]
             ],
         }
+
+
+def _asked_for(here: Environment, asked: words.Spawn) -> Told:
+    """Say what an instance is to be in the words of agents. Raises: InvalidInput."""
+    if asked.use_worktree and asked.git_repo is None:
+        raise errors.InvalidInput("use_worktree needs git_repo, the alias of a repository")
+    tokens = words.least(asked.max_total_tokens, here.max_tokens)
+    minutes = words.least(asked.timeout_minutes, here.timeout_minutes)
+    return {
+        "model": asked.model,
+        "parent": asked.parent_instance_id,
+        "mcp_servers": words.servers_of(asked.mcp_servers),
+        "repo": asked.git_repo,
+        **words.limits(asked.max_cost, tokens, minutes),
+    }
 
 
 async def _spawned_as(
