@@ -151,7 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
         if "transfer-encoding" in self.headers:
             raise _Refused(411, "a request says how long its body is")
         length = self.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > _BODY_MOST:
+        # Python reads no number of thousands of digits.
+        long = not length.isdecimal() or len(length) > len(str(_BODY_MOST))
+        if long or int(length) > _BODY_MOST:
             raise _Refused(413, f"a body has {_BODY_MOST} bytes at most")
         return self.rfile.read(int(length)) if int(length) else None
 

@@ -36,6 +36,7 @@ VIA = "madrox"
 
 _Handler = Callable[["MadroxTools", Request, Caller], Awaitable[Any]]
 _LINES_USUAL, _LINES_MOST = 1000, 10_000
+_DIGITS_MOST = 9
 
 
 async def _answer(tools: MadroxTools, handler: _Handler, request: Request) -> Response:
@@ -110,7 +111,8 @@ async def _live(tools: MadroxTools, request: Request, caller: Caller) -> Any:
 
 async def _terminal(tools: MadroxTools, request: Request, caller: Caller) -> Any:
     given = request.query_params.get("lines", str(_LINES_USUAL))
-    if not given.isdecimal():
+    # Python reads no number of thousands of digits.
+    if not (given.isdecimal() and len(given) <= _DIGITS_MOST):
         raise errors.InvalidInput("lines is a number")
     instance_id = request.path_params["instance_id"]
     asked = {"instance_id": instance_id, "lines": max(1, min(int(given), _LINES_MOST))}

@@ -50,6 +50,9 @@ async def test_what_is_wrong_is_refused_with_its_status_and_all_of_why(tmp_path:
             ):
                 refused = await http.post("/tools/execute", content=body, headers=_JSON)
                 assert (refused.status_code, set(refused.json())) == (status, {"detail", "code"})
+            for lines in ("many", "-1", "9" * 5000):
+                wrong = await http.get(f"/instances/nobody/terminal?lines={lines}")
+                assert (wrong.status_code, wrong.json()["detail"]) == (422, "lines is a number")
             claimed = {"instance_id": "a", "reply_message": "yes"}
             denied = await http.post(
                 "/tools/execute", json={"tool": "reply_to_caller", "arguments": claimed}
