@@ -9,6 +9,7 @@ agents.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -82,6 +83,8 @@ class Coordinations:
         self._operations = operations
         # Those that have not ended.
         self._open: dict[str, Coordination] = {}
+        # Those that have, the oldest first.
+        self._ended: deque[str] = deque()
         self._stopping = False
 
     # What is known
@@ -112,6 +115,7 @@ class Coordinations:
 
         Raises: TooLarge when its coordinator has as many as one may have; Stopping.
         """
+        await self._forget_oldest()
         leads = coordination.coordinator
         has = [each for each in self._open.values() if each.coordinator == leads]
         if len(has) >= _OPEN_MOST:
@@ -143,8 +147,8 @@ class Coordinations:
         """
         records = await every_record(self._store, COORDINATION, SYSTEM)
         every = [Coordination.model_validate(record.body) for record in records]
-        for old in [each for each in every if each.ended][:-_KEPT]:
-            await self._erase(old)
+        self._ended = deque(each.coordination_id for each in every if each.ended)
+        await self._forget_oldest()
         for each in every:
             if not each.ended:
                 self._open[each.coordination_id] = each
@@ -177,10 +181,12 @@ class Coordinations:
 
             await self._go_on(coordination, work)
 
-    async def _erase(self, coordination: Coordination) -> None:
-        for step in await self.steps(coordination.coordination_id):
-            await self._store.erase(STEP, _step_id(step), SYSTEM)
-        await self._store.erase(COORDINATION, coordination.coordination_id, SYSTEM)
+    async def _forget_oldest(self) -> None:
+        while len(self._ended) > _KEPT:
+            oldest = self._ended.popleft()
+            for step in await self.steps(oldest):
+                await self._store.erase(STEP, _step_id(step), SYSTEM)
+            await self._store.erase(COORDINATION, oldest, SYSTEM)
 
     # One of them
 
@@ -265,6 +271,7 @@ class Coordinations:
         await self._store.save(record, by, tell=Tell(what, told, audited=False))
         if coordination.ended:
             self._open.pop(coordination.coordination_id, None)
+            self._ended.append(coordination.coordination_id)
         else:
             self._open[coordination.coordination_id] = coordination
 

@@ -14,6 +14,7 @@ from faulting import Doom, Killed
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.coordinations import OPERATION_KIND
 from microvm_orchestrator.model.coordination import (
+    COORDINATION,
     Coordination,
     CoordinationKind,
     CoordinationState,
@@ -21,7 +22,7 @@ from microvm_orchestrator.model.coordination import (
     Step,
 )
 from microvm_orchestrator.model.operation import OPERATION, Operation
-from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.store.base import Match
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.store.sqlite import SqliteStore
@@ -308,6 +309,28 @@ async def test_one_coordinator_has_no_more_of_those_that_are_begun_at_once(tmp_p
             return False
 
         assert (await together([begun] * 12, at_once=12)).count(True) == 8
+
+
+async def test_the_oldest_that_have_ended_are_forgotten_with_their_steps(tmp_path: Path) -> None:
+    table = Table({"ada": says("A dial."), "lead": says("A clock.")})
+    async with stored(tmp_path) as store, room(store, table) as here:
+        oldest, *_ = [(await carried_out(here, coordination(PARALLEL, "ada")))[0] for _ in "ab"]
+        for _ in range(199):
+            ended = coordination(PARALLEL, "ada").model_copy(
+                update={"state": CoordinationState.SUCCEEDED}
+            )
+            body = ended.model_dump(mode="json")
+            await store.save(Record(COORDINATION, ended.coordination_id, body), ALICE)
+        # The next daemon forgets the first, and with what follows the second.
+        for gone in (1, 2):
+            async with room(store, table) as later:
+                await carried_out(later, coordination(PARALLEL, "ada"))
+                await carried_out(later, coordination(PARALLEL, "ada"))
+                known = await every_record(store, COORDINATION, SYSTEM)
+                assert len(known) == 201, gone
+        with pytest.raises(errors.NotFound):
+            await here.coordinations.get(oldest.coordination_id, ALICE)
+        assert await here.coordinations.steps(oldest.coordination_id) == []
 
 
 class Leaving(Doom):
