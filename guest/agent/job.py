@@ -59,11 +59,15 @@ class Job:
         self._typed: list[tuple[Attached, bytes]] = []  # for its standard input
         self._typed_at = 0
         self._typed_all = False
+        # What the host has sent of its input, for one that comes back to send the rest.
+        self.input_bytes = 0
+        self.input_over = False
         self._timers: list[Timer] = []
 
     def start(self, children: Children, fields: wire.Fields) -> None:
         """Start the command. Raises Broken, Refused or OSError when it cannot be."""
         terminal = size(fields) if wire.integer(fields, "tty", 0, 1, 0) else None
+        takes_input = bool(wire.integer(fields, "stdin", 0, 1, 1))
         timeout_ms = wire.integer(fields, "timeout_ms", 0, _MAX_TIMEOUT_MS, 0)
         argv = wire.blobs(fields, "argv", _MAX_WORDS)
         if not argv or not argv[0]:
@@ -74,11 +78,12 @@ class Job:
             cwd=wire.blob(fields, "cwd", 4096, b""),
             user=wire.blob(fields, "user", 256, b""),
             terminal=terminal,
-            stdin=bool(wire.integer(fields, "stdin", 0, 1, 1)),
+            stdin=takes_input,
             group=children.group,
         )
         self.pid, self._stdin, self._terminal = started.pid, started.stdin, terminal is not None
         self._error, self._sources = started.error, started.outputs
+        self.input_over = not takes_input and terminal is None
         self.starting = self._error >= 0
         if self.starting:
             self._engine.watch(self._error, READ, self._on_exec)

@@ -91,7 +91,8 @@ class Attached(Stream):
             return
         if not self._told and not job.failure:
             self._told = True
-            self.note({"pid": job.pid, "offset": self._offset})
+            given = {"input": job.input_bytes, "input_over": int(job.input_over)}
+            self.note({"pid": job.pid, "offset": self._offset, **given})
         if self._cancelled:
             job.quiet()
         elif job.output.waits:
@@ -107,6 +108,7 @@ class Attached(Stream):
     def on_data(self, channel: int, payload: bytes) -> None:
         if channel != wire.MAIN:
             raise wire.Broken("input on a channel of output")
+        self.job.input_bytes += len(payload)
         self.job.type(self, payload)
 
     def on_note(self, fields: wire.Fields) -> None:
@@ -116,6 +118,7 @@ class Attached(Stream):
             self.job.resize(size(fields))
 
     def on_end(self) -> None:
+        self.job.input_over = True
         self.job.end_typing(self)
 
     def on_cancel(self) -> None:

@@ -18,6 +18,7 @@ from microvm_orchestrator.machine.shell import (
     Channel,
     Command,
     Exit,
+    Given,
     Process,
     Shell,
     Tcp,
@@ -237,6 +238,23 @@ async def test_a_kept_command_goes_on_and_is_followed_again(shell: Shell) -> Non
     with pytest.raises(errors.NotFound):
         async with shell.attach("kept"):
             pass
+
+
+@pytest.mark.needs("attach")
+async def test_a_host_that_comes_back_is_told_what_came_of_the_input(shell: Shell) -> None:
+    async with shell.stream(Command(["cat"]), exec_id="fed", keep=True) as process:
+        assert process.given == Given(0, over=False)
+        await process.send(b"one\n")
+        assert (await anext(aiter(process))).data == b"one\n"
+    async with shell.attach("fed") as process:
+        assert process.given == Given(4, over=False)
+        await process.send(b"two\n")
+        await process.end_input()
+        assert await process.wait() == Exit(0)
+    async with shell.attach("fed") as process:
+        assert (process.given, await said(process)) == (Given(8, over=True), b"one\ntwo\n")
+    async with shell.stream(sh("true"), exec_id="none", stdin=False) as process:
+        assert process.given == Given(0, over=True)
 
 
 @pytest.mark.needs("attach")

@@ -133,7 +133,7 @@ class Execs:
             raise errors.Unavailable(
                 f"{RUNNING_MOST} commands run in machine {machine.machine_id} already"
             )
-        job = Job(_kept(exec_id, machine, wish, by, _guest_of(running)), 0)
+        job = Job(_kept(exec_id, machine, wish, by, _guest_of(running)), 0, wish.stdin)
         self._jobs[exec_id] = group.running[exec_id] = job
         try:
             await self._write_down(job, by)
@@ -150,6 +150,7 @@ class Execs:
             raise errors.AlreadyExists(f"a command {exec_id} already exists")
         if job.digest != wish.digest or job.exec.machine_id != machine.machine_id:
             raise errors.KeyReused(f"the id {exec_id} began another command")
+        job.want_input(wish.stdin)
         return job
 
     def end_soon(self, job: Job) -> None:

@@ -1,18 +1,20 @@
 """Seeing one command through: begun over a connection into its guest, followed over any number.
 
-A command that may have started is never sent again; after a break it is looked for by its id. Above
-is `Execs`; below, the machine and its shell.
+A command that may have started is never sent again; after a break it is looked for by its id, and
+given what it has not yet got of its input. Above is `Execs`; below, the machine and its shell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.machine.shell import Given
 from microvm_orchestrator.model.machine import MachineState
 from microvm_orchestrator.together import beside
 
@@ -31,7 +33,6 @@ _LATE_S = 30.0
 _TICK_S = 5.0
 # How much may be kept anew before the total is looked at.
 _HEARD_BYTES = 1 << 16
-_SIGKILL = 9
 
 
 class Follower:
@@ -43,8 +44,6 @@ class Follower:
         self._on_heard = on_heard
         self._unheard = 0
         self._exec_id = job.exec.exec_id
-        # All that it was to be given at its start was sent.
-        self._fed = True
 
     async def run(self, command: Command, stdin: bytes, *, more: bool) -> Exit:
         """Begin the command, and wait for its end.
@@ -88,10 +87,7 @@ class Follower:
                 stdin=bool(stdin) or more,
                 keep=finds_again(asked),
             ) as process:
-                self._fed = not stdin
-                feed = partial(self._feed, process, stdin, more=more)
-                async with beside(*([feed] if stdin else [])):
-                    return await self._listen(process)
+                return await self._follow(process, Given(0, over=not stdin))
         except errors.UnknownOutcome:
             if not finds_again(asked):
                 raise
@@ -131,14 +127,14 @@ class Follower:
         except errors.OrchestratorError:
             return None
 
-    async def _feed(self, process: Process, stdin: bytes, *, more: bool) -> None:
-        try:
-            await process.send(stdin)
-            if not more:
+    async def _feed(self, process: Process, done: int) -> None:
+        """Give it what it is to have from its start on, of which so much is done."""
+        stdin = await self._job.wanted_input()
+        with suppress(errors.OrchestratorError):  # whoever listens meets it too
+            if rest := stdin[done:]:
+                await process.send(rest)
+            if not self._job.takes_input:
                 await process.end_input()
-            self._fed = True
-        except errors.OrchestratorError:
-            pass  # whoever listens meets it too
 
     async def _resume(self) -> Exit:
         while True:
@@ -148,10 +144,7 @@ class Follower:
                     self._exec_id, offset=self._job.log.end, keep=True
                 ) as process:
                     self._job.log.begin(process.offset)
-                    if not self._fed:
-                        # Nobody knows how much of its input it has got.
-                        await process.signal(_SIGKILL)
-                    return await self._listen(process)
+                    return await self._follow(process, process.given)
             except (errors.UnknownOutcome, errors.MachineFailed):
                 self._job.process = None
                 await anyio.sleep(_AGAIN_S)
@@ -160,6 +153,12 @@ class Follower:
                     f"what became of command {self._exec_id} is not known: {error.message}",
                     hint="look whether it took effect before you run it again",
                 ) from error
+
+    async def _follow(self, process: Process, given: Given | None) -> Exit:
+        """Listen, and give it what it has not got of its input where the guest can tell."""
+        feed = [partial(self._feed, process, given.size)] if given and not given.over else []
+        async with beside(*feed):
+            return await self._listen(process)
 
     async def _listen(self, process: Process) -> Exit:
         self._job.process = process

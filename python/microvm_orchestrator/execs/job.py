@@ -33,7 +33,7 @@ _INPUT_BYTES = 1 << 16
 class Job:
     """A command, from its beginning until it is forgotten."""
 
-    def __init__(self, kept: KeptExec, version: int) -> None:
+    def __init__(self, kept: KeptExec, version: int, stdin: bytes | None = None) -> None:
         self.exec: Exec = kept.exec
         self.digest = kept.digest
         self.version = version
@@ -50,6 +50,19 @@ class Job:
         self._taps: set[Tap] = set()
         self._changed = anyio.Event()
         self._input = anyio.Lock()
+        # What it is given from its start on; a daemon that has just come up is told it by whoever
+        # wants the same command again.
+        self._stdin = stdin
+
+    async def wanted_input(self) -> bytes:
+        """Wait until it is known what it is to be given from its start on."""
+        while self._stdin is None:
+            await self.changed()
+        return self._stdin
+
+    def want_input(self, stdin: bytes) -> None:
+        self._stdin = stdin
+        self.wake()
 
     @property
     def kept(self) -> KeptExec:

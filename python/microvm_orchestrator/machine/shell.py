@@ -215,6 +215,14 @@ class File(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the guest has of a command's input."""
+
+    size: int
+    over: bool
+
+
 class Process(Protocol):
     """A command that was started, and a connection to it."""
 
@@ -224,6 +232,11 @@ class Process(Protocol):
     @property
     def offset(self) -> int:
         """Where the output begins; more than was asked for when the guest kept less."""
+        ...
+
+    @property
+    def given(self) -> Given | None:
+        """What of its input was there when this connection to it began; None if none can tell."""
         ...
 
     def __aiter__(self) -> AsyncIterator[Output]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -231,6 +232,25 @@ async def test_a_command_outlives_the_daemon_and_ends_once(place: Path, tmp_path
         kinds = [(event["kind"], event["subject"]) for event in audit["events"]]
         assert kinds.count(("exec.started", "long")) == 1
         assert kinds.count(("exec.exited", "long")) == 1
+
+
+async def test_one_that_had_a_part_of_its_input_when_the_daemon_ended_gets_the_rest(
+    place: Path, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    # More than is on its way while nobody reads it.
+    text = b"".join(b"%d\n" % number for number in range(130_000))
+    wait = f"while ! test -e {go}; do sleep 0.05; done"
+    script = f"read first; echo began; {wait}; sha256sum"
+    asked = {"script": script, "stdin_base64": base64.b64encode(text).decode()}
+    async with daemon(place) as box:
+        await box.run(**asked, wait_s=0, exec_id="fed")
+        await box.said("fed", "began")
+    go.touch()
+    async with daemon(place) as box:
+        ended = await box.run(**asked, exec_id="fed")
+        behind = text.partition(b"\n")[2]
+        assert ended["stdout"].split()[1] == hashlib.sha256(behind).hexdigest()
 
 
 async def test_one_that_was_written_down_and_never_sent_can_be_sent_again(

@@ -80,6 +80,8 @@ BAD_EXEC: dict[str, tuple[bytes | Said, str]] = {
     "an answer before the start": ([(RESULT, 0, ENDED, 0)], "before the record"),
     "output before the start": ([(DATA, 0, b"x", 1)], "before the record"),
     "a start that is none": ([(NOTE, 0, {"offset": b""}, 0)], "offset"),
+    "input without an end": ([(NOTE, 0, {**STARTED, "input": 5}, 0)], "input_over"),
+    "less than no input": ([(NOTE, 0, {**STARTED, "input": -1, "input_over": 0}, 0)], "input"),
     "a start behind the start": ([(NOTE, 0, STARTED, 0), (NOTE, 0, STARTED, 0)], "between"),
     "output on the input": ([(NOTE, 0, STARTED, 0), (DATA, 0, b"x", 0)], "channel 0"),
     "an unknown stream": ([(DATA, 77, b"x", 1)], "not open"),

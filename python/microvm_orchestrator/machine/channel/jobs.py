@@ -20,6 +20,7 @@ from microvm_orchestrator.machine.shell import (
     Command,
     Exit,
     Finished,
+    Given,
     Job,
     Output,
     Process,
@@ -53,6 +54,7 @@ class _Process:
         self._exec_id = exec_id
         self._offset = 0
         self._next = 0
+        self._given: Given | None = None
         self._items: deque[Item] = deque()
 
     @property
@@ -63,12 +65,17 @@ class _Process:
     def offset(self) -> int:
         return self._offset
 
+    @property
+    def given(self) -> Given | None:
+        return self._given
+
     async def begin(self, offset: int) -> None:
         """Wait until the program runs, or raise why it does not."""
         with self._may_have_happened():
             fields = await self._stream.note(_START_S)
             try:
                 self._offset = self._next = wire.integer(fields, "offset", offset, _MAX_OFFSET)
+                self._given = _given(fields)
             except wire.Broken as error:
                 self._stream.broken(str(error))
 
@@ -257,6 +264,13 @@ def _request(
     if command.timeout_s is not None:
         request["timeout_ms"] = max(1, round(command.timeout_s * 1000))
     return request
+
+
+def _given(fields: wire.Fields) -> Given | None:
+    if "input" not in fields:
+        return None  # an agent that was made before it was asked for
+    over = wire.integer(fields, "input_over", 0, 1)
+    return Given(wire.integer(fields, "input", 0, _MAX_OFFSET), bool(over))
 
 
 def _job(line: bytes) -> Job:

@@ -248,6 +248,10 @@ class Running:
                 return piece[0], data
         return None
 
+    @property
+    def given(self) -> None:
+        return None
+
     async def send(self, data: bytes) -> None:
         with suppress(Over):
             await self.line.send(data)
