@@ -109,17 +109,19 @@ class Agents:
         every = await self._records.visible(SYSTEM)
         for agent in every:
             self._accounts.learn(agent)
-        said: dict[str, Message] = {}
+        said: set[str] = set()
+        told_back: list[Message] = []
         for agent in every:
             messages = await self._records.messages(agent.agent_id, SYSTEM)
-            said |= {each.message_id: each for each in messages}
+            said.update(each.message_id for each in messages)
+            told_back += [each for each in messages if each.told_back is not None]
             if not agent.over:
                 used = await used_by(agent, self._ground)
                 self._accounts.recount(agent.agent_id, messages, used)
                 self.tallies.learn(agent.agent_id, messages)
                 self._take_on(agent, [each for each in messages if not each.settled])
-        for message in said.values():
-            if message.told_back is not None and message.told_back not in said:
+        for message in told_back:
+            if message.told_back not in said:
                 await self._tell_back(message)
 
     def _take_on(self, agent: Agent, unsettled: list[Message]) -> _Living:
