@@ -59,14 +59,22 @@ class House:
 
 
 @asynccontextmanager
-async def house(tmp_path: Path, **sections: dict[str, object]) -> AsyncGenerator[House]:
-    """Keep a service until the block ends; `sections` are those of the settings."""
+async def house(
+    tmp_path: Path,
+    over: Callable[[Store], Store] = lambda store: store,
+    **sections: dict[str, object],
+) -> AsyncGenerator[House]:
+    """Keep a service until the block ends; `sections` are those of the settings.
+
+    It knows its store by what `over` makes of it.
+    """
     settings = config.Settings.model_validate(
         {"state_dir": tmp_path, "socket": {"path": tmp_path / "socket"}, **sections}
     )
-    store = SqliteStore(tmp_path / "store.db")
+    real = SqliteStore(tmp_path / "store.db")
+    store = over(real)
     async with (
-        store.opened(),
+        real.opened(),
         open_host(settings, store) as host,
         anyio.create_task_group() as group,
     ):

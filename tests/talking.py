@@ -16,10 +16,11 @@ from microvm_orchestrator.model.agent_budget import AgentBudget
 from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
     from calling import House
+    from microvm_orchestrator.store.base import Store
 
 
 def plain_agent(name: str, parent: str | None = None, **more: Any) -> Agent:
@@ -40,9 +41,11 @@ def plain_agent(name: str, parent: str | None = None, **more: Any) -> Agent:
 
 
 @asynccontextmanager
-async def home(tmp_path: Path, **settings: object) -> AsyncGenerator[House]:
+async def home(
+    tmp_path: Path, over: Callable[[Store], Store] = lambda store: store, **settings: object
+) -> AsyncGenerator[House]:
     machines: dict[str, object] = {"qemu": str(fake_program(tmp_path))}
-    async with house(tmp_path, machines=machines, agents=settings) as here:
+    async with house(tmp_path, over, machines=machines, agents=settings) as here:
         if not here.service.host.images.list():
             publish_no_image(here.service.host.images, "mute")
         yield here

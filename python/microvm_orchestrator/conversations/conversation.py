@@ -298,9 +298,11 @@ class Conversation:
             # One that it has begun to hear it hears to the end.
             if first and (limit is None or first.state is MessageState.DELIVERED):
                 async with self._quiet:
-                    # It is settled where only the state could not be written down any more.
                     if not first.settled:
                         await self._hear(first)
+                    else:
+                        # Only what follows its end could not be written down; said once at most.
+                        await self._tell_back(first)
                 self._queue.popleft()
                 self.wake()
             elif self._to_suspend:
