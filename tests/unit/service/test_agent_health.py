@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 async def test_one_that_fails_again_and_again_is_helped_and_its_parent_is_told(
     tmp_path: Path,
 ) -> None:
-    often = {"look_every_s": 0.1, "intervene_every_s": 0.1, "interventions_most": 1}
-    async with home(tmp_path, **often) as here:
+    async with home(
+        tmp_path, look_every_s=0.1, intervene_every_s=0.1, interventions_most=1
+    ) as here:
         lead = await spawned(here, "lead", supervise="off")
         ada = await spawned(here, "ada", parent=lead)
         for _ in range(3):
