@@ -13,6 +13,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anyio.to_thread
+from anyio.from_thread import start_blocking_portal
+
 import leaks
 
 
@@ -50,7 +53,7 @@ def test_a_running_thread_is_named(scratch: Path) -> None:
     go_on = threading.Event()
     thread = threading.Thread(target=go_on.wait, name="forgotten")
     thread.start()
-    assert before.find(grace_s=0.01) == ["thread forgotten"]
+    assert before.find(grace_s=0.01) == ["thread forgotten in wait < wait < run"]
     go_on.set()
     thread.join()
     assert before.find() == []
@@ -65,9 +68,24 @@ def test_a_thread_of_a_loops_own_is_no_leak_as_long_as_the_loop_is_open(scratch:
     waiting.cancel()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
-    assert before.find(grace_s=0.01) == ["thread asyncio_0"]
+    assert before.find(grace_s=0.01) == ["thread asyncio_0 in wait < wait < run"]
     go_on.set()
     assert before.find() == []
+
+
+def test_a_worker_of_an_open_loop_is_a_leak_while_a_call_is_in_it(scratch: Path) -> None:
+    go_on = threading.Event()
+    with start_blocking_portal() as portal:
+        before = leaks.Before.take(scratch)
+        portal.call(anyio.to_thread.run_sync, threading.get_ident)
+        assert before.find(grace_s=0.01) == []
+        called = portal.start_task_soon(anyio.to_thread.run_sync, go_on.wait)
+        while not (found := before.find(grace_s=0.01)):
+            assert not called.done()
+        assert found == ["thread AnyIO worker thread in wait < wait < run"]
+        go_on.set()
+        called.result()
+        assert before.find() == []
 
 
 def test_a_thread_is_not_taken_for_one_of_a_loop_by_its_name(scratch: Path) -> None:
@@ -75,7 +93,7 @@ def test_a_thread_is_not_taken_for_one_of_a_loop_by_its_name(scratch: Path) -> N
     go_on = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="asyncio") as executor:
         executor.submit(go_on.wait)
-        assert before.find(grace_s=0.01) == ["thread asyncio_0"]
+        assert before.find(grace_s=0.01) == ["thread asyncio_0 in wait < wait < run"]
         go_on.set()
     assert before.find() == []
 
