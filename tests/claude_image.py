@@ -7,6 +7,7 @@ is the package that `make judges` has installed: what npm kept of it is not fetc
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Generator
@@ -80,7 +81,11 @@ def _take_from_npm(release: Release, kept: Path) -> None:
     npm = ROOT / ".venv/bin/npm"
     # A folder of its own: another worker may fetch the same at the same time.
     with tempfile.TemporaryDirectory(dir=kept) as fetched:
-        subprocess.run([npm, *words, "--silent"], cwd=fetched, check=True, timeout=_FETCH_S)
+        # Node keeps what it has compiled where temporary files are.
+        env = {**os.environ, "TMPDIR": fetched}
+        subprocess.run(
+            [npm, *words, "--silent"], cwd=fetched, env=env, check=True, timeout=_FETCH_S
+        )
         [package] = Path(fetched).glob("*.tgz")
         package.replace(place)
 

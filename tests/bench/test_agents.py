@@ -60,7 +60,9 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def stage(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with living(tmp_path_factory.mktemp("agents") / "s", egress=model.settings) as stage:
+    room = {"vcpus": 2 * AGENTS, "count": 2 * AGENTS}
+    state = tmp_path_factory.mktemp("agents") / "s"
+    with living(state, machines=room, egress=model.settings) as stage:
         let_in(stage)
         stage.ask("credential_set", name="openai", kind="openai-api-key", value=OPENAI_KEY)
         yield stage
