@@ -19,11 +19,12 @@ from microvm_orchestrator.model.values import Flag, Moment
 from microvm_orchestrator.service.agents import AgentRef, NamedAgent
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.operations import USUAL_WAIT_S
-from microvm_orchestrator.service.page import MOST, ListRequest, PageOf
+from microvm_orchestrator.service.page import ListRequest, PageOf
 from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
 from microvm_orchestrator.service.waiting import Wait, until
 from microvm_orchestrator.store.base import Match
+from microvm_orchestrator.store.every import each_record
 from microvm_orchestrator.together import together
 
 MessageWait = Annotated[
@@ -197,35 +198,33 @@ async def agent_inbox(service: Service, caller: Caller, request: InboxRequest) -
 
     Nothing is taken out: with `since`, of the answers that you saw last, only later ones are given.
     """
-    return await inbox_page(service, actor(caller, "agent_inbox"), request)
-
-
-async def inbox_page(service: Service, by: Actor, request: InboxRequest) -> PageOf[Message]:
-    """Page through the answers that came to somebody."""
+    by = actor(caller, "agent_inbox")
     agents = service.host.agents
     sender = by.name if request.agent is None else (await agents.get(request.agent, by)).agent_id
 
     async def shown(record: Record) -> Message | None:
-        message = Message.model_validate(record.body)
-        fits = message.sender == sender and message.replied and by.sees_of(message.owner)
-        return message if fits and _came_after(message, request.since) else None
+        return _answer_to(sender, record, by, request.since)
 
     items, cursor = await page_of(service.store, MESSAGE, request, by, shown)
     return PageOf[Message](items=items, next_cursor=cursor)
 
 
-async def came_to(
-    service: Service, by: Actor, agent: str, since: Moment | None = None
-) -> list[Message]:
+async def came_to(service: Service, by: Actor, agent: str, since: Moment | None) -> list[Message]:
     """All answers that came to what an agent said, in the order in which they came."""
-    found: list[Message] = []
-    request = InboxRequest(agent=agent, since=since, limit=MOST)
-    while True:
-        page = await inbox_page(service, by, request)
-        found += page.items
-        if page.next_cursor is None:
-            return sorted(found, key=lambda each: each.replied_at or each.created_at)
-        request = request.model_copy(update={"cursor": page.next_cursor})
+    sender = (await service.host.agents.get(agent, by)).agent_id
+    found = [
+        answer
+        async for record in each_record(service.store, MESSAGE, by)
+        if (answer := _answer_to(sender, record, by, since)) is not None
+    ]
+    return sorted(found, key=lambda each: each.replied_at or each.created_at)
+
+
+def _answer_to(sender: str, record: Record, by: Actor, since: Moment | None) -> Message | None:
+    """Read a message that is an answer to somebody, and came after this."""
+    message = Message.model_validate(record.body)
+    fits = message.sender == sender and message.replied and by.sees_of(message.owner)
+    return message if fits and _came_after(message, since) else None
 
 
 def _came_after(message: Message, since: Moment | None) -> bool:

@@ -10,8 +10,7 @@ from microvm_orchestrator.service.calls import Answer, Request
 
 T = TypeVar("T")
 
-MOST = 200
-Limit = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Limit = Annotated[int, Field(strict=True, ge=1, le=200)]
 Cursor = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
