@@ -18,7 +18,6 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
-from microvm_orchestrator.conversations.accounts import inherited
 from microvm_orchestrator.conversations.answers import settled, words_back
 from microvm_orchestrator.conversations.care import Care
 from microvm_orchestrator.conversations.claims import give_back
@@ -566,9 +565,5 @@ class Agents:
         with contextlib.suppress(errors.NotFound):
             parent = await self.get(agent.parent or "", SYSTEM)
             living = self._living.get(parent.agent_id)
-            if living is not None:
-                await living.conversation.standing.inherit(agent.agent_id, total)
-            else:
-                update = inherited(parent, agent.agent_id, total, self._accounts)
-                heir = parent.model_copy(update=update)
-                await self._records.save(heir, SYSTEM, "inherited")
+            heir = living.conversation.standing if living else Standing(parent, self._records)
+            await heir.inherit(agent.agent_id, total)
