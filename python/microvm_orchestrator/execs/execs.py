@@ -141,7 +141,7 @@ class Execs:
         except BaseException:
             self._drop(job)
             raise
-        tasks.start_soon(self._perform, job, Follower(job, running, self._heard), wish)
+        tasks.start_soon(self._perform, job, Follower(job, running, self._heard), wish.command)
         return job
 
     def _same(self, exec_id: str, machine: Machine, wish: Wish, by: Actor) -> Job:
@@ -180,9 +180,9 @@ class Execs:
 
     # Following
 
-    async def _perform(self, job: Job, follower: Follower, wish: Wish) -> None:
+    async def _perform(self, job: Job, follower: Follower, command: Command) -> None:
         try:
-            ended = await follower.run(wish.command, wish.stdin, more=wish.takes_input)
+            ended = await follower.run(command)
         except errors.UnknownOutcome as error:
             await self._finish(job, ExecState.LOST, reason=error.message)
         except errors.OrchestratorError as error:

@@ -45,12 +45,12 @@ class Follower:
         self._unheard = 0
         self._exec_id = job.exec.exec_id
 
-    async def run(self, command: Command, stdin: bytes, *, more: bool) -> Exit:
+    async def run(self, command: Command) -> Exit:
         """Begin the command, and wait for its end.
 
         Raises: UnknownOutcome; any other error means that it never ran.
         """
-        return await self._within(partial(self._run, command, stdin, more=more))
+        return await self._within(partial(self._run, command))
 
     async def resume(self) -> Exit:
         """Follow one that was begun before. Raises: UnknownOutcome, ExecNotBegun."""
@@ -77,14 +77,15 @@ class Follower:
                 left_s -= tick_s
         patience.cancel()
 
-    async def _run(self, command: Command, stdin: bytes, *, more: bool) -> Exit:
+    async def _run(self, command: Command) -> Exit:
+        stdin = await self._job.wanted_input()
         shell = await self._reached()
         asked = shell.guest
         try:
             async with shell.stream(
                 command,
                 exec_id=self._exec_id,
-                stdin=bool(stdin) or more,
+                stdin=bool(stdin) or self._job.takes_input,
                 keep=finds_again(asked),
             ) as process:
                 return await self._follow(process, Given(0, over=not stdin))
