@@ -61,8 +61,9 @@ class Job:
         return self._stdin
 
     def want_input(self, stdin: bytes) -> None:
-        self._stdin = stdin
-        self.wake()
+        if not self.over:
+            self._stdin = stdin
+            self.wake()
 
     @property
     def kept(self) -> KeptExec:
@@ -103,6 +104,8 @@ class Job:
 
     def end(self) -> None:
         self.process = None
+        # What has ended is remembered for long, and may have been given much.
+        self._stdin = None
         self.ended.set()
         self.started.set()
         self.wake()
