@@ -83,7 +83,7 @@ from microvm_orchestrator.runs import Runs
 from microvm_orchestrator.seeded import SeededRuns
 from microvm_orchestrator.slots import Capacity, Slots
 from microvm_orchestrator.snapshots import Snapshots
-from microvm_orchestrator.starting import scratch_disk
+from microvm_orchestrator.starting import SCRATCH_SERIAL
 from microvm_orchestrator.store.base import Store
 from microvm_orchestrator.store.every import every_record
 from microvm_orchestrator.warm import Kind, Warm
@@ -156,7 +156,8 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
         )
 
     async def home(reference: str) -> MachineSpec:
-        return replace(await usual(reference), disks=(scratch_disk(USUAL_DISK_MIB),))
+        scratch = Disk(SCRATCH_SERIAL, read_only=False, size_mib=USUAL_DISK_MIB)
+        return replace(await usual(reference), disks=(scratch,))
 
     # Nothing happens to a machine before there are machines.
     async def on_change(change: Change) -> None:

@@ -28,7 +28,7 @@ from microvm_orchestrator.slots import Need, Slots
 from microvm_orchestrator.warm import Warm
 
 # By its serial a guest knows the disk that is for whatever it likes.
-_SCRATCH = "scratch"
+SCRATCH_SERIAL = "scratch"
 # And the history of a repository, which lies below /opt by the rest of this name.
 HISTORY_SERIAL = "opt-history"
 _log = log.get(__name__)
@@ -212,14 +212,5 @@ def _hostname(machine: Machine) -> str:
 def _own_disks(machine: Machine) -> tuple[base.Disk, ...]:
     sizes = {disk.serial: disk.size_mib for disk in machine.disks}
     if machine.disk_mib is not None:
-        sizes = {_SCRATCH: machine.disk_mib, **sizes}
-    return tuple(_disk(name, size) for name, size in sizes.items())
-
-
-def scratch_disk(size_mib: int) -> base.Disk:
-    """Tell of the disk that a machine has of its own for whatever it likes."""
-    return _disk(_SCRATCH, size_mib)
-
-
-def _disk(serial: str, size_mib: int) -> base.Disk:
-    return base.Disk(serial, read_only=False, size_mib=size_mib)
+        sizes = {SCRATCH_SERIAL: machine.disk_mib, **sizes}
+    return tuple(base.Disk(name, read_only=False, size_mib=size) for name, size in sizes.items())
