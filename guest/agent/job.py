@@ -235,6 +235,7 @@ class Job:
             self._feed(WRITE)
 
     def end_typing(self, sender: Attached) -> None:
+        self.input_over = True
         if self._terminal:
             self.type(sender, _END_OF_TYPING)
             return

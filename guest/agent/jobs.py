@@ -118,7 +118,6 @@ class Attached(Stream):
             self.job.resize(size(fields))
 
     def on_end(self) -> None:
-        self.job.input_over = True
         self.job.end_typing(self)
 
     def on_cancel(self) -> None:
