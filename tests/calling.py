@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from machines import LONG_S
 from microvm_orchestrator import config
 from microvm_orchestrator.events import Journal
 from microvm_orchestrator.host import open_host
@@ -46,6 +47,14 @@ class House:
         caller = Caller(principal=principal, via="test", progress=silent)
         answer = await self.service.invoke(caller, call, arguments)
         return answer.model_dump(mode="json")
+
+    async def filled(self) -> None:
+        """Wait until as many machines stand ready as are wanted of the first kind."""
+        warm = self.service.host.warm
+        with anyio.fail_after(LONG_S):
+            while (pool := warm.kinds[0].pool) is None:
+                await warm.news()
+            await pool.filled()
 
     async def until(self, true: Callable[[], Awaitable[bool]]) -> None:
         """Wait for the store to come to a state."""

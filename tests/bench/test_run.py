@@ -19,8 +19,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import anyio
-
 import git_repos
 import hosted
 from bench.figures import cpu_of, median_ms, own_cpu_s, p95_ms, tell
@@ -47,13 +45,6 @@ async def lending(state: Path) -> AsyncGenerator[House]:
         yield here
 
 
-async def filled(here: House) -> None:
-    with anyio.fail_after(LONG_S):
-        while (pool := here.service.host.warm.kinds[0].pool) is None:
-            await here.service.host.warm.news()
-        await pool.filled()
-
-
 @dataclass
 class Bench:
     """Runs and bare programs, and what they took."""
@@ -65,7 +56,7 @@ class Bench:
 
     async def run(self, **more: Any) -> dict[str, Any]:
         """See a run through, and take down what it took."""
-        await filled(self.here)
+        await self.here.filled()
         cpu_s, began = own_cpu_s(), time.perf_counter()
         begun = await self.here.ask("run_start", repo="sample", script=PROGRAM, **more)
         task = {"task_id": begun["task_id"]}
@@ -105,7 +96,7 @@ async def test_a_run_against_its_bare_program(tmp_path: Path, whole: bool) -> No
         machine = await here.ask("machine_get", machine=kept["machine_id"])
         pid = hosted.processes(state)[machine["runtime_id"]]
         for _ in range(20 if whole else 2):
-            await filled(here)
+            await here.filled()
             await bare.bare(machine["machine_id"], pid)
             await ours.run()
         await here.ask("machine_kill", machine=machine["machine_id"])

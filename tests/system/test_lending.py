@@ -76,16 +76,9 @@ async def test_what_a_machine_leaves_in_its_cache_the_next_one_finds_and_no_clon
         assert await said(here, "other", "ls -A /cache") == "lost+found\n"
 
 
-async def filled(here: House) -> None:
-    """Wait until as many stand ready as are wanted."""
-    while (pool := here.service.host.warm.kinds[0].pool) is None:
-        await here.service.host.warm.news()
-    await pool.filled()
-
-
 async def test_a_machine_that_stands_ready_is_claimed_and_knows_its_name(tmp_path: Path) -> None:
     async with machines_in(tmp_path, warm={"embedded": 1}, default_memory_mib=256) as here:
-        await filled(here)
+        await here.filled()
         (told,) = (await here.ask("pool_list"))["items"]
         assert told == {
             "image": "embedded",
@@ -104,7 +97,7 @@ async def test_what_one_that_stood_ready_for_an_agent_has_written_is_kept_until_
     tmp_path: Path,
 ) -> None:
     async with machines_in(tmp_path, {"warm": {"embedded": 1}}, default_memory_mib=256) as here:
-        await filled(here)
+        await here.filled()
         (told,) = (await here.ask("pool_list"))["items"]
         assert (told["for_agents"], told["ready"]) == (True, 1)
         machine = await start(here, "home", disk_mib=USUAL_DISK_MIB)
