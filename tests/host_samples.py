@@ -157,11 +157,13 @@ SAMPLES: dict[str, tuple[list[str], dict[str, Any]]] = {
             *("--repo", "site", "--base", "v1", "--into", "main", "--branch", "ada"),
             *("--merge", "review", "--check", "make", "--rest", "drop"),
             *("--works", "--group", "g", "--capability", "gpu"),
+            "--ephemeral",
         ],
         {
             "name": "ada",
             "parent": "lead",
             "prompt": "begin",
+            "ephemeral": True,
             "role": "docs",
             "driver": "codex",
             "model": "m",

@@ -11,6 +11,7 @@ import pytest
 
 import hosted
 from judges.tools import CLAUDE
+from machines import LONG_S
 from model_api import say, turn, use
 from system.agents import HOME, answer_of, let_in, said_to
 from system.living import Stage, furnish, staged
@@ -50,6 +51,18 @@ def spawned(stage: Stage, repo: git_repos.Repo, name: str, **more: Any) -> dict[
 def known(stage: Stage, name: str) -> dict[str, Any]:
     agent: dict[str, Any] = stage.ask("agent_get", agent=name)["agent"]
     return agent
+
+
+def idle_for(stage: Stage, agent: str) -> str:
+    """Wait until an agent is idle for a reason, and give that."""
+    asked = {"kinds": ["agent.idle"], "subjects": [agent], "timeout_s": LONG_S}
+    after, reasons = None, [""]
+    while not any(reasons):
+        told = stage.ask("event_wait", **asked, after=after)
+        assert told["events"], stage.told(agent)
+        after = told["cursor"]
+        reasons = [event["body"].get("reason", "") for event in told["events"]]
+    return "".join(reasons)
 
 
 @pytest.mark.long
@@ -176,6 +189,29 @@ def test_one_whose_machine_is_killed_has_its_commits_collected_when_it_runs_agai
     [ended] = stage.ask("agent_end", agent="dan")["agents"]
     assert (ended["work"]["outcome"]["state"], ended["work"]["unsure"]) == ("merged", False)
     assert (repo.path / "e").read_text() == "x\n"
+
+
+@pytest.mark.long
+def test_an_ephemeral_agent_ends_with_what_it_did_at_home_and_stays_while_that_cannot_be(
+    stage: Stage, repo: git_repos.Repo, model: Model
+) -> None:
+    model.scripts["Write k."] = [
+        run(f"{committed('k', 'x')} && echo unfinished >l"),
+        say("Written."),
+    ]
+    gil = spawned(stage, repo, "gil", ephemeral=True)
+    assert said_to(stage, "gil", "Write k.")["brought"]["merge"]["state"] == "merged"
+    stage.hear("agent.ended", gil["agent_id"])
+    assert (repo.path / "k").read_text() == "x\n"
+    assert repo.git("show", "agents/gil:l") == "unfinished"
+    assert "it is ephemeral" in known(stage, gil["agent_id"])["reason"]
+    model.scripts["Break it."] = [run("rm -rf .git && echo x >m && sync"), say("It is broken.")]
+    hal = spawned(stage, repo, "hal", ephemeral=True)
+    said_to(stage, "hal", "Break it.")
+    assert "what agent hal did cannot be collected" in idle_for(stage, hal["agent_id"])
+    assert stage.refusal("agent_end", agent="hal") == "state-forbids"
+    [ended] = stage.ask("agent_end", agent="hal", collect=False)["agents"]
+    assert (ended["state"], ended["reason"]) == ("ended", "")
 
 
 @pytest.mark.long

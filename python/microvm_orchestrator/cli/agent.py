@@ -52,6 +52,7 @@ _Answered = Annotated[
     "spawn",
     example="agent spawn --name ada --prompt 'Read the tests in /workspace.'\n"
     "agent spawn --name eve --repo site --merge review\n"
+    "agent spawn --ephemeral --repo site --prompt 'Mend the failing test, and commit it.'\n"
     "agent spawn --name bob --role architect --system-prompt @house.md --tokens 200000",
 )
 def spawn(
@@ -96,13 +97,22 @@ def spawn(
     works: AgentWorks = False,
     groups: AgentGroups = None,
     capabilities: AgentCapabilities = None,
+    ephemeral: Annotated[
+        bool,
+        typer.Option(
+            "--ephemeral",
+            help="End it by itself, once it has done what it was told.",
+            show_default=False,
+        ),
+    ] = False,
     supervise: agent_options.Supervise = None,
     wait_s: WaitS = None,
     **wish: Unpack[agent_options.Wish],
 ) -> int:
     """Spawn an agent: a program with a model, in a machine of its own, that can be talked to.
 
-    It lives until `agent end`, whoever leaves and whatever becomes of the daemon.
+    It lives until `agent end`, whoever leaves and whatever becomes of the daemon; with
+    `--ephemeral` until nothing is left that it was told to do.
     """
     given = {
         "name": name,
@@ -120,6 +130,7 @@ def spawn(
         "works": works or None,
         "groups": groups or None,
         "capabilities": capabilities or None,
+        "ephemeral": ephemeral or None,
         "supervise": supervise,
         **agent_options.said(wish),
     }

@@ -22,6 +22,7 @@ from microvm_orchestrator.conversations.answers import settled, words_back
 from microvm_orchestrator.conversations.care import Care
 from microvm_orchestrator.conversations.claims import give_back
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
+from microvm_orchestrator.conversations.ephemeral import see_off
 from microvm_orchestrator.conversations.fit import refuse_unfit
 from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
 from microvm_orchestrator.conversations.keeper import Keeper
@@ -129,6 +130,8 @@ class Agents:
         living = _Living(Conversation(agent, self._ground, unsettled, self._tell_back))
         self._living[agent.agent_id] = living
         self._tasks.start_soon(self._live, living)
+        if agent.ephemeral:
+            self._tasks.start_soon(see_off, living.conversation, self)
         return living
 
     async def _live(self, living: _Living) -> None:
@@ -270,6 +273,7 @@ class Agents:
             works=wish.works,
             budget=wish.budget,
             supervise=wish.supervise,
+            ephemeral=wish.ephemeral,
             created_at=moment(time.time()),
         )
         await self._write_down(agent, by)
@@ -298,12 +302,16 @@ class Agents:
         self._take_on(agent, [])
 
     async def up(self, agent_id: str) -> Agent:
-        """Wait until an agent can be talked to. Raises: StateForbids when it never can."""
-        living = self._living[agent_id]
-        agent = await living.conversation.until(
-            AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER
-        )
-        if agent.over:
+        """Wait until an agent can be talked to. Raises: MachineFailed when it never could."""
+        living = self._living.get(agent_id)
+        if living is None:
+            agent = await self.get(agent_id, SYSTEM)
+        else:
+            agent = await living.conversation.until(
+                AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER
+            )
+        # An ephemeral one may have done by now what it was told first.
+        if agent.over and not agent.turns:
             raise errors.MachineFailed(f"agent {agent.name} is {agent.state}: {agent.reason}")
         return agent
 
@@ -474,7 +482,14 @@ class Agents:
         return await conversation.until(AgentState.SUSPENDED, *OVER)
 
     async def end(
-        self, reference: str, by: Actor, *, force: bool, cascade: bool, collect: bool = True
+        self,
+        reference: str,
+        by: Actor,
+        *,
+        force: bool,
+        cascade: bool,
+        collect: bool = True,
+        reason: str = "",
     ) -> list[Agent]:
         """End an agent with its machine; what was said is kept, and what waits is never heard.
 
@@ -499,7 +514,7 @@ class Agents:
                 for each in living:
                     await collect_last(each.conversation)
             refuse_busy(each.conversation.agent for each in living)
-        return [await self._end(each, by, salvaged=force and collect) for each in ending]
+        return [await self._end(each, by, reason, salvaged=force and collect) for each in ending]
 
     async def retire(self, agent_id: str, reason: str) -> None:
         """End an agent with all below it, as this host: whoever it is that looks after them."""
@@ -508,7 +523,7 @@ class Agents:
         for each in [*reversed(below), agent]:
             await self._end(each, SYSTEM, reason, salvaged=True)
 
-    async def _end(self, agent: Agent, by: Actor, reason: str = "", *, salvaged: bool) -> Agent:
+    async def _end(self, agent: Agent, by: Actor, reason: str, *, salvaged: bool) -> Agent:
         living = self._living.get(agent.agent_id)
         lost = ""
         if living is not None:
@@ -537,6 +552,10 @@ class Agents:
             await remove_home(agent, self._ground)
             await forget_origin(agent, self._ground)
             self._living.pop(agent.agent_id, None)
+        above = self._living.get(agent.parent or "")
+        if above is not None:
+            # One who is ephemeral may have stayed for this one alone.
+            above.conversation.wake()
         return agent
 
     async def _settle_rest(self, agent: Agent) -> None:

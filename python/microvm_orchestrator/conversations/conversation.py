@@ -88,7 +88,10 @@ class Conversation:
         self._withdrawn: str | None = None
         # Whether its machine is to be stopped once it is idle.
         self._to_suspend = False
-        self._news = anyio.Event()
+        # Set when there may be something new of it, and then another.
+        self.news = anyio.Event()
+        # Why it has not ended although it is ephemeral and done.
+        self._stays = ""
         # Held while it is in a turn, or its machine is saved or stopped.
         self._quiet = anyio.Lock()
         self._accounts = ground.records.accounts
@@ -107,6 +110,15 @@ class Conversation:
     @property
     def waiting(self) -> int:
         return len(self._queue)
+
+    def owes(self, agent_id: str) -> bool:
+        """Whether an agent is to hear the answer to something that it said to this one."""
+        return any(each.tell_back and each.sender == agent_id for each in self._queue)
+
+    def stays(self, why: str) -> None:
+        """Have it said why it has not ended, until it hears something again."""
+        self._stays = why
+        self.wake()
 
     def hears(self, message: Message) -> None:
         """Have a message heard that is written down."""
@@ -194,7 +206,7 @@ class Conversation:
     async def until(self, *states: AgentState) -> Agent:
         """Wait until it stands so."""
         while self.agent.state not in states:
-            await self._news.wait()
+            await self.news.wait()
         return self.agent
 
     async def awake(self) -> RunningMachine:
@@ -204,7 +216,7 @@ class Conversation:
         """
         await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
         while self._machine is None:
-            news = self._news
+            news = self.news
             try:
                 self._quiet.acquire_nowait()
             except anyio.WouldBlock:
@@ -265,8 +277,8 @@ class Conversation:
 
     def wake(self) -> None:
         """Have it look again what is to be done."""
-        self._news.set()
-        self._news = anyio.Event()
+        self.news.set()
+        self.news = anyio.Event()
 
     @property
     def _heard(self) -> Message | None:
@@ -292,7 +304,7 @@ class Conversation:
         else:
             await self._look_home()
         while True:
-            news = self._news
+            news = self.news
             limit = await self._limit()
             first = self._queue[0] if self._queue else None
             # One that it has begun to hear it hears to the end.
@@ -359,7 +371,7 @@ class Conversation:
     async def _limit(self) -> Reached | None:
         """Tell which limit keeps it from hearing more, and stand so."""
         found = self._accounts.reached(self.agent.agent_id)
-        reason = "" if found is None else found.seen_by(self.agent.agent_id)
+        reason = self._stays if found is None else found.seen_by(self.agent.agent_id)
         if self.agent.state is AgentState.IDLE or (
             reason and self._queue and self.agent.state is AgentState.SUSPENDED
         ):
@@ -367,7 +379,7 @@ class Conversation:
         return found
 
     async def _hear(self, message: Message) -> None:
-        self._broken_off = None
+        self._broken_off, self._stays = None, ""
         try:
             message, result = await self._turn(message)
         except errors.OrchestratorError as error:

@@ -32,3 +32,4 @@ class Spawn:
     assignment: Assignment | None = None
     works: Works | None = None
     supervise: Supervise | None = None
+    ephemeral: bool = False

@@ -113,6 +113,9 @@ class Agent(_Part):
     )
     owner: str
     parent: str | None = Field(default=None, description="id of the agent that it belongs to")
+    ephemeral: bool = Field(
+        default=False, description="whether it ends by itself, once it has done what it was told"
+    )
     state: AgentState
     reason: str = Field(default="", description="why it stands so, where it was not asked to")
     branched_from: str | None = Field(

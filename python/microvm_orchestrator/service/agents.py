@@ -65,6 +65,12 @@ class SpawnAgent(Character, Home, Assignment, Claims, AgentBudget, Request):
         default=None, description="what it is called; by default as its id, no two at a time"
     )
     prompt: Said | None = Field(default=None, description="what it is told first")
+    ephemeral: Flag = Field(
+        default=False,
+        description="end it by itself, with its machine, once it has done what it was told: when "
+        "it has heard something, nothing more waits for it and nobody belongs to it; else it lives "
+        "until it is ended",
+    )
     supervise: SuperviseField = None
     wait_s: WaitS = USUAL_WAIT_S
 
@@ -141,8 +147,9 @@ class AgentLimits(AgentBudget, NamedAgent):
 async def agent_spawn(service: Service, caller: Caller, request: SpawnAgent) -> Operation:
     """Spawn an agent: a program with a model, in a machine of its own, that can be talked to.
 
-    It lives until `agent_end`, whoever leaves and whatever becomes of the daemon. The operation's
-    result is the agent as soon as it can be talked to; its target is the agent's id at once.
+    It lives until `agent_end`, whoever leaves and whatever becomes of the daemon; one that is
+    `ephemeral` ends by itself as well. The operation's result is the agent as soon as it can be
+    talked to; its target is the agent's id at once.
     """
     agent = await spawned(service, request, actor(caller, "agent_spawn"))
 
@@ -171,6 +178,7 @@ async def spawned(
         assignment=assignment_of(request),
         works=works_of(request, by),
         supervise=request.supervise,
+        ephemeral=request.ephemeral,
     )
     agent = await agents.spawn(wish, by)
     if request.prompt is not None:

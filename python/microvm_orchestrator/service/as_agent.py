@@ -82,6 +82,7 @@ async def spawn_as(
     role: str | None,
     system_prompt: str | None,
     works: Works | None = None,
+    ephemeral: bool = False,
 ) -> Message:
     """Spawn a child of an agent, like it but for who it is, and tell it something."""
     agents, by = service.host.agents, acting(agent, caller.via)
@@ -104,6 +105,7 @@ async def spawn_as(
             assignment=await _with(service, agent),
             works=works,
             supervise=agent.supervise,
+            ephemeral=ephemeral,
         )
         child = await agents.spawn(wish, by)
     except errors.TooLarge:

@@ -183,6 +183,10 @@ def _check(coordinator: Agent, participants: list[Agent]) -> None:
     for agent in (coordinator, *participants):
         if agent.over:
             raise errors.StateForbids(f"agent {agent.name} is {agent.state}")
+        if agent.ephemeral:
+            raise errors.StateForbids(
+                f"agent {agent.name} is ephemeral: it ends by itself between two steps"
+            )
 
 
 def _named(agent: Agent) -> Participant:

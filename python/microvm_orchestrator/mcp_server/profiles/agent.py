@@ -125,6 +125,9 @@ class SpawnChild(Request):
     groups: Annotated[list[Name], Field(max_length=64)] = Field(
         default=[], description="where you do tasks: of these groups only, and of yours by default"
     )
+    ephemeral: Flag = Field(
+        default=False, description="it ends by itself, once it has done what you told it"
+    )
     wait_s: Waits = Field(default=300.0, description="how long to wait for its first answer")
 
 
@@ -270,6 +273,7 @@ class AgentTools:
             asked.prompt,
             role=asked.role,
             system_prompt=asked.system_prompt,
+            ephemeral=asked.ephemeral,
             works=await as_worker.works_for(
                 self._service, caller, agent, works=asked.works, groups=asked.groups
             ),
@@ -304,7 +308,7 @@ class AgentTools:
         "inbox": Offer("See the answers that came to what you said.", LookForAnswers, _inbox),
         "answer": Offer("Wait for the answer to something you said.", AskAgain, _ask_again),
         "spawn": Offer(
-            "Spawn an agent of your own, in a machine of its own; it ends with you.",
+            "Spawn an agent of your own, in a machine of its own; it ends with you at the latest.",
             SpawnChild,
             _spawn,
         ),

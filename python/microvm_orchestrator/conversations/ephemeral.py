@@ -1,0 +1,80 @@
+"""Ephemeral agents: each ends by itself once it has done what it was told.
+
+That is when it has heard something and nothing more waits for it, nobody belongs to it any more,
+and it is owed no answer that it wants to hear. It ends as if somebody had asked for that: what it
+did is brought home first, and while that cannot be it stays, with the reason. One task of a daemon
+for each; above are the agents of this host; below, one agent's life.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from microvm_orchestrator import errors, log
+from microvm_orchestrator.model.agent import AgentState
+from microvm_orchestrator.model.records import SYSTEM
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from microvm_orchestrator.conversations.conversation import Conversation
+    from microvm_orchestrator.model.agent import Agent
+    from microvm_orchestrator.model.records import Actor
+
+_log = log.get(__name__)
+
+_WHY = "it is ephemeral, and nothing was left to do"
+# The store says no more now; soon it may.
+_AGAIN_S = 1.0
+
+
+class Host(Protocol):
+    """The agents of a host."""
+
+    def conversations(self) -> Sequence[Conversation]:
+        """Give those who live."""
+        ...
+
+    async def end(
+        self, reference: str, by: Actor, *, force: bool, cascade: bool, reason: str
+    ) -> list[Agent]:
+        """End an agent, with what it did brought home."""
+        ...
+
+
+async def see_off(conversation: Conversation, host: Host) -> None:
+    """End an agent once it has done what it was told; return when it is over."""
+    # How many messages it had heard when it could not be ended.
+    tried: int | None = None
+    while not conversation.agent.over:
+        news = conversation.news
+        if conversation.agent.turns != tried and _is_done(conversation, host):
+            try:
+                await host.end(
+                    conversation.agent.agent_id, SYSTEM, force=False, cascade=False, reason=_WHY
+                )
+            except errors.Unavailable as error:
+                _log.warning(
+                    "agent_not_ended", agent=conversation.agent.agent_id, reason=error.message
+                )
+                await anyio.sleep(_AGAIN_S)
+                continue
+            except errors.OrchestratorError as error:
+                # Somebody may have told it more meanwhile; then it ends later.
+                if _is_done(conversation, host):
+                    tried = conversation.agent.turns
+                    conversation.stays(error.message)
+        else:
+            await news.wait()
+
+
+def _is_done(conversation: Conversation, host: Host) -> bool:
+    agent = conversation.agent
+    if not agent.turns or agent.state not in {AgentState.IDLE, AgentState.SUSPENDED}:
+        return False
+    return not conversation.waiting and not any(
+        each.owes(agent.agent_id) or (each.agent.parent == agent.agent_id and not each.agent.over)
+        for each in host.conversations()
+    )
