@@ -14,6 +14,7 @@ import anyio
 from faulting import Doom
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.coordinations import OPERATION_KIND, Coordinations
+from microvm_orchestrator.conversations.waits import Waits
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import Message, MessageState
 from microvm_orchestrator.model.coordination import (
@@ -184,6 +185,6 @@ async def room(store: Store, table: Table, doom: Doom | None = None) -> AsyncGen
     kept = store if doom is None else cast("Store", doom.over(store))
     talk = table if doom is None else cast("Table", doom.over(table))
     operations = Operations(kept, lasting={OPERATION_KIND})
-    coordinations = Coordinations(kept, talk, operations)
+    coordinations = Coordinations(kept, talk, operations, Waits())
     async with operations.running(), coordinations.running():
         yield Room(store, coordinations, operations)

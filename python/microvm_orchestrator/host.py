@@ -306,7 +306,7 @@ async def open_host(settings: config.Settings, store: Store) -> AsyncGenerator[H
             )
         )
         teams = Teams(store, agents)
-        coordinations = Coordinations(store, agents, operations)
+        coordinations = Coordinations(store, agents, operations, agents.care.waits)
         # Before machines are connected, so that none hears what it must not.
         await networks.restore()
         await faults.reconcile()

@@ -21,6 +21,7 @@ from pydantic import JsonValue
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.conversations.agents import new_message_id
 from microvm_orchestrator.conversations.kinds import Question, Reading, coordinate
+from microvm_orchestrator.conversations.waits import Waits
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import Message, MessageState
 from microvm_orchestrator.model.coordination import (
@@ -77,10 +78,11 @@ class Talk(Protocol):
 class Coordinations:
     """The coordinations of one daemon; they run as long as `running`."""
 
-    def __init__(self, store: Store, talk: Talk, operations: Operations) -> None:
+    def __init__(self, store: Store, talk: Talk, operations: Operations, waits: Waits) -> None:
         self._store = store
         self._talk = talk
         self._operations = operations
+        self._waits = waits
         # Those that have not ended.
         self._open: dict[str, Coordination] = {}
         # Those that have, the oldest first.
@@ -219,7 +221,7 @@ class Coordinations:
 
     async def _through(self, coordination: Coordination, report: Report) -> Coordination:
         known = {step.number: step for step in await self.steps(coordination.coordination_id)}
-        asking = _Asking(coordination, self._store, self._talk, known, report)
+        asking = _Asking(coordination, self._store, self._talk, self._waits, known, report)
         try:
             end = await coordinate(coordination, asking.ask)
         except errors.CoordinationFailed as failed:
@@ -284,12 +286,14 @@ class _Asking:
         coordination: Coordination,
         store: Store,
         talk: Talk,
+        waits: Waits,
         known: dict[int, Step],
         report: Report,
     ) -> None:
         self._coordination = coordination
         self._store = store
         self._talk = talk
+        self._waits = waits
         self._known = known
         self._report = report
         self._by = _acting(coordination)
@@ -326,7 +330,8 @@ class _Asking:
                 await self._talk.send(
                     step.agent_id, question.text, self._by, message_id=step.message_id
                 )
-                message = await self._talk.settled(step.message_id, self._by)
+                with self._waits.waiting(step.coordination_id, step.agent_id):
+                    message = await self._talk.settled(step.message_id, self._by)
         except TimeoutError:
             return await self._late(step)
         except errors.OrchestratorError as error:

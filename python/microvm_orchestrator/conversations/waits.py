@@ -2,7 +2,8 @@
 
 An agent that waits is in a turn, and hears nothing before the turn is over. So one that would wait
 for somebody who waits for it, directly or over others, is told so at once; what it said stays said,
-and is heard later. Above is what agents ask from their machines.
+and is heard later. A coordination waits as well, for those whom it has asked. Above are the
+coordinations, and what agents ask from their machines.
 """
 
 from __future__ import annotations

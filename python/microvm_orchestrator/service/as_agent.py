@@ -149,7 +149,9 @@ async def wait_as(
 async def _refuse_wait(service: Service, agent: Agent, ring: list[str]) -> NoReturn:
     """Tell an agent that whom it would wait for waits for it. Raises: StateForbids."""
     agents = service.host.agents
-    names = [await agents.name_of(each) for each in ring]
+    known = {each.agent_id: each.name for each in await agents.visible(SYSTEM)}
+    # Between two of them there may be a coordination.
+    names = [known[each] for each in ring if each in known]
     chain = ", who waits for ".join([*names[:-1], "you"])
     what = f"it would have waited for {', who waits for '.join([*names[:-1], 'it'])}"
     told = Observation(

@@ -43,7 +43,8 @@ async def coordinate_as(
         )
     chosen = [children[name] for name in names] if names else list(children.values())
     begun = await begin(service, by, wish, agent, chosen, ask_coordinator=False)
-    await awaited(service, caller, by, begun.operation_id, wait_s)
+    with service.host.agents.care.waits.waiting(agent.agent_id, begun.target):
+        await awaited(service, caller, by, begun.operation_id, wait_s)
     return await _told(service, agent, begun.target)
 
 
@@ -58,7 +59,8 @@ async def coordination_as(
     by = acting(agent, caller.via)
     operation_id = coordinations.operation_of(told.coordination)
     if operation_id is not None:
-        await awaited(service, caller, by, operation_id, wait_s)
+        with service.host.agents.care.waits.waiting(agent.agent_id, coordination_id):
+            await awaited(service, caller, by, operation_id, wait_s)
     return await _told(service, agent, coordination_id)
 
 

@@ -12,10 +12,13 @@ import pytest
 from calling import ADMIN, PATIENCE_S, silent
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import Agent
+from microvm_orchestrator.model.coordination import CoordinationKind
 from microvm_orchestrator.model.supervision import Observation, Sight
 from microvm_orchestrator.model.values import moment
 from microvm_orchestrator.service.as_agent import say_as, wait_as
 from microvm_orchestrator.service.calls import Caller
+from microvm_orchestrator.service.coordinations import Together
+from microvm_orchestrator.service.together_as_agent import coordinate_as
 from talking import agent_of, home, kinds, said, spawned
 
 if TYPE_CHECKING:
@@ -84,6 +87,35 @@ async def test_two_that_would_wait_for_each_other_are_told_and_nothing_is_lost(
         heard = await wait_as(here.service, caller, agent, message.message_id, PATIENCE_S)
         assert heard.state == "failed"
         await here.ask("agent_end", agent=lead, cascade=True)
+
+
+async def test_who_is_asked_in_a_coordination_does_not_wait_for_who_waits_for_its_end(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        # They have heard what they may, so that what is said to them waits.
+        lead = await spawned(here, "lead", turns=1)
+        ada = await spawned(here, "ada", parent=lead, turns=1)
+        await said(here, lead)
+        await said(here, ada)
+        caller = Caller(principal=ADMIN, via="test", progress=silent)
+        leading = Agent.model_validate(await agent_of(here, lead))
+        asked = Agent.model_validate(await agent_of(here, ada))
+
+        async def is_asked() -> bool:
+            return len((await here.ask("agent_output", agent=ada))["items"]) == 2
+
+        async with anyio.create_task_group() as group:
+            wish = Together(task="Make a clock.", kind=CoordinationKind.PARALLEL)
+            group.start_soon(
+                coordinate_as, here.service, caller, leading, wish, ["ada"], PATIENCE_S
+            )
+            await here.until(is_asked)
+            message = await say_as(here.service, caller, asked, "lead", "How?", tell_back=False)
+            with pytest.raises(errors.StateForbids, match="for lead, who waits for you, and"):
+                await wait_as(here.service, caller, asked, message.message_id, PATIENCE_S)
+            group.cancel_scope.cancel()
+        await here.ask("agent_end", agent=lead, cascade=True, force=True)
 
 
 async def test_one_that_is_seen_to_while_it_ends_has_ended(tmp_path: Path) -> None:
