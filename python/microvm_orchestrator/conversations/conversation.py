@@ -293,7 +293,8 @@ class Conversation:
         while True:
             try:
                 await self._live()
-            except errors.Unavailable as error:
+            except errors.OrchestratorError as error:
+                # A machine that others stop at the same time is no reason for anybody to end.
                 _log.warning("agent_held_up", agent=self.agent.agent_id, reason=error.message)
                 await anyio.sleep(_AGAIN_S)
 
