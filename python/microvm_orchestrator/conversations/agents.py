@@ -123,6 +123,13 @@ class Agents:
         for message in told_back:
             if message.told_back not in said:
                 await self._tell_back(message)
+        # None is done before all are there who belong to it, or owe it an answer.
+        for living in list(self._living.values()):
+            self._watch_for_end(living.conversation)
+
+    def _watch_for_end(self, conversation: Conversation) -> None:
+        if self._tasks is not None and conversation.agent.ephemeral:
+            self._tasks.start_soon(see_off, conversation, self)
 
     def _take_on(self, agent: Agent, unsettled: list[Message]) -> _Living:
         if self._tasks is None:
@@ -130,8 +137,6 @@ class Agents:
         living = _Living(Conversation(agent, self._ground, unsettled, self._tell_back))
         self._living[agent.agent_id] = living
         self._tasks.start_soon(self._live, living)
-        if agent.ephemeral:
-            self._tasks.start_soon(see_off, living.conversation, self)
         return living
 
     async def _live(self, living: _Living) -> None:
@@ -299,7 +304,7 @@ class Agents:
             # Whoever leaves now leaves nobody who is written down and never comes up.
             with anyio.CancelScope(shield=True):
                 await self._records.save(agent, by, "spawned", expect=0)
-        self._take_on(agent, [])
+        self._watch_for_end(self._take_on(agent, []).conversation)
 
     async def up(self, agent_id: str) -> Agent:
         """Wait until an agent can be talked to. Raises: MachineFailed when it never could."""

@@ -113,3 +113,29 @@ async def test_it_takes_no_part_in_what_has_several_steps(tmp_path: Path) -> Non
             await here.ask("team_coordinate", coordinator=lead, task="Count.")
         await here.ask("agent_end", agent=lead, cascade=True)
         assert (await agent_of(here, ada))["reason"] == ""
+
+
+async def test_the_next_daemon_knows_who_belongs_to_it_and_what_it_is_owed(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        lead = await spawned(here, "lead", ephemeral=True)
+        ada = await spawned(here, "ada", parent=lead)
+        eve = await spawned(here, "eve", ephemeral=True)
+        bob = await spawned(here, "bob", turns=1)
+        await said(here, bob)
+        agents = here.service.host.agents
+        sender = await agents.get(eve, SYSTEM)
+        owed = await agents.send(bob, "Count.", SYSTEM, sender=sender, tell_back=True)
+        for each in (lead, eve):
+            await said(here, each)
+    async with home(tmp_path) as here:
+        for each in (lead, eve):
+            left = await agent_of(here, each)
+            assert (left["state"], left["reason"]) == ("idle", "")
+        await here.ask("agent_end", agent=ada)
+        await ended(here, lead)
+        await here.ask("agent_budget", agent=bob, turns=2)
+        await here.service.host.agents.settled(owed.message_id, ALICE)
+        assert (await ended(here, eve))["turns"] == 2
+        await here.ask("agent_end", agent=bob)
