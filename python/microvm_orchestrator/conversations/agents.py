@@ -16,23 +16,25 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, log
 from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.answers import settled, words_back
 from microvm_orchestrator.conversations.care import Care
-from microvm_orchestrator.conversations.claims import give_back
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
 from microvm_orchestrator.conversations.ephemeral import see_off
 from microvm_orchestrator.conversations.fit import refuse_unfit
-from microvm_orchestrator.conversations.home import acting, forget_origin, remove_home
+from microvm_orchestrator.conversations.home import acting, remove_home
 from microvm_orchestrator.conversations.keeper import Keeper
-from microvm_orchestrator.conversations.leaving import collect_last, refuse_busy, salvage
-from microvm_orchestrator.conversations.spawn import Spawn
+from microvm_orchestrator.conversations.leaving import (
+    collect_last,
+    leave_nothing,
+    refuse_busy,
+    salvage,
+)
+from microvm_orchestrator.conversations.spawn import Spawn, copy_of
 from microvm_orchestrator.conversations.standing import Standing
-from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.conversations.turn import used_by
 from microvm_orchestrator.conversations.workplace import (
-    as_of_copy,
     assigned,
     forget_work,
     home_for,
@@ -45,11 +47,10 @@ from microvm_orchestrator.model.agent import (
     Message,
     MessageState,
 )
-from microvm_orchestrator.model.agent_budget import Taken
 from microvm_orchestrator.model.agent_work import AgentWork, Brought
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
-from microvm_orchestrator.model.run import Merge, Usage
+from microvm_orchestrator.model.run import Merge
 from microvm_orchestrator.model.values import MAX_TEXT, moment
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from microvm_orchestrator.conversations.ground import AgentGround, Door
     from microvm_orchestrator.conversations.tally import Tallies
     from microvm_orchestrator.model.agent_budget import AgentBudget
+
+_log = log.get(__name__)
 
 # For an agent that is ended: to break off what it is in the middle of.
 _END_S = 30.0
@@ -111,6 +114,8 @@ class Agents:
             self._accounts.learn(agent)
         said: set[str] = set()
         told_back: list[Message] = []
+        half_over: list[Agent] = []
+        machines = {each.machine_id for each in await self._ground.machines.visible(SYSTEM)}
         for agent in every:
             messages = await self._records.messages(agent.agent_id, SYSTEM)
             said.update(each.message_id for each in messages)
@@ -120,12 +125,26 @@ class Agents:
                 self._accounts.recount(agent.agent_id, messages, used)
                 self.tallies.learn(agent.agent_id, messages)
                 self._take_on(agent, [each for each in messages if not each.settled])
+            elif agent.machine_id in machines or any(not each.settled for each in messages):
+                half_over.append(agent)
         for message in told_back:
             if message.told_back not in said:
                 await self._tell_back(message)
+        if self._tasks is not None:
+            self._tasks.start_soon(self._see_out, half_over)
         # None is done before all are there who belong to it, or owe it an answer.
         for living in list(self._living.values()):
             self._watch_for_end(living.conversation)
+
+    async def _see_out(self, half_over: list[Agent]) -> None:
+        """Do what was left to do about agents that were over when the daemon before ended."""
+        for agent in half_over:
+            try:
+                await self._settle_rest(agent)
+                if agent.state is AgentState.ENDED:
+                    await leave_nothing(agent, self._ground)
+            except errors.OrchestratorError as error:
+                _log.warning("agent_left", agent=agent.agent_id, reason=error.message)
 
     def _watch_for_end(self, conversation: Conversation) -> None:
         if self._tasks is not None and conversation.agent.ephemeral:
@@ -419,25 +438,7 @@ class Agents:
         conversation = self._conversation(first)
         agent_id, snapshot_id = new_id("a"), new_id("s")
         await conversation.save(snapshot_id)
-        agent = conversation.agent.model_copy(
-            update={
-                "agent_id": agent_id,
-                "name": name or agent_id,
-                "state": AgentState.STARTING,
-                "reason": "",
-                "branched_from": first.agent_id,
-                "snapshot_id": snapshot_id,
-                "machine_id": new_id("m"),
-                "usage": Usage(),
-                "turns": 0,
-                "gone": Taken(),
-                "counted": [],
-                "warned": [],
-                "work": as_of_copy(conversation.agent.work),
-                "watched": [],
-                "created_at": moment(time.time()),
-            }
-        )
+        agent = copy_of(conversation.agent, agent_id, name, snapshot_id)
         try:
             await self._write_down(agent, by)
         except BaseException:
@@ -551,11 +552,7 @@ class Agents:
                 else:
                     agent = await living.conversation.end(why, by)
             await self._settle_rest(agent)
-            with contextlib.suppress(errors.Unavailable):  # it runs out by itself
-                await give_back(agent, self._records.store)
-            await end_token(agent, self._ground)
-            await remove_home(agent, self._ground)
-            await forget_origin(agent, self._ground)
+            await leave_nothing(agent, self._ground)
             self._living.pop(agent.agent_id, None)
         above = self._living.get(agent.parent or "")
         if above is not None:

@@ -1,21 +1,26 @@
-"""What is brought home of agents that are about to end: commits, and changes without one.
+"""What is brought home of agents that are about to end, and that nothing else is left of them.
 
 Above are the agents of this host; below, one agent's life.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.conversations.claims import give_back
+from microvm_orchestrator.conversations.home import forget_origin, remove_home
+from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.model.agent import AgentState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from microvm_orchestrator.conversations.conversation import Conversation
+    from microvm_orchestrator.conversations.ground import AgentGround
     from microvm_orchestrator.model.agent import Agent
 
 # For what one did that is ended by force to be brought home.
@@ -65,3 +70,12 @@ async def salvage(conversation: Conversation) -> str:
         else:
             why = ""
     return why
+
+
+async def leave_nothing(agent: Agent, ground: AgentGround) -> None:
+    """Give back and remove what an agent had that is over; its machine is the last of it."""
+    with suppress(errors.Unavailable):  # it runs out by itself
+        await give_back(agent, ground.records.store)
+    await end_token(agent, ground)
+    await forget_origin(agent, ground)
+    await remove_home(agent, ground)

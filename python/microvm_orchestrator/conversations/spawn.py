@@ -1,12 +1,20 @@
-"""An agent as it is asked for.
+"""An agent as it is asked for, or as a copy of another.
 
 Above are the agents of this host; below, their models.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from microvm_orchestrator.conversations.workplace import as_of_copy
+from microvm_orchestrator.model.agent import Agent, AgentState
+from microvm_orchestrator.model.agent_budget import Taken
+from microvm_orchestrator.model.names import new_id
+from microvm_orchestrator.model.run import Usage
+from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
     from microvm_orchestrator.model.agent import Character, Home
@@ -33,3 +41,25 @@ class Spawn:
     works: Works | None = None
     supervise: Supervise | None = None
     ephemeral: bool = False
+
+
+def copy_of(agent: Agent, agent_id: str, name: str | None, snapshot_id: str) -> Agent:
+    """Write down a copy of an agent, which begins in a machine of its own as it was saved."""
+    update: dict[str, object] = {
+        "agent_id": agent_id,
+        "name": name or agent_id,
+        "state": AgentState.STARTING,
+        "reason": "",
+        "branched_from": agent.agent_id,
+        "snapshot_id": snapshot_id,
+        "machine_id": new_id("m"),
+        "usage": Usage(),
+        "turns": 0,
+        "gone": Taken(),
+        "counted": [],
+        "warned": [],
+        "work": as_of_copy(agent.work),
+        "watched": [],
+        "created_at": moment(time.time()),
+    }
+    return agent.model_copy(update=update)

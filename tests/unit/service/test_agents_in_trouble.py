@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from talking import agent_of, home, spawned, stands
+from calling import PATIENCE_S
+from microvm_orchestrator.model.agent import AGENT
+from microvm_orchestrator.model.records import SYSTEM, Record
+from talking import agent_of, home, said, spawned, stands
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,3 +27,23 @@ async def test_one_whose_machine_a_fault_holds_is_suspended_once_that_is_healed(
         await here.ask("operation_wait", operation_id=operation["operation_id"])
         await stands(here, ada, "suspended", "")
         await here.ask("agent_end", agent=ada)
+
+
+async def test_the_next_daemon_sees_to_the_end_of_one_in_whose_end_the_daemon_was_killed(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada", turns=1)
+        await said(here, ada)
+        waiting = await said(here, ada, wait_s=0)
+        # As if the daemon had been killed as soon as its end was written down.
+        body = {**await agent_of(here, ada), "state": "ended"}
+        await here.store.save(Record(AGENT, ada, body), SYSTEM)
+    async with home(tmp_path) as here:
+        asked = {"message_id": waiting["message_id"], "timeout_s": PATIENCE_S}
+        assert (await here.ask("agent_wait", **asked))["state"] == "cancelled"
+
+        async def has_no_machine() -> bool:
+            return not (await here.ask("machine_list"))["items"]
+
+        await here.until(has_no_machine)
