@@ -289,8 +289,8 @@ class Conversation:
     # Its life
 
     async def live(self) -> None:
-        """Hear what is said to it until this is cancelled."""
-        while True:
+        """Hear what is said to it until this is cancelled; return if it never came up."""
+        while not self.agent.over:
             try:
                 await self._live()
             except errors.OrchestratorError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from calling import PATIENCE_S
+from machines import publish_no_image
 from microvm_orchestrator.model.agent import AGENT
 from microvm_orchestrator.model.records import SYSTEM, Record
 from talking import agent_of, home, said, spawned, stands
@@ -47,3 +48,20 @@ async def test_the_next_daemon_sees_to_the_end_of_one_in_whose_end_the_daemon_wa
             return not (await here.ask("machine_list"))["items"]
 
         await here.until(has_no_machine)
+
+
+async def test_one_that_never_comes_up_has_failed_and_hears_nothing(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        publish_no_image(here.service.host.images, "broken", "fake.panic")
+        told = await here.ask("agent_spawn", name="ada", image="broken", prompt="Count.", wait_s=0)
+        ada = told["target"]
+
+        async def is_settled() -> bool:
+            [message] = (await here.ask("agent_output", agent=ada))["items"]
+            return bool(message["state"] == "cancelled")
+
+        await here.until(is_settled)
+        assert (await agent_of(here, ada))["state"] == "failed"
+    async with home(tmp_path) as here:
+        assert (await agent_of(here, ada))["state"] == "failed"
+        await here.ask("agent_end", agent=ada)

@@ -184,7 +184,7 @@ async def test_one_that_never_comes_up_is_an_error_of_its_step(tmp_path: Path) -
         found = await here.ask("coordination_get", coordination_id=ended["target"])
         assert [(each["agent"], each["state"]) for each in found["steps"]] == [("ada", "failed")]
         assert found["steps"][0]["error"]["message"] in ended["error"]["message"]
-        await here.ask("agent_end", agent="lead", cascade=True)
+        assert await living(here) == []
 
 
 async def test_a_coordination_is_begun_and_seen_by_whose_agents_they_are(tmp_path: Path) -> None:
