@@ -162,6 +162,7 @@ class Agents:
         try:
             with living.scope:
                 await living.conversation.live()
+                self._wake_above(living.conversation.agent)
                 # It never came up, and hears nothing of what was said to it meanwhile.
                 with contextlib.suppress(errors.Unavailable):
                     await self._settle_rest(living.conversation.agent)
@@ -554,11 +555,14 @@ class Agents:
             await self._settle_rest(agent)
             await leave_nothing(agent, self._ground)
             self._living.pop(agent.agent_id, None)
+        self._wake_above(agent)
+        return agent
+
+    def _wake_above(self, agent: Agent) -> None:
+        """One who is ephemeral may have stayed for this one alone, who is over."""
         above = self._living.get(agent.parent or "")
         if above is not None:
-            # One who is ephemeral may have stayed for this one alone.
             above.conversation.wake()
-        return agent
 
     async def _settle_rest(self, agent: Agent) -> None:
         for message in await self._records.messages(agent.agent_id, SYSTEM):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from coordinating import ALICE
+from holding import Holding
+from machines import publish_no_image
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import AGENT
 from microvm_orchestrator.model.records import SYSTEM, Record
@@ -139,3 +142,17 @@ async def test_the_next_daemon_knows_who_belongs_to_it_and_what_it_is_owed(
         await here.service.host.agents.settled(owed.message_id, ALICE)
         assert (await ended(here, eve))["turns"] == 2
         await here.ask("agent_end", agent=bob)
+
+
+async def test_it_stays_for_none_who_belongs_to_it_and_never_came_up(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        publish_no_image(here.service.host.images, "broken", "fake.panic")
+        lead = await spawned(here, "lead", ephemeral=True)
+        held.hold_save(lambda each: each.kind == AGENT and each.body["state"] == "failed")
+        await here.ask("agent_spawn", image="broken", parent=lead, wait_s=0)
+        await held.reached()
+        await said(here, lead)
+        await anyio.wait_all_tasks_blocked()
+        held.release()
+        await ended(here, lead)
