@@ -411,10 +411,12 @@ class Agents:
             state=MessageState.QUEUED,
             created_at=moment(time.time()),
         )
-        # It is there already where the answer was told while the turn went on.
-        with contextlib.suppress(errors.AlreadyExists):
+        try:
             await self._records.save_message(message, SYSTEM, "queued", expect=0)
             living.conversation.hears(message)
+        except errors.AlreadyExists:
+            # It was told while the turn went on; one who is ephemeral may have stayed for that.
+            living.conversation.wake()
 
     async def reply(self, message_id: str, text: str, by: Actor) -> Message:
         """Answer a message in its agent's place: one that waits is heard no more.

@@ -156,3 +156,26 @@ async def test_it_stays_for_none_who_belongs_to_it_and_never_came_up(tmp_path: P
         await anyio.wait_all_tasks_blocked()
         held.release()
         await ended(here, lead)
+
+
+async def test_it_ends_though_it_was_answered_in_the_middle_of_a_turn(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        ada = await spawned(here, "ada", ephemeral=True)
+        bob = await spawned(here, "bob")
+        agents = here.service.host.agents
+        sender = await agents.get(ada, SYSTEM)
+        held.hold_save(lambda each: each.id == bob and each.body["state"] == "busy")
+        owed = await agents.send(bob, "Count.", SYSTEM, sender=sender, tell_back=True)
+        await held.reached()
+        await said(here, ada)
+        await agents.reply(owed.message_id, "Three.", SYSTEM)
+
+        async def has_heard() -> bool:
+            found = await agent_of(here, ada)
+            return (found["state"], found["turns"]) == ("idle", 2)
+
+        await here.until(has_heard)
+        held.release()
+        await ended(here, ada)
+        await here.ask("agent_end", agent=bob)
