@@ -54,7 +54,7 @@ from microvm_orchestrator.model.run import Merge
 from microvm_orchestrator.model.values import MAX_TEXT, moment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from microvm_orchestrator.conversations.accounts import Accounts
@@ -499,6 +499,7 @@ class Agents:
         cascade: bool,
         collect: bool = True,
         reason: str = "",
+        still: Callable[[], bool] = lambda: True,
     ) -> list[Agent]:
         """End an agent with its machine; what was said is kept, and what waits is never heard.
 
@@ -506,7 +507,8 @@ class Agents:
         that fails it ends by `force` alone.
 
         One that is busy ends by `force` alone, one to whom others belong with them by `cascade`:
-        those below it end first, and all are given. Raises: NotFound, StateForbids.
+        those below it end first, and all are given. With `still`, only if that is so at the last
+        moment. Raises: NotFound, StateForbids.
         """
         agent = await self.get(reference, by)
         below = family.below(await self._living_ones(SYSTEM), agent)
@@ -523,6 +525,8 @@ class Agents:
                 for each in living:
                     await collect_last(each.conversation)
             refuse_busy(each.conversation.agent for each in living)
+        if not still():
+            raise errors.StateForbids(f"agent {agent.name} has something to do again")
         return [await self._end(each, by, reason, salvaged=force and collect) for each in ending]
 
     async def retire(self, agent_id: str, reason: str) -> None:

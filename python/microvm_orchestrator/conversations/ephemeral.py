@@ -8,6 +8,7 @@ for each; above are the agents of this host; below, one agent's life.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -17,7 +18,7 @@ from microvm_orchestrator.model.agent import AgentState
 from microvm_orchestrator.model.records import SYSTEM
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from microvm_orchestrator.conversations.conversation import Conversation
     from microvm_orchestrator.model.agent import Agent
@@ -38,9 +39,16 @@ class Host(Protocol):
         ...
 
     async def end(
-        self, reference: str, by: Actor, *, force: bool, cascade: bool, reason: str
+        self,
+        reference: str,
+        by: Actor,
+        *,
+        force: bool,
+        cascade: bool,
+        reason: str,
+        still: Callable[[], bool],
     ) -> list[Agent]:
-        """End an agent, with what it did brought home."""
+        """End an agent, with what it did brought home, if it is still so then."""
         ...
 
 
@@ -53,7 +61,12 @@ async def see_off(conversation: Conversation, host: Host) -> None:
         if conversation.agent.turns != tried and _is_done(conversation, host):
             try:
                 await host.end(
-                    conversation.agent.agent_id, SYSTEM, force=False, cascade=False, reason=_WHY
+                    conversation.agent.agent_id,
+                    SYSTEM,
+                    force=False,
+                    cascade=False,
+                    reason=_WHY,
+                    still=partial(_is_done, conversation, host),
                 )
             except errors.Unavailable as error:
                 _log.warning(

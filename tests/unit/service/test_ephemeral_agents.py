@@ -13,6 +13,7 @@ from machines import publish_no_image
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import AGENT
 from microvm_orchestrator.model.records import SYSTEM, Record
+from microvm_orchestrator.store.questions import RecordList
 from talking import agent_of, home, said, spawned, stands
 
 if TYPE_CHECKING:
@@ -179,3 +180,18 @@ async def test_it_ends_though_it_was_answered_in_the_middle_of_a_turn(tmp_path: 
         held.release()
         await ended(here, ada)
         await here.ask("agent_end", agent=bob)
+
+
+async def test_it_hears_what_is_said_to_it_before_its_very_end(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        ada = await spawned(here, "ada", ephemeral=True)
+        agents = here.service.host.agents
+        # Whoever ends it looks who belongs to it.
+        held.hold_question(lambda asked: isinstance(asked, RecordList) and asked.kind == AGENT)
+        await said(here, ada)
+        await held.reached()
+        more = await agents.send(ada, "And now?", ALICE)
+        held.release()
+        assert (await agents.settled(more.message_id, ALICE)).began_at is not None
+        assert (await ended(here, ada))["turns"] == 2
