@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.conversations import family
-from microvm_orchestrator.conversations.answers import settled, words_back
+from microvm_orchestrator.conversations.answers import settled, telling_back
 from microvm_orchestrator.conversations.care import Care
 from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
 from microvm_orchestrator.conversations.ephemeral import see_off
@@ -51,7 +51,7 @@ from microvm_orchestrator.model.agent_work import AgentWork, Brought
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor
 from microvm_orchestrator.model.run import Merge
-from microvm_orchestrator.model.values import MAX_TEXT, moment
+from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -375,11 +375,16 @@ class Agents:
             tell_back=tell_back,
             created_at=moment(time.time()),
         )
+        await self._hand_over(message, conversation, by, audited=True)
+        return message
+
+    async def _hand_over(
+        self, message: Message, conversation: Conversation, by: Actor, *, audited: bool = False
+    ) -> None:
         # Whoever leaves now leaves no message that is written down and never heard.
         with anyio.CancelScope(shield=True):
-            await self._records.save_message(message, by, "queued", audited=True, expect=0)
+            await self._records.save_message(message, by, "queued", audited=audited, expect=0)
             conversation.hears(message)
-        return message
 
     async def settled(self, message_id: str, by: Actor) -> Message:
         """Wait until a message is answered, or never will be. Raises: NotFound."""
@@ -400,23 +405,15 @@ class Agents:
         living = self._living.get(answered.sender)
         if answered.told_back is None or living is None or living.conversation.agent.over:
             return
-        hearer = living.conversation.agent
-        message = Message(
-            message_id=answered.told_back,
-            agent_id=hearer.agent_id,
-            owner=hearer.owner,
-            sender=answered.agent_id,
-            sender_agent=await self.name_of(answered.agent_id),
-            text=words_back(answered)[:MAX_TEXT],
-            state=MessageState.QUEUED,
-            created_at=moment(time.time()),
-        )
-        try:
-            await self._records.save_message(message, SYSTEM, "queued", expect=0)
-            living.conversation.hears(message)
-        except errors.AlreadyExists:
-            # It was told while the turn went on; one who is ephemeral may have stayed for that.
-            living.conversation.wake()
+        # Also when whoever answered is ended meanwhile.
+        with anyio.CancelScope(shield=True):
+            name = await self.name_of(answered.agent_id)
+            message = telling_back(answered, name, living.conversation.agent)
+            try:
+                await self._hand_over(message, living.conversation, SYSTEM)
+            except errors.AlreadyExists:
+                # It was told while the turn went on; one who is ephemeral may have stayed for that.
+                living.conversation.wake()
 
     async def reply(self, message_id: str, text: str, by: Actor) -> Message:
         """Answer a message in its agent's place: one that waits is heard no more.

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 
-from microvm_orchestrator.model.agent import Message, MessageState
+from microvm_orchestrator.model.agent import Agent, Message, MessageState
 from microvm_orchestrator.model.names import new_id
-from microvm_orchestrator.model.values import moment
+from microvm_orchestrator.model.values import MAX_TEXT, moment
 
 # Of what was said, as much as tells which it was.
 _REMINDER = 200
@@ -49,7 +49,21 @@ def _told_back(message: Message) -> str | None:
     return message.told_back or f"{message.sender}.{new_id('msg')}"
 
 
-def words_back(message: Message) -> str:
+def telling_back(answered: Message, by: str, hearer: Agent) -> Message:
+    """Give the message by which an agent hears an answer."""
+    return Message(
+        message_id=answered.told_back or "",
+        agent_id=hearer.agent_id,
+        owner=hearer.owner,
+        sender=answered.agent_id,
+        sender_agent=by,
+        text=_words_back(answered)[:MAX_TEXT],
+        state=MessageState.QUEUED,
+        created_at=moment(time.time()),
+    )
+
+
+def _words_back(message: Message) -> str:
     """What the agent who said something hears of it."""
     said = message.text if len(message.text) <= _REMINDER else f"{message.text[:_REMINDER]}..."
     if message.answer is not None:

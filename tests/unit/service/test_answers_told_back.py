@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import anyio
+
 from coordinating import ALICE
+from holding import Holding
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import MESSAGE
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
@@ -86,3 +90,28 @@ async def test_an_answer_that_the_store_did_not_take_is_told_once_it_does(tmp_pa
         await here.until(is_told)
         assert refusing[0].refused == ""
         await here.ask("agent_end", agent=lead, cascade=True, force=True)
+
+
+async def test_an_answer_is_told_though_whoever_gave_it_is_ended_meanwhile(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        lead = await spawned(here, "lead")
+        ada = await spawned(here, "ada", parent=lead)
+        agents = here.service.host.agents
+        sender = await agents.get(lead, SYSTEM)
+        held.hold_save(lambda each: each.id.startswith(f"{lead}."))
+        await agents.send(ada, "Count.", SYSTEM, sender=sender, tell_back=True)
+        await held.reached()
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(here.ask, "agent_end", agent=ada, force=True))
+            # Longer than it looks who is to be ended.
+            for _ in range(10):
+                await here.ask("agent_list")
+            held.release()
+
+        async def is_heard() -> bool:
+            heard = (await here.ask("agent_output", agent=lead))["items"]
+            return [each["state"] for each in heard] == ["failed"]
+
+        await here.until(is_heard)
+        await here.ask("agent_end", agent=lead)
