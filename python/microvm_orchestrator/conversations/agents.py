@@ -385,6 +385,9 @@ class Agents:
         with anyio.CancelScope(shield=True):
             await self._records.save_message(message, by, "queued", audited=audited, expect=0)
             conversation.hears(message)
+            if conversation.agent.over:
+                # By then it may have been gone through what waited for it.
+                await self._settle_rest(conversation.agent)
 
     async def settled(self, message_id: str, by: Actor) -> Message:
         """Wait until a message is answered, or never will be. Raises: NotFound."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
+
 from calling import PATIENCE_S
+from holding import Holding
 from machines import publish_no_image
-from microvm_orchestrator.model.agent import AGENT
+from microvm_orchestrator.model.agent import AGENT, MESSAGE
 from microvm_orchestrator.model.records import SYSTEM, Record
 from talking import agent_of, home, said, spawned, stands
 
@@ -65,3 +68,17 @@ async def test_one_that_never_comes_up_has_failed_and_hears_nothing(tmp_path: Pa
     async with home(tmp_path) as here:
         assert (await agent_of(here, ada))["state"] == "failed"
         await here.ask("agent_end", agent=ada)
+
+
+async def test_what_is_said_to_one_while_it_ends_is_settled(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        ada = await spawned(here, "ada")
+        held.hold_save(lambda each: each.kind == MESSAGE)
+        async with anyio.create_task_group() as group:
+            group.start_soon(said, here, ada)
+            await held.reached()
+            await here.ask("agent_end", agent=ada)
+            held.release()
+        [message] = (await here.ask("agent_output", agent=ada))["items"]
+        assert message["state"] == "cancelled"
