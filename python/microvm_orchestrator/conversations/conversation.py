@@ -203,6 +203,15 @@ class Conversation:
             if not patience.cancelled_caught:
                 self._quiet.release()
 
+    @asynccontextmanager
+    async def _quietly(self) -> AsyncGenerator[None]:
+        """Have it in no other turn meanwhile; whoever waits for its machine looks again then."""
+        try:
+            async with self._quiet:
+                yield
+        finally:
+            self.wake()
+
     async def until(self, *states: AgentState) -> Agent:
         """Wait until it stands so."""
         while self.agent.state not in states:
@@ -235,7 +244,7 @@ class Conversation:
 
         Raises: StateForbids for one that is suspended; what machines raise.
         """
-        async with self._quiet:
+        async with self._quietly():
             await self._ground.snapshots.save(
                 self.agent.machine_id, acting(self.agent), snapshot_id=snapshot_id
             )
@@ -251,7 +260,7 @@ class Conversation:
         if place is None:
             raise errors.StateForbids(f"agent {self.agent.name} works on no repository")
         await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
-        async with self._quiet:
+        async with self._quietly():
             machine = self._machine
             if machine is None and not place.is_all_here:
                 machine = await self._at_home()
@@ -310,7 +319,7 @@ class Conversation:
             first = self._queue[0] if self._queue else None
             # One that it has begun to hear it hears to the end.
             if first and (limit is None or first.state is MessageState.DELIVERED):
-                async with self._quiet:
+                async with self._quietly():
                     if not first.settled:
                         await self._hear(first)
                     else:
@@ -319,7 +328,7 @@ class Conversation:
                 self._queue.popleft()
                 self.wake()
             elif self._to_suspend:
-                async with self._quiet:
+                async with self._quietly():
                     await close_home(self.agent, self._ground)
                 self._machine, self._to_suspend = None, False
                 await self.standing.change(AgentState.SUSPENDED)

@@ -11,6 +11,7 @@ from holding import Holding
 from machines import publish_no_image
 from microvm_orchestrator.model.agent import AGENT, MESSAGE
 from microvm_orchestrator.model.records import SYSTEM, Record
+from microvm_orchestrator.store.questions import RecordById
 from talking import agent_of, home, said, spawned, stands
 
 if TYPE_CHECKING:
@@ -82,3 +83,23 @@ async def test_what_is_said_to_one_while_it_ends_is_settled(tmp_path: Path) -> N
             held.release()
         [message] = (await here.ask("agent_output", agent=ada))["items"]
         assert message["state"] == "cancelled"
+
+
+async def test_one_that_is_suspended_once_more_can_be_resumed_meanwhile(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        ada = await spawned(here, "ada")
+        machine = (await agent_of(here, ada))["machine_id"]
+        await here.ask("agent_suspend", agent=ada, wait_s=PATIENCE_S)
+        # Whether its machine runs is looked at, and nothing has changed then.
+        held.hold_question(lambda asked: isinstance(asked, RecordById) and asked.id == machine)
+        await here.ask("agent_suspend", agent=ada, wait_s=PATIENCE_S)
+        await held.reached()
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(here.service.host.agents.awake, ada, SYSTEM)
+                for _ in range(10):
+                    await here.ask("agent_list")
+                held.release()
+        assert (await agent_of(here, ada))["state"] == "idle"
+        await here.ask("agent_end", agent=ada)
