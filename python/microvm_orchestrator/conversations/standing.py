@@ -74,7 +74,8 @@ class Standing:
 
     async def allow(self, budget: AgentBudget) -> Agent:
         """Give it another budget, from now on."""
-        await self.change(self.agent.state, self.agent.reason, budget=budget, warned=[])
+        # How it stands may be changing at this moment.
+        await self._write("allowed", {}, {"budget": budget, "warned": []})
         return self.agent
 
     async def warn(self, told: Threshold) -> None:

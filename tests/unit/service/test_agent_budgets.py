@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from calling import ADMIN, PATIENCE_S, silent
+from holding import Holding
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import Agent
+from microvm_orchestrator.model.agent_budget import AgentBudget
 from microvm_orchestrator.service.as_agent import spawn_as
 from microvm_orchestrator.service.calls import Caller
 from talking import agent_of, home, kinds, said, spawned, stands
@@ -122,3 +126,18 @@ async def test_an_agent_spawns_no_child_once_nothing_is_left_for_it(tmp_path: Pa
         with pytest.raises(errors.StateForbids, match="of your turns nothing is left"):
             await spawn_as(here.service, caller, agent, "bob", "begin", **more)
         await here.ask("agent_end", agent=lead, cascade=True)
+
+
+async def test_one_that_is_given_more_while_it_ends_has_ended(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        ada = await spawned(here, "ada")
+        [conversation] = here.service.host.agents.conversations()
+        held.hold_save(lambda each: each.id == ada and each.body["state"] == "ended")
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(here.ask, "agent_end", agent=ada))
+            await held.reached()
+            group.start_soon(conversation.standing.allow, AgentBudget(turns=5))
+            await anyio.wait_all_tasks_blocked()
+            held.release()
+        assert (await agent_of(here, ada))["state"] == "ended"
