@@ -92,6 +92,8 @@ class Agents:
         self._tasks: anyio.abc.TaskGroup | None = None
         # Between looking whether a name is free and taking it.
         self._naming = anyio.Lock()
+        # One at a time is counted for good by the one above it.
+        self._bequeathing = anyio.Lock()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -219,12 +221,7 @@ class Agents:
 
     async def kin(self, agent: Agent) -> list[tuple[str, Agent]]:
         """Whom an agent may talk to, each with what it is to it: parent, child or peer."""
-        living = await self._living_ones(acting(agent))
-        return [
-            *(("parent", each) for each in living if each.agent_id == agent.parent),
-            *(("child", each) for each in family.children(living, agent)),
-            *(("peer", each) for each in family.peers(living, agent)),
-        ]
+        return family.kin(await self._living_ones(acting(agent)), agent)
 
     async def messages(self, reference: str, by: Actor) -> list[Message]:
         """All that was said to an agent, in order. Raises: NotFound."""
@@ -585,7 +582,8 @@ class Agents:
         await remove_home(agent, self._ground)
         await forget_work(agent, self._ground)
         await anyio.to_thread.run_sync(shutil.rmtree, self._ground.of(agent.agent_id), True)  # noqa: FBT003  # run_sync passes positions only
-        await self._bequeath(agent)
+        async with self._bequeathing:
+            await self._bequeath(agent)
         await self._records.erase(agent, by)
         self._living.pop(agent.agent_id, None)
         return agent

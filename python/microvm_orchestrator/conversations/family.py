@@ -39,6 +39,15 @@ def peers(agents: Sequence[Agent], agent: Agent) -> list[Agent]:
     ]
 
 
+def kin(agents: Sequence[Agent], agent: Agent) -> list[tuple[str, Agent]]:
+    """The relatives of an agent, each with what it is to it: parent, child or peer."""
+    return [
+        *(("parent", each) for each in agents if each.agent_id == agent.parent),
+        *(("child", each) for each in children(agents, agent)),
+        *(("peer", each) for each in peers(agents, agent)),
+    ]
+
+
 def below(agents: Sequence[Agent], agent: Agent) -> list[Agent]:
     """All that belong to an agent, over any number of steps; each behind its parent."""
     return [each for each, _ in _walk(agents, agent, 0)]

@@ -141,3 +141,19 @@ async def test_one_that_is_given_more_while_it_ends_has_ended(tmp_path: Path) ->
             await anyio.wait_all_tasks_blocked()
             held.release()
         assert (await agent_of(here, ada))["state"] == "ended"
+
+
+async def test_nothing_is_lost_of_what_those_had_taken_who_are_deleted_at_once(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        lead = await spawned(here, "lead")
+        children = [await spawned(here, name, parent=lead) for name in ("ada", "bob", "cat")]
+        for each in children:
+            await said(here, each)
+            await here.ask("agent_end", agent=each)
+        async with anyio.create_task_group() as group:
+            for each in children:
+                group.start_soon(partial(here.ask, "agent_delete", agent=each))
+        assert (await here.ask("agent_get", agent=lead))["tree_taken"]["turns"] == 3
+        await here.ask("agent_end", agent=lead)
