@@ -16,7 +16,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from microvm_orchestrator import errors, log
+from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.answers import settled, telling_back
 from microvm_orchestrator.conversations.care import Care
@@ -29,16 +29,14 @@ from microvm_orchestrator.conversations.leaving import (
     collect_last,
     leave_nothing,
     refuse_busy,
+    refuse_family,
     salvage,
+    see_out,
 )
 from microvm_orchestrator.conversations.spawn import Spawn, copy_of
 from microvm_orchestrator.conversations.standing import Standing
 from microvm_orchestrator.conversations.turn import used_by
-from microvm_orchestrator.conversations.workplace import (
-    assigned,
-    forget_work,
-    home_for,
-)
+from microvm_orchestrator.conversations.workplace import assigned, forget_work, home_for
 from microvm_orchestrator.model.agent import (
     OVER,
     Agent,
@@ -61,8 +59,6 @@ if TYPE_CHECKING:
     from microvm_orchestrator.conversations.ground import AgentGround, Door
     from microvm_orchestrator.conversations.tally import Tallies
     from microvm_orchestrator.model.agent_budget import AgentBudget
-
-_log = log.get(__name__)
 
 # For an agent that is ended: to break off what it is in the middle of.
 _END_S = 30.0
@@ -92,6 +88,8 @@ class Agents:
         self._tasks: anyio.abc.TaskGroup | None = None
         # Between looking whether a name is free and taking it.
         self._naming = anyio.Lock()
+        # Those who are being ended, each as often as somebody does so.
+        self._closed: list[str] = []
         # One at a time is counted for good by the one above it.
         self._bequeathing = anyio.Lock()
 
@@ -133,20 +131,10 @@ class Agents:
             if message.told_back not in said:
                 await self._tell_back(message)
         if self._tasks is not None:
-            self._tasks.start_soon(self._see_out, half_over)
+            self._tasks.start_soon(see_out, half_over, self._settle_rest, self._ground)
         # None is done before all are there who belong to it, or owe it an answer.
         for living in list(self._living.values()):
             self._watch_for_end(living.conversation)
-
-    async def _see_out(self, half_over: list[Agent]) -> None:
-        """Do what was left to do about agents that were over when the daemon before ended."""
-        for agent in half_over:
-            try:
-                await self._settle_rest(agent)
-                if agent.state is AgentState.ENDED:
-                    await leave_nothing(agent, self._ground)
-            except errors.OrchestratorError as error:
-                _log.warning("agent_left", agent=agent.agent_id, reason=error.message)
 
     def _watch_for_end(self, conversation: Conversation) -> None:
         if self._tasks is not None and conversation.agent.ephemeral:
@@ -316,6 +304,8 @@ class Agents:
                 raise errors.AlreadyExists(f"an agent {agent.name} lives already")
             parent = next((each for each in every if each.agent_id == agent.parent), None)
             if parent is not None:
+                if parent.over or parent.agent_id in self._closed:
+                    raise errors.StateForbids(f"agent {parent.name} ends, and so would its child")
                 family.refuse_more(every, parent, self._ground.families)
             await anyio.Path(self._ground.of(agent.agent_id)).mkdir(parents=True, exist_ok=True)
             # Whoever leaves now leaves nobody who is written down and never comes up.
@@ -507,31 +497,40 @@ class Agents:
         those below it end first, and all are given. With `still`, only if that is so at the last
         moment. Raises: NotFound, StateForbids.
         """
-        agent = await self.get(reference, by)
-        below = family.below(await self._living_ones(SYSTEM), agent)
-        if below and not cascade:
-            names = ", ".join(each.name for each in below)
-            raise errors.StateForbids(
-                f"to agent {agent.name} belong others: {names}", hint="cascade ends them with it"
-            )
-        ending = [*reversed(below), agent]
-        if not force:
-            refuse_busy(ending)
-            living = [self._living[a.agent_id] for a in ending if a.agent_id in self._living]
-            if collect:
-                for each in living:
-                    await collect_last(each.conversation)
-            refuse_busy(each.conversation.agent for each in living)
-        if not still():
-            raise errors.StateForbids(f"agent {agent.name} has something to do again")
-        return [await self._end(each, by, reason, salvaged=force and collect) for each in ending]
+        async with self._ending(await self.get(reference, by)) as (*below, agent):
+            if not cascade:
+                refuse_family(agent, below)
+            ending, salvaged = [*below, agent], force and collect
+            if not force:
+                refuse_busy(ending)
+                living = [self._living[a.agent_id] for a in ending if a.agent_id in self._living]
+                if collect:
+                    for each in living:
+                        await collect_last(each.conversation)
+                refuse_busy(each.conversation.agent for each in living)
+            if not still():
+                raise errors.StateForbids(f"agent {agent.name} has something to do again")
+            return [await self._end(each, by, reason, salvaged=salvaged) for each in ending]
+        raise AssertionError  # what is left by an error is not left here
+
+    @contextlib.asynccontextmanager
+    async def _ending(self, agent: Agent) -> AsyncGenerator[list[Agent]]:
+        """Give all below an agent and itself, as they end; nobody is spawned below meanwhile."""
+        async with self._naming:
+            below = family.below(await self._living_ones(SYSTEM), agent)
+            ending = [*reversed(below), agent]
+            self._closed += [each.agent_id for each in ending]
+        try:
+            yield ending
+        finally:
+            for each in ending:
+                self._closed.remove(each.agent_id)
 
     async def retire(self, agent_id: str, reason: str) -> None:
         """End an agent with all below it, as this host: whoever it is that looks after them."""
-        agent = await self.get(agent_id, SYSTEM)
-        below = family.below(await self._living_ones(SYSTEM), agent)
-        for each in [*reversed(below), agent]:
-            await self._end(each, SYSTEM, reason, salvaged=True)
+        async with self._ending(await self.get(agent_id, SYSTEM)) as ending:
+            for each in ending:
+                await self._end(each, SYSTEM, reason, salvaged=True)
 
     async def _end(self, agent: Agent, by: Actor, reason: str, *, salvaged: bool) -> Agent:
         living = self._living.get(agent.agent_id)

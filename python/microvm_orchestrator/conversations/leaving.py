@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, log
 from microvm_orchestrator.conversations.claims import give_back
 from microvm_orchestrator.conversations.home import forget_origin, remove_home
 from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.model.agent import AgentState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from microvm_orchestrator.conversations.conversation import Conversation
     from microvm_orchestrator.conversations.ground import AgentGround
     from microvm_orchestrator.model.agent import Agent
+
+_log = log.get(__name__)
 
 # For what one did that is ended by force to be brought home.
 _SALVAGE_S = 120.0
@@ -34,6 +36,15 @@ def refuse_busy(agents: Iterable[Agent]) -> None:
         raise errors.StateForbids(
             f"agents are busy: {', '.join(busy)}",
             hint="wait for their answers, interrupt them, or end them by force",
+        )
+
+
+def refuse_family(agent: Agent, below: Sequence[Agent]) -> None:
+    """Raises: StateForbids for one to whom others belong: these, the lowest first."""
+    if below:
+        names = ", ".join(each.name for each in reversed(below))
+        raise errors.StateForbids(
+            f"to agent {agent.name} belong others: {names}", hint="cascade ends them with it"
         )
 
 
@@ -79,3 +90,16 @@ async def leave_nothing(agent: Agent, ground: AgentGround) -> None:
     await end_token(agent, ground)
     await forget_origin(agent, ground)
     await remove_home(agent, ground)
+
+
+async def see_out(
+    half_over: Iterable[Agent], settle_rest: Callable[[Agent], Awaitable[None]], ground: AgentGround
+) -> None:
+    """Do what was left to do about agents that were over when the daemon before ended."""
+    for agent in half_over:
+        try:
+            await settle_rest(agent)
+            if agent.state is AgentState.ENDED:
+                await leave_nothing(agent, ground)
+        except errors.OrchestratorError as error:
+            _log.warning("agent_left", agent=agent.agent_id, reason=error.message)

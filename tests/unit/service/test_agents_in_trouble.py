@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
+import pytest
 
 from calling import PATIENCE_S
 from holding import Holding
 from machines import publish_no_image
+from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import AGENT, MESSAGE
 from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.store.questions import RecordById
@@ -103,3 +106,18 @@ async def test_one_that_is_suspended_once_more_can_be_resumed_meanwhile(tmp_path
                 held.release()
         assert (await agent_of(here, ada))["state"] == "idle"
         await here.ask("agent_end", agent=ada)
+
+
+async def test_nobody_is_spawned_below_one_that_ends(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        lead = await spawned(here, "lead")
+        ada = await spawned(here, "ada", parent=lead)
+        held.hold_save(lambda each: each.id == ada and each.body["state"] == "ended")
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(here.ask, "agent_end", agent=lead, cascade=True))
+            await held.reached()
+            with pytest.raises(errors.StateForbids, match="agent lead ends"):
+                await here.ask("agent_spawn", image="mute", parent=lead)
+            held.release()
+        assert (await here.ask("agent_tree"))["agents"] == []
