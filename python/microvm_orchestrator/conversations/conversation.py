@@ -242,9 +242,11 @@ class Conversation:
     async def save(self, snapshot_id: str) -> None:
         """Save its machine as it is between two turns.
 
-        Raises: StateForbids for one that is suspended; what machines raise.
+        Raises: StateForbids for one that is suspended, or over by then; what machines raise.
         """
+        await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
         async with self._quietly():
+            self._refuse_over()
             await self._ground.snapshots.save(
                 self.agent.machine_id, acting(self.agent), snapshot_id=snapshot_id
             )
@@ -433,11 +435,14 @@ class Conversation:
 
     async def _at_home(self) -> RunningMachine:
         """Raises: StateForbids for one that ended meanwhile; what machines raise."""
-        if self.agent.over:
-            raise errors.StateForbids(f"agent {self.agent.name} is {self.agent.state}")
+        self._refuse_over()
         if self._machine is None:
             self._machine = await open_home(self.agent, self._ground)
         return self._machine
+
+    def _refuse_over(self) -> None:
+        if self.agent.over:
+            raise errors.StateForbids(f"agent {self.agent.name} is {self.agent.state}")
 
     async def _failed(self, error: errors.OrchestratorError) -> None:
         usage, turns = await self.taken()

@@ -13,6 +13,7 @@ from holding import Holding
 from machines import publish_no_image
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import AGENT, MESSAGE
+from microvm_orchestrator.model.machine import MACHINE
 from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.store.questions import RecordById
 from talking import agent_of, home, said, spawned, stands
@@ -121,3 +122,25 @@ async def test_nobody_is_spawned_below_one_that_ends(tmp_path: Path) -> None:
                 await here.ask("agent_spawn", image="mute", parent=lead)
             held.release()
         assert (await here.ask("agent_tree"))["agents"] == []
+
+
+async def test_who_copies_one_that_starts_waits_for_it_and_is_told_if_it_ends(
+    tmp_path: Path,
+) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        held.hold_question(lambda asked: isinstance(asked, RecordById) and asked.kind == MACHINE)
+        ada = (await here.ask("agent_spawn", image="mute", wait_s=0))["target"]
+        await held.reached()
+        branch = await here.ask("agent_branch", agent=ada, wait_s=0)
+        asked = {"operation_id": branch["operation_id"]}
+        for _ in range(10):
+            assert (await here.ask("operation_get", **asked))["state"] == "running"
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(here.ask, "agent_end", agent=ada))
+            for _ in range(10):
+                await here.ask("agent_list")
+            held.release()
+        told = await here.ask("operation_wait", **asked)
+        error = told["operation"]["error"]
+        assert (error["code"], error["message"]) == ("state-forbids", f"agent {ada} is ended")
