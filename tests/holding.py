@@ -1,4 +1,7 @@
-"""A store that keeps somebody waiting where a test says so: what others do then comes first."""
+"""Stores that keep somebody waiting where a test says so, or take nothing once.
+
+What others do comes first then.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 from calling import PATIENCE_S
+from microvm_orchestrator import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,3 +69,31 @@ class Holding:
     async def _hold(self) -> None:
         self._reached.set()
         await self._released.wait()
+
+
+class Refusing:
+    """A store; `over` makes one of another. It once takes no record that is like this."""
+
+    def __init__(self) -> None:
+        self._store: Store
+        self._refused: Callable[[Record], bool] | None = None
+
+    def over(self, store: Store) -> Store:
+        self._store = store
+        return cast("Store", self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def refuse(self, of: Callable[[Record], bool]) -> None:
+        self._refused = of
+
+    @property
+    def has_refused(self) -> bool:
+        return self._refused is None
+
+    async def save(self, record: Record, by: Actor, **more: Any) -> Record:
+        if self._refused is not None and self._refused(record):
+            self._refused = None
+            raise errors.Unavailable("the store takes nothing")
+        return await self._store.save(record, by, **more)

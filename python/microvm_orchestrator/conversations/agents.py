@@ -33,7 +33,7 @@ from microvm_orchestrator.conversations.leaving import (
     salvage,
     see_out,
 )
-from microvm_orchestrator.conversations.spawn import Spawn, copy_of
+from microvm_orchestrator.conversations.spawn import Spawn, copy_of, spawned
 from microvm_orchestrator.conversations.standing import Standing
 from microvm_orchestrator.conversations.turn import used_by
 from microvm_orchestrator.conversations.workplace import assigned, forget_work, home_for
@@ -147,6 +147,12 @@ class Agents:
         self._living[agent.agent_id] = living
         self._tasks.start_soon(self._live, living)
         return living
+
+    def _live_on(self, living: _Living) -> None:
+        """Let one live whose end was begun, and could not be written down."""
+        if self._tasks is not None and living.over.is_set():
+            living.scope, living.over = anyio.CancelScope(), anyio.Event()
+            self._tasks.start_soon(self._live, living)
 
     async def _live(self, living: _Living) -> None:
         try:
@@ -267,25 +273,7 @@ class Agents:
         parent = None if wish.parent is None else await self.get(wish.parent, by)
         if parent is not None:
             self._conversation(parent)
-        agent_id = wish.agent_id or new_id("a")
-        agent = Agent(
-            agent_id=agent_id,
-            name=wish.name or agent_id,
-            title=wish.title,
-            owner=by.name if parent is None else parent.owner,
-            parent=parent and parent.agent_id,
-            state=AgentState.STARTING,
-            machine_id=new_id("m"),
-            character=wish.character,
-            role_prompt=wish.role_prompt,
-            home=home,
-            work=work,
-            works=wish.works,
-            budget=wish.budget,
-            supervise=wish.supervise,
-            ephemeral=wish.ephemeral,
-            created_at=moment(time.time()),
-        )
+        agent = spawned(wish, home, work, parent, by)
         await self._write_down(agent, by)
         return agent
 
@@ -553,7 +541,11 @@ class Agents:
                 if living is None:
                     agent = await Standing(agent, self._records).end(why, by)
                 else:
-                    agent = await living.conversation.end(why, by)
+                    try:
+                        agent = await living.conversation.end(why, by)
+                    except errors.OrchestratorError:
+                        self._live_on(living)
+                        raise
             await self._settle_rest(agent)
             await leave_nothing(agent, self._ground)
             self._living.pop(agent.agent_id, None)

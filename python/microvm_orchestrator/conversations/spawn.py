@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from microvm_orchestrator.model.agent import Character, Home
     from microvm_orchestrator.model.agent_budget import AgentBudget
     from microvm_orchestrator.model.agent_claims import Works
-    from microvm_orchestrator.model.agent_work import Assignment
+    from microvm_orchestrator.model.agent_work import AgentWork, Assignment
+    from microvm_orchestrator.model.records import Actor
     from microvm_orchestrator.model.supervision import Supervise
 
 
@@ -41,6 +42,31 @@ class Spawn:
     works: Works | None = None
     supervise: Supervise | None = None
     ephemeral: bool = False
+
+
+def spawned(
+    wish: Spawn, home: Home, work: AgentWork | None, parent: Agent | None, by: Actor
+) -> Agent:
+    """Write down an agent as it is asked for."""
+    agent_id = wish.agent_id or new_id("a")
+    return Agent(
+        agent_id=agent_id,
+        name=wish.name or agent_id,
+        title=wish.title,
+        owner=by.name if parent is None else parent.owner,
+        parent=parent and parent.agent_id,
+        state=AgentState.STARTING,
+        machine_id=new_id("m"),
+        character=wish.character,
+        role_prompt=wish.role_prompt,
+        home=home,
+        work=work,
+        works=wish.works,
+        budget=wish.budget,
+        supervise=wish.supervise,
+        ephemeral=wish.ephemeral,
+        created_at=moment(time.time()),
+    )
 
 
 def copy_of(agent: Agent, agent_id: str, name: str | None, snapshot_id: str) -> Agent:

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from calling import PATIENCE_S
-from holding import Holding
+from holding import Holding, Refusing
 from machines import publish_no_image
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import AGENT, MESSAGE
@@ -144,3 +144,17 @@ async def test_who_copies_one_that_starts_waits_for_it_and_is_told_if_it_ends(
         told = await here.ask("operation_wait", **asked)
         error = told["operation"]["error"]
         assert (error["code"], error["message"]) == ("state-forbids", f"agent {ada} is ended")
+
+
+async def test_one_whose_end_the_store_did_not_take_hears_what_is_said_to_it(
+    tmp_path: Path,
+) -> None:
+    refusing = Refusing()
+    async with home(tmp_path, refusing.over) as here:
+        ada = await spawned(here, "ada")
+        refusing.refuse(lambda each: each.id == ada and each.body["state"] == "ended")
+        with pytest.raises(errors.Unavailable, match="takes nothing"):
+            await here.ask("agent_end", agent=ada)
+        assert (await said(here, ada))["state"] == "failed"
+        await here.ask("agent_end", agent=ada)
+        assert (await agent_of(here, ada))["state"] == "ended"

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import anyio
 
 from coordinating import ALICE
-from holding import Holding
-from microvm_orchestrator import errors
+from holding import Holding, Refusing
 from microvm_orchestrator.model.agent import MESSAGE
-from microvm_orchestrator.model.records import SYSTEM, Actor, Record
+from microvm_orchestrator.model.records import SYSTEM
 from talking import home, spawned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from calling import House
-    from microvm_orchestrator.store.base import Store
-
-
-class Refusing:
-    """A store that once takes no message that begins so."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.refused = ""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def save(self, record: Record, by: Actor, **more: Any) -> Record:
-        if self.refused and record.kind == MESSAGE and record.id.startswith(self.refused):
-            self.refused = ""
-            raise errors.Unavailable("the store takes nothing")
-        return await self._store.save(record, by, **more)
 
 
 async def told_to(here: House, agent: str) -> list[str]:
@@ -70,25 +51,20 @@ async def test_an_answer_that_was_not_told_back_is_told_by_the_next_daemon(tmp_p
 
 
 async def test_an_answer_that_the_store_did_not_take_is_told_once_it_does(tmp_path: Path) -> None:
-    refusing: list[Refusing] = []
-
-    def over(store: Store) -> Store:
-        refusing.append(Refusing(store))
-        return cast("Store", refusing[0])
-
-    async with home(tmp_path, over) as here:
+    refusing = Refusing()
+    async with home(tmp_path, refusing.over) as here:
         lead = await spawned(here, "lead")
         ada = await spawned(here, "ada", parent=lead)
         agents = here.service.host.agents
         sender = await agents.get(lead, SYSTEM)
-        refusing[0].refused = f"{lead}."
+        refusing.refuse(lambda each: each.id.startswith(f"{lead}."))
         await agents.send(ada, "Count.", SYSTEM, sender=sender, tell_back=True)
 
         async def is_told() -> bool:
             return len(await told_to(here, lead)) == 1
 
         await here.until(is_told)
-        assert refusing[0].refused == ""
+        assert refusing.has_refused
         await here.ask("agent_end", agent=lead, cascade=True, force=True)
 
 
