@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 _WHY = "it is ephemeral, and nothing was left to do"
-# The store says no more now; soon it may.
+# The store, or its machine, says no now; soon it may not. Each look at its machine takes that, so
+# they become rarer.
 _AGAIN_S = 1.0
+_AGAIN_MOST_S = 60.0
 
 
 class Host(Protocol):
@@ -56,6 +58,7 @@ async def see_off(conversation: Conversation, host: Host) -> None:
     """End an agent once it has done what it was told; return when it is over."""
     # How many messages it had heard when it could not be ended.
     tried: int | None = None
+    again_s = _AGAIN_S
     while not conversation.agent.over:
         news = conversation.news
         if conversation.agent.turns != tried and _is_done(conversation, host):
@@ -72,8 +75,9 @@ async def see_off(conversation: Conversation, host: Host) -> None:
                 _log.warning(
                     "agent_not_ended", agent=conversation.agent.agent_id, reason=error.message
                 )
-                await anyio.sleep(_AGAIN_S)
-                continue
+                conversation.stays(error.message)
+                await anyio.sleep(again_s)
+                again_s = min(2 * again_s, _AGAIN_MOST_S)
             except errors.OrchestratorError as error:
                 # Somebody may have told it more meanwhile; then it ends later.
                 if _is_done(conversation, host):

@@ -11,6 +11,7 @@ from coordinating import ALICE
 from holding import Holding
 from machines import publish_no_image
 from microvm_orchestrator import errors
+from microvm_orchestrator.conversations.ephemeral import see_off
 from microvm_orchestrator.model.agent import AGENT
 from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.store.questions import RecordList
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from calling import House
+    from microvm_orchestrator.conversations.agents import Agents
+    from microvm_orchestrator.model.agent import Agent
+    from microvm_orchestrator.model.records import Actor
 
 DONE = "it is ephemeral, and nothing was left to do"
 
@@ -195,3 +199,30 @@ async def test_it_hears_what_is_said_to_it_before_its_very_end(tmp_path: Path) -
         held.release()
         assert (await agents.settled(more.message_id, ALICE)).began_at is not None
         assert (await ended(here, ada))["turns"] == 2
+
+
+class Hindered:
+    """The agents of a host, of whom one cannot be ended the first time."""
+
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+        self.conversations = agents.conversations
+        self.said_no = anyio.Event()
+
+    async def end(self, reference: str, by: Actor, **how: Any) -> list[Agent]:
+        if not self.said_no.is_set():
+            self.said_no.set()
+            raise errors.BundleRefused("its commits were refused")
+        return await self._agents.end(reference, by, **how)
+
+
+async def test_it_says_what_its_machine_keeps_it_from_and_tries_again(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada")
+        await said(here, ada)
+        agents = here.service.host.agents
+        [conversation] = agents.conversations()
+        async with anyio.create_task_group() as group:
+            group.start_soon(see_off, conversation, Hindered(agents))
+            await stands(here, ada, "idle", "its commits were refused")
+        assert (await agent_of(here, ada))["reason"] == DONE
