@@ -74,9 +74,12 @@ class Keeper:
     async def _look(self, tasks: TaskGroup) -> None:
         for each in self._kept.conversations():
             agent_id = each.agent.agent_id
+            if each.agent.over:
+                # It may have been deleted while another was warned.
+                continue
             for warning in self._accounts.warnings(agent_id):
                 await each.standing.warn(warning)
-            todo = self._to_do(each)
+            todo = None if each.agent.over else self._to_do(each)
             if todo is not None and agent_id not in self._at_work:
                 self._at_work.add(agent_id)
                 tasks.start_soon(self._do, agent_id, todo)

@@ -10,6 +10,7 @@ import pytest
 
 from calling import ADMIN, PATIENCE_S, silent
 from holding import Holding
+from machines import publish_no_image
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import Agent
 from microvm_orchestrator.model.agent_budget import AgentBudget
@@ -156,4 +157,21 @@ async def test_nothing_is_lost_of_what_those_had_taken_who_are_deleted_at_once(
             for each in children:
                 group.start_soon(partial(here.ask, "agent_delete", agent=each))
         assert (await here.ask("agent_get", agent=lead))["tree_taken"]["turns"] == 3
+        await here.ask("agent_end", agent=lead)
+
+
+async def test_one_may_be_deleted_while_another_is_warned(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        publish_no_image(here.service.host.images, "broken", "fake.panic")
+        lead = await spawned(here, "lead", turns=1)
+        told = await here.ask("agent_spawn", image="broken", wait_s=PATIENCE_S)
+        assert told["state"] == "failed"
+        held.hold_save(lambda each: each.id == lead and bool(each.body["warned"]))
+        sent = await said(here, lead, wait_s=0)
+        await held.reached()
+        await here.ask("agent_delete", agent=told["target"])
+        held.release()
+        asked = {"message_id": sent["message_id"], "timeout_s": PATIENCE_S}
+        assert (await here.ask("agent_wait", **asked))["state"] == "failed"
         await here.ask("agent_end", agent=lead)
