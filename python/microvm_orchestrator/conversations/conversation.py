@@ -396,6 +396,9 @@ class Conversation:
             message, result = await self._turn(message)
         except errors.OrchestratorError as error:
             await self._failed(error)
+        except Exception as error:  # noqa: BLE001 - a bug, or a full disk, must not end the others
+            _log.error("turn_crashed", agent=self.agent.agent_id, exc_info=error)
+            await self._failed(errors.MachineFailed("it failed in the daemon; see its log"))
         else:
             await self._heard_out(message, result)
         finally:

@@ -11,7 +11,7 @@ import pytest
 from calling import PATIENCE_S
 from holding import Holding, Refusing
 from machines import publish_no_image
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, places
 from microvm_orchestrator.model.agent import AGENT, MESSAGE
 from microvm_orchestrator.model.machine import MACHINE
 from microvm_orchestrator.model.records import SYSTEM, Record
@@ -158,3 +158,17 @@ async def test_one_whose_end_the_store_did_not_take_hears_what_is_said_to_it(
         assert (await said(here, ada))["state"] == "failed"
         await here.ask("agent_end", agent=ada)
         assert (await agent_of(here, ada))["state"] == "ended"
+
+
+async def test_a_turn_that_this_host_cannot_write_down_fails_alone(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada")
+        # As if its disk were full.
+        folder = tmp_path / places.AGENTS / ada
+        folder.rename(tmp_path / "aside")
+        message = await said(here, ada)
+        assert (message["state"], message["error"]["code"]) == ("failed", "machine-failed")
+        (tmp_path / "aside").rename(folder)
+        message = await said(here, ada)
+        assert message["error"]["code"] != "machine-failed"
+        await here.ask("agent_end", agent=ada)
