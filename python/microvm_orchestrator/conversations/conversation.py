@@ -308,6 +308,9 @@ class Conversation:
                 # A machine that others stop at the same time is no reason for anybody to end.
                 _log.warning("agent_held_up", agent=self.agent.agent_id, reason=error.message)
                 await anyio.sleep(_AGAIN_S)
+            except Exception as error:  # noqa: BLE001 - a bug, or a full disk, must not end the others
+                _log.error("agent_crashed", agent=self.agent.agent_id, exc_info=error)
+                await anyio.sleep(_AGAIN_S)
 
     async def _live(self) -> None:
         if self.agent.state is AgentState.STARTING:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 _WHY = "it is ephemeral, and nothing was left to do"
-# The store, or its machine, says no now; soon it may not. Each look at its machine takes that, so
-# they become rarer.
+# The store, its machine, or a full disk says no now; soon it may not. A look at its machine takes
+# something of that, so they become rarer.
 _AGAIN_S = 1.0
 _AGAIN_MOST_S = 60.0
 
@@ -71,11 +71,10 @@ async def see_off(conversation: Conversation, host: Host) -> None:
                     reason=_WHY,
                     still=partial(_is_done, conversation, host),
                 )
-            except errors.Unavailable as error:
-                _log.warning(
-                    "agent_not_ended", agent=conversation.agent.agent_id, reason=error.message
-                )
-                conversation.stays(error.message)
+            except (errors.Unavailable, OSError) as error:
+                why = str(error)
+                _log.warning("agent_not_ended", agent=conversation.agent.agent_id, reason=why)
+                conversation.stays(why)
                 await anyio.sleep(again_s)
                 again_s = min(2 * again_s, _AGAIN_MOST_S)
             except errors.OrchestratorError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
@@ -13,8 +15,10 @@ from holding import Holding, Refusing
 from machines import publish_no_image
 from microvm_orchestrator import errors, places
 from microvm_orchestrator.model.agent import AGENT, MESSAGE
+from microvm_orchestrator.model.agent_work import Brought
 from microvm_orchestrator.model.machine import MACHINE
 from microvm_orchestrator.model.records import SYSTEM, Record
+from microvm_orchestrator.model.run import MergeOutcome
 from microvm_orchestrator.store.questions import RecordById
 from talking import agent_of, home, said, spawned, stands
 
@@ -171,4 +175,35 @@ async def test_a_turn_that_this_host_cannot_write_down_fails_alone(tmp_path: Pat
         (tmp_path / "aside").rename(folder)
         message = await said(here, ada)
         assert message["error"]["code"] != "machine-failed"
+        await here.ask("agent_end", agent=ada)
+
+
+class Full:
+    """A place of work for whose commits this host has no room the first time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def after_turn(self, *turn: object, success: bool) -> Brought:
+        del turn, success
+        self.asked += 1
+        if self.asked == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return Brought(head=None, merge=MergeOutcome(), uncommitted=False)
+
+    async def put_check_away(self) -> None:
+        pass
+
+    def seen(self) -> dict[str, object]:
+        return {}
+
+
+async def test_what_one_did_is_brought_home_once_this_host_has_room_for_it(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada")
+        [conversation] = here.service.host.agents.conversations()
+        conversation.workplace = full = cast("Any", Full())
+        message = await said(here, ada)
+        assert (message["state"], message["brought"]["error"], full.asked) == ("failed", None, 2)
+        conversation.workplace = None
         await here.ask("agent_end", agent=ada)

@@ -204,25 +204,27 @@ async def test_it_hears_what_is_said_to_it_before_its_very_end(tmp_path: Path) -
 class Hindered:
     """The agents of a host, of whom one cannot be ended the first time."""
 
-    def __init__(self, agents: Agents) -> None:
+    def __init__(self, agents: Agents, why: Exception) -> None:
         self._agents = agents
+        self._why = why
         self.conversations = agents.conversations
         self.said_no = anyio.Event()
 
     async def end(self, reference: str, by: Actor, **how: Any) -> list[Agent]:
         if not self.said_no.is_set():
             self.said_no.set()
-            raise errors.BundleRefused("its commits were refused")
+            raise self._why
         return await self._agents.end(reference, by, **how)
 
 
-async def test_it_says_what_its_machine_keeps_it_from_and_tries_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("why", [errors.BundleRefused("refused"), OSError("no room")], ids=str)
+async def test_it_says_what_keeps_it_and_tries_again(tmp_path: Path, why: Exception) -> None:
     async with home(tmp_path) as here:
         ada = await spawned(here, "ada")
         await said(here, ada)
         agents = here.service.host.agents
         [conversation] = agents.conversations()
         async with anyio.create_task_group() as group:
-            group.start_soon(see_off, conversation, Hindered(agents))
-            await stands(here, ada, "idle", "its commits were refused")
+            group.start_soon(see_off, conversation, Hindered(agents, why))
+            await stands(here, ada, "idle", str(why))
         assert (await agent_of(here, ada))["reason"] == DONE
