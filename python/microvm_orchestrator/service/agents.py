@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import anyio
 from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
@@ -180,10 +181,13 @@ async def spawned(
         supervise=request.supervise,
         ephemeral=request.ephemeral,
     )
-    agent = await agents.spawn(wish, by)
-    if request.prompt is not None:
-        await agents.send(agent.agent_id, request.prompt, by)
-    return agent
+    # Whoever leaves now leaves none who waits for ever for what it was to be told first.
+    with anyio.CancelScope(shield=True):
+        agent = await agents.spawn(wish, by)
+        if request.prompt is not None:
+            await agents.send(agent.agent_id, request.prompt, by)
+        return agent
+    raise AssertionError  # what is shielded is not cancelled
 
 
 def assignment_of(request: Assignment) -> Assignment | None:

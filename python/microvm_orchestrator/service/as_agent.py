@@ -9,6 +9,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
+import anyio
+
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.agents import Spawn
 from microvm_orchestrator.conversations.home import acting
@@ -107,11 +109,14 @@ async def spawn_as(
             supervise=agent.supervise,
             ephemeral=ephemeral,
         )
-        child = await agents.spawn(wish, by)
+        # Whoever leaves now leaves none who waits for ever for what it was to be told first.
+        with anyio.CancelScope(shield=True):
+            child = await agents.spawn(wish, by)
+            return await agents.send(child.agent_id, prompt, by, sender=agent)
     except errors.TooLarge:
         await service.store.note(by, agent.agent_id, errors.TooLarge.code)
         raise
-    return await agents.send(child.agent_id, prompt, by, sender=agent)
+    raise AssertionError  # what is shielded is not cancelled
 
 
 async def _with(service: Service, agent: Agent) -> Assignment | None:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 import pytest
 
-from calling import PATIENCE_S
+from calling import ADMIN, PATIENCE_S, silent
 from holding import Holding, Refusing
 from machines import publish_no_image
 from microvm_orchestrator import errors, places
-from microvm_orchestrator.model.agent import AGENT, MESSAGE
+from microvm_orchestrator.model.agent import AGENT, MESSAGE, Agent
 from microvm_orchestrator.model.agent_work import Brought
 from microvm_orchestrator.model.machine import MACHINE
 from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.model.run import MergeOutcome
+from microvm_orchestrator.service.as_agent import spawn_as
+from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.store.questions import RecordById
 from talking import agent_of, home, said, spawned, stands
 
@@ -207,3 +209,28 @@ async def test_what_one_did_is_brought_home_once_this_host_has_room_for_it(tmp_p
         assert (message["state"], message["brought"]["error"], full.asked) == ("failed", None, 2)
         conversation.workplace = None
         await here.ask("agent_end", agent=ada)
+
+
+async def test_one_is_told_what_it_was_to_be_told_though_whoever_spawned_it_is_gone(
+    tmp_path: Path,
+) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        lead = Agent.model_validate(await agent_of(here, await spawned(here, "lead")))
+        caller = Caller(principal=ADMIN, via="test", progress=silent)
+        like = {"role": None, "system_prompt": None}
+        ways = {
+            "ada": partial(here.ask, "agent_spawn", image="mute", name="ada", prompt="Count."),
+            "bob": partial(spawn_as, here.service, caller, lead, "bob", "Count.", **like),
+        }
+        for name, spawn in ways.items():
+            held.hold_save(lambda each: each.kind == AGENT and each.body["state"] == "starting")
+            async with anyio.create_task_group() as group:
+                group.start_soon(spawn)
+                await held.reached()
+                group.cancel_scope.cancel()
+                held.release()
+            [message] = (await here.ask("agent_output", agent=name))["items"]
+            assert message["text"] == "Count."
+        for each in ("ada", "lead"):
+            await here.ask("agent_end", agent=each, force=True, cascade=True)
