@@ -195,27 +195,39 @@ class Agents:
         return await self._records.visible(by)
 
     async def get(self, reference: str, by: Actor) -> Agent:
-        """Raises: NotFound, also for what `by` cannot see."""
-        return await self._records.get(reference, by)
+        """Find an agent by its id, or one that lives by its name.
 
-    async def _living_ones(self, by: Actor) -> list[Agent]:
-        return [each for each in await self.visible(by) if not each.over]
+        Raises: NotFound, also for what `by` cannot see.
+        """
+        found = await self._records.find(reference, by)
+        if found is None:
+            found = next((each for each in self.living(by) if each.name == reference), None)
+        if found is None:
+            raise errors.NotFound(f"no agent {reference[:100]}", hint="agent_list shows the agents")
+        return found
 
-    async def tree(self, by: Actor) -> list[tuple[Agent, int]]:
+    def living(self, by: Actor) -> list[Agent]:
+        """The agents that live and that somebody may know of, oldest first."""
+        known = [each.agent for each in self.conversations()]
+        return [each for each in known if not each.over and by.sees_of(each.owner)]
+
+    def tree(self, by: Actor) -> list[tuple[Agent, int]]:
         """Agents that live, with how deep they stand, each behind its parent."""
-        return family.tree(await self._living_ones(by))
+        return family.tree(self.living(by))
 
     async def children(self, reference: str, by: Actor) -> list[Agent]:
         """Raises: NotFound."""
-        return family.children(await self._living_ones(by), await self.get(reference, by))
+        agent = await self.get(reference, by)
+        return family.children(self.living(by), agent)
 
     async def peers(self, reference: str, by: Actor) -> list[Agent]:
         """Raises: NotFound."""
-        return family.peers(await self._living_ones(by), await self.get(reference, by))
+        agent = await self.get(reference, by)
+        return family.peers(self.living(by), agent)
 
-    async def kin(self, agent: Agent) -> list[tuple[str, Agent]]:
+    def kin(self, agent: Agent) -> list[tuple[str, Agent]]:
         """Whom an agent may talk to, each with what it is to it: parent, child or peer."""
-        return family.kin(await self._living_ones(acting(agent)), agent)
+        return family.kin(self.living(acting(agent)), agent)
 
     async def messages(self, reference: str, by: Actor) -> list[Message]:
         """All that was said to an agent, in order. Raises: NotFound."""
@@ -287,19 +299,19 @@ class Agents:
     async def _write_down(self, agent: Agent, by: Actor) -> None:
         """Write a new agent down, and let it live. Raises: AlreadyExists, TooLarge."""
         async with self._naming:
-            every = await self._records.visible(SYSTEM)
-            if any(each.name == agent.name and not each.over for each in every):
+            living = self.living(SYSTEM)
+            if any(each.name == agent.name for each in living):
                 raise errors.AlreadyExists(f"an agent {agent.name} lives already")
-            parent = next((each for each in every if each.agent_id == agent.parent), None)
-            if parent is not None:
-                if parent.over or parent.agent_id in self._closed:
-                    raise errors.StateForbids(f"agent {parent.name} ends, and so would its child")
-                family.refuse_more(every, parent, self._ground.families)
+            if agent.parent is not None:
+                parent = next((each for each in living if each.agent_id == agent.parent), None)
+                if parent is None or parent.agent_id in self._closed:
+                    raise errors.StateForbids("its parent ends, and so would it")
+                family.refuse_more(living, parent, self._ground.families)
             await anyio.Path(self._ground.of(agent.agent_id)).mkdir(parents=True, exist_ok=True)
             # Whoever leaves now leaves nobody who is written down and never comes up.
             with anyio.CancelScope(shield=True):
                 await self._records.save(agent, by, "spawned", expect=0)
-        self._watch_for_end(self._take_on(agent, []).conversation)
+            self._watch_for_end(self._take_on(agent, []).conversation)
 
     async def up(self, agent_id: str) -> Agent:
         """Wait until an agent can be talked to. Raises: MachineFailed when it never could."""
@@ -505,7 +517,7 @@ class Agents:
     async def _ending(self, agent: Agent) -> AsyncGenerator[list[Agent]]:
         """Give all below an agent and itself, as they end; nobody is spawned below meanwhile."""
         async with self._naming:
-            below = family.below(await self._living_ones(SYSTEM), agent)
+            below = family.below(self.living(SYSTEM), agent)
             ending = [*reversed(below), agent]
             self._closed += [each.agent_id for each in ending]
         try:

@@ -50,18 +50,9 @@ class AgentRecords:
         agents = [Agent.model_validate(record.body) for record in records]
         return [agent for agent in agents if by.sees_of(agent.owner)]
 
-    async def get(self, reference: str, by: Actor) -> Agent:
-        """Find an agent by its id, or one that lives by its name.
-
-        Raises: NotFound, also for what `by` cannot see.
-        """
-        found = await find_seen(self._store, AGENT, reference, Agent, by)
-        if found is None:
-            living = [agent for agent in await self.visible(by) if not agent.over]
-            found = next((agent for agent in living if agent.name == reference), None)
-        if found is None:
-            raise errors.NotFound(f"no agent {reference[:100]}", hint="agent_list shows the agents")
-        return found
+    async def find(self, agent_id: str, by: Actor) -> Agent | None:
+        """Find an agent, if there is such a one and `by` may know of it."""
+        return await find_seen(self._store, AGENT, agent_id, Agent, by)
 
     async def save(
         self,

@@ -243,7 +243,7 @@ async def agent_list(service: Service, caller: Caller, request: AgentListRequest
 async def agent_tree(service: Service, caller: Caller, request: Request) -> AgentTree:
     """Show who belongs to whom, of all agents that live: each behind its parent."""
     del request
-    told = await service.host.agents.tree(actor(caller, "agent_tree"))
+    told = service.host.agents.tree(actor(caller, "agent_tree"))
     return AgentTree(
         agents=[
             PlaceInTree(

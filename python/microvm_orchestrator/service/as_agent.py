@@ -49,7 +49,7 @@ async def say_as(  # who asks, as whom, and all of what it says
 ) -> Message:
     """Say something as an agent. Raises: Denied for who is no relative of it."""
     agents = service.host.agents
-    other = next((each for _, each in await agents.kin(agent) if each.name == to), None)
+    other = next((each for _, each in agents.kin(agent) if each.name == to), None)
     if other is None:
         await service.store.note(acting(agent, caller.via), agent.agent_id, errors.Denied.code)
         raise errors.Denied(
@@ -154,7 +154,7 @@ async def wait_as(
 async def _refuse_wait(service: Service, agent: Agent, ring: list[str]) -> NoReturn:
     """Tell an agent that whom it would wait for waits for it. Raises: StateForbids."""
     agents = service.host.agents
-    known = {each.agent_id: each.name for each in await agents.visible(SYSTEM)}
+    known = {each.agent_id: each.name for each in agents.living(SYSTEM)}
     # Between two of them there may be a coordination.
     names = [known[each] for each in ring if each in known]
     chain = ", who waits for ".join([*names[:-1], "you"])

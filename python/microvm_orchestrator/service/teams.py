@@ -116,7 +116,7 @@ async def team_spawn(service: Service, caller: Caller, request: SpawnTeam) -> Op
     """
     by = actor(caller, "team_spawn")
     team = (await _shelf(service)).find(request.template)
-    prefix = request.prefix or await _free_prefix(service, team)
+    prefix = request.prefix or _free_prefix(service, team)
     spawns = [
         await _spawn(service, request, team, member, prefix)
         for member in (team.lead, *team.members)
@@ -171,10 +171,9 @@ def _budget(request: SpawnTeam, *, leads: bool) -> AgentBudget:
     return AgentBudget.model_validate(request.model_dump(include=fields))
 
 
-async def _free_prefix(service: Service, team: TeamTemplate) -> str:
+def _free_prefix(service: Service, team: TeamTemplate) -> str:
     """Find a prefix with which nobody's name of this team is taken."""
-    living = [each for each in await service.host.agents.visible(SYSTEM) if not each.over]
-    taken = {each.name for each in living}
+    taken = {each.name for each in service.host.agents.living(SYSTEM)}
     return _unused(team.name[: _PREFIX_MOST - 4], (team.lead, *team.members), taken)
 
 

@@ -148,10 +148,9 @@ async def place(state: Path, settings: Mapping[str, str] | None = None) -> Async
             try:
                 yield Client(peer, kept, front)
             finally:
-                for each in await kept.service.host.agents.visible(SYSTEM):
-                    if not each.over:
-                        ended = {"force": True, "cascade": True}
-                        await kept.service.host.agents.end(each.agent_id, SYSTEM, **ended)
+                agents = kept.service.host.agents
+                for each in agents.living(SYSTEM):
+                    await agents.end(each.agent_id, SYSTEM, force=True, cascade=True)
 
 
 @pytest.fixture

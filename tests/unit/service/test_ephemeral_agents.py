@@ -14,7 +14,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.ephemeral import see_off
 from microvm_orchestrator.model.agent import AGENT
 from microvm_orchestrator.model.records import SYSTEM, Record
-from microvm_orchestrator.store.questions import RecordList
+from microvm_orchestrator.store.questions import RecordById
 from talking import agent_of, home, said, spawned, stands
 
 if TYPE_CHECKING:
@@ -191,9 +191,9 @@ async def test_it_hears_what_is_said_to_it_before_its_very_end(tmp_path: Path) -
     async with home(tmp_path, held.over) as here:
         ada = await spawned(here, "ada", ephemeral=True)
         agents = here.service.host.agents
-        # Whoever ends it looks who belongs to it.
-        held.hold_question(lambda asked: isinstance(asked, RecordList) and asked.kind == AGENT)
-        await said(here, ada)
+        await agents.send(ada, "Count.", ALICE)
+        # Whoever ends it looks at it first.
+        held.hold_question(lambda asked: isinstance(asked, RecordById) and asked.kind == AGENT)
         await held.reached()
         more = await agents.send(ada, "And now?", ALICE)
         held.release()

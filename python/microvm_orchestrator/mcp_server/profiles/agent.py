@@ -229,7 +229,7 @@ class AgentTools:
             return crash_result(params.name, error)
 
     async def _others(self, _caller: Caller, agent: Agent, _asked: WhoIsThere) -> Relatives:
-        kin = await self._service.host.agents.kin(agent)
+        kin = self._service.host.agents.kin(agent)
         return Relatives(
             you=agent.name,
             others=[

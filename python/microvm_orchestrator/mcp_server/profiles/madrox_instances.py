@@ -280,7 +280,7 @@ class Instances:
         return rfc3339(max(each for each in moments if each is not None))
 
     async def tree(self, caller: Caller, _here: Environment, _asked: words.Nothing) -> str:
-        places = await self._service.host.agents.tree(actor(caller, "agent_tree"))
+        places = self._service.host.agents.tree(actor(caller, "agent_tree"))
         lines = [
             f"{'  ' * depth}{words.name_of(agent)} ({agent.agent_id}) [{words.state_of(agent)}] "
             f"({agent.character.driver})"
