@@ -119,6 +119,18 @@ def test_repositories_of_odd_shapes_are_worked_on_as_they_are(stage: Stage, tmp_
     assert wide.oid("main") != linked.oid("side")
 
 
+def test_what_git_cannot_read_any_more_is_not_taken_for_nothing(
+    stage: Stage, tmp_path: Path
+) -> None:
+    alias = registered(stage, git_repos.sample(tmp_path / "harmed"))
+    harms = {"rm -rf .git": "not a git repository", "echo x >.git/index": "index file"}
+    tasks = [started(stage, repo=alias, script=f"echo x >made\n{harm}\n") for harm in harms]
+    for task_id, why in zip(tasks, harms.values(), strict=True):
+        task = ended(stage, task_id)["task"]
+        assert (task["state"], task["error"]["code"]) == ("failed", "machine-failed"), task
+        assert why in task["error"]["message"], task["error"]
+
+
 def test_a_shallow_clone_is_refused_with_what_to_do(stage: Stage, tmp_path: Path) -> None:
     repo = git_repos.sample(tmp_path / "whole")
     shallow = tmp_path / "shallow"

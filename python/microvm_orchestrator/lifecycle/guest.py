@@ -90,13 +90,17 @@ cd "$1"
 git -c core.hooksPath=/dev/null checkout -q -b "$2" || :
 """
 
+# A git that cannot say what is there must not be taken for one that finds nothing: no pipe hides
+# how it ended.
 _END = """\
 set -eu
 repo=$1 base=$2 rest=$3 message=$4 out=$5 patch=$6 kept=
 rm -f "$out" "$patch"
 cd "$repo"
 left=none
-if [ -n "$(git status --porcelain --untracked-files=normal | head -c 1)" ]; then
+git status --porcelain --untracked-files=normal >"$out"
+if [ -s "$out" ]; then
+    rm "$out"
     case $rest in
     commit)
         git add -A
