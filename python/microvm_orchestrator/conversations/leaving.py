@@ -59,9 +59,10 @@ async def collect_last(conversation: Conversation) -> None:
         return
     try:
         await conversation.collect(last=True)
-    except errors.Unavailable:
-        raise
     except errors.OrchestratorError as error:
+        if isinstance(error, errors.Unavailable) and not isinstance(error, errors.MachineFailed):
+            # It is not the agent that keeps it from coming: later it may.
+            raise
         raise errors.StateForbids(
             f"what agent {conversation.agent.name} did cannot be collected: {error.message}",
             hint="`force` ends it all the same, and what is in its machine alone is lost",
