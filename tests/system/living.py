@@ -84,14 +84,19 @@ class Stage:
 
     def told(self, subject: str) -> list[str]:
         """Give the kinds of all events of something, in their order."""
-        events = self.ask("event_wait", subjects=[subject], limit=1000)["events"]
-        return [event["kind"] for event in events]
+        return [event["kind"] for event in self._journal(subject)]
+
+    def _journal(self, subject: str) -> list[dict[str, Any]]:
+        events: list[dict[str, Any]] = self.ask("event_wait", subjects=[subject], limit=1000)[
+            "events"
+        ]
+        return events
 
     def hear(self, kind: str, subject: str) -> dict[str, Any]:
         """Wait for an event, or find that it was before; what it says."""
         asked = {"kinds": [kind], "subjects": [subject], "timeout_s": LONG_S}
         events = self.ask("event_wait", **asked)["events"]
-        assert events, f"no {kind} of {subject}: {self.told(subject)}"
+        assert events, f"no {kind} of {subject}: {self._journal(subject)}"
         body: dict[str, Any] = events[0]["body"]
         return body
 
