@@ -15,7 +15,7 @@ from calling import house
 from coordinating import ALICE, Table
 from machines import fake_program, publish_no_image
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.agents import new_message_id
+from microvm_orchestrator.conversations.records import new_message_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -33,6 +33,7 @@ from microvm_orchestrator.conversations.leaving import (
     salvage,
     see_out,
 )
+from microvm_orchestrator.conversations.records import new_message_id
 from microvm_orchestrator.conversations.spawn import Spawn, copy_of, spawned
 from microvm_orchestrator.conversations.standing import Standing
 from microvm_orchestrator.conversations.turn import used_by
@@ -62,11 +63,6 @@ if TYPE_CHECKING:
 
 # For an agent that is ended: to break off what it is in the middle of.
 _END_S = 30.0
-
-
-def new_message_id(agent_id: str) -> str:
-    """Name a message to an agent that is to be sent."""
-    return f"{agent_id}.{new_id('msg')}"
 
 
 @dataclass(eq=False, slots=True)

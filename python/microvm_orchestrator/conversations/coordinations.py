@@ -19,8 +19,8 @@ import anyio
 from pydantic import JsonValue
 
 from microvm_orchestrator import errors, log
-from microvm_orchestrator.conversations.agents import new_message_id
 from microvm_orchestrator.conversations.kinds import Question, Reading, coordinate
+from microvm_orchestrator.conversations.records import new_message_id
 from microvm_orchestrator.conversations.waits import Waits
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import Message, MessageState

@@ -14,6 +14,7 @@ from microvm_orchestrator.conversations.accounts import Accounts
 from microvm_orchestrator.conversations.tally import Tallies
 from microvm_orchestrator.model import token
 from microvm_orchestrator.model.agent import AGENT, MESSAGE, Agent, Message
+from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.store.base import Store, Tell
 from microvm_orchestrator.store.every import every_record
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from microvm_orchestrator.model.token import KeptToken
+
+
+def new_message_id(agent_id: str) -> str:
+    """Name a message to an agent that is to be sent."""
+    return f"{agent_id}.{new_id('msg')}"
 
 
 class AgentRecords:
