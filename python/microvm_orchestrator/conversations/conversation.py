@@ -60,6 +60,8 @@ _AGAIN_S = 1.0
 # Claude Code takes the first, at some moments, for a request that failed, and makes it again.
 _BREAKS_OFF = (signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGKILL)
 _HEEDS_S = 5.0
+# For a turn that is broken off to start its program.
+_BEGINS_S = 10.0
 # For who starts its machine, or saves it, to be done with that, before it ends.
 _STILL_S = 30.0
 
@@ -95,6 +97,8 @@ class Conversation:
         # Held while it is in a turn, or its machine is saved or stopped.
         self._quiet = anyio.Lock()
         self._accounts = ground.records.accounts
+        # Set when the program of its turn has been started, or never will be.
+        self._begun = anyio.Event()
         # Why its turn was broken off, where nobody asked for it.
         self._broken_off: TaskError | None = None
         # The last message that somebody had broken off.
@@ -160,6 +164,8 @@ class Conversation:
         message = self._heard
         if message is None or message.exec_id is None:
             return False
+        with anyio.move_on_after(_BEGINS_S):
+            await self._begun.wait()
         with suppress(errors.NotFound, errors.StateForbids):
             job = self._ground.execs.find(message.exec_id, acting(self.agent))
             for number in _BREAKS_OFF:
@@ -394,7 +400,7 @@ class Conversation:
         return found
 
     async def _hear(self, message: Message) -> None:
-        self._broken_off, self._stays = None, ""
+        self._broken_off, self._stays, self._begun = None, "", anyio.Event()
         try:
             message, result = await self._turn(message)
         except errors.OrchestratorError as error:
@@ -406,6 +412,7 @@ class Conversation:
             await self._heard_out(message, result)
         finally:
             self.saying = ""
+            self._begun.set()
 
     async def _turn(self, message: Message) -> tuple[Message, Result]:
         """Take the turn in which a message is heard."""
@@ -524,6 +531,9 @@ class Conversation:
         return usage.model_copy(update={"wall_s": taken.wall_s}), taken.turns
 
     # What a turn tells
+
+    def begun(self) -> None:
+        self._begun.set()
 
     def says(self, said: str) -> None:
         self.saying = said

@@ -61,6 +61,10 @@ _NO_LIMITS = Limits()
 class Hearer(Protocol):
     """Who is told of a turn while it lasts."""
 
+    def begun(self) -> None:
+        """Hear that its program is being started."""
+        ...
+
     def says(self, said: str) -> None:
         """Hear what the agent said last."""
         ...
@@ -110,6 +114,7 @@ async def take_turn(
 
     async def hear() -> Job:
         job = await ground.execs.start(agent.machine_id, wish, acting(agent))
+        hearer.begun()
         await job.started.wait()
         await follow(job, ground.output(message.message_id), listener, hearer.says)
         return job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -234,3 +235,32 @@ async def test_one_is_told_what_it_was_to_be_told_though_whoever_spawned_it_is_g
             assert message["text"] == "Count."
         for each in ("ada", "lead"):
             await here.ask("agent_end", agent=each, force=True, cascade=True)
+
+
+async def test_who_breaks_a_turn_off_waits_until_its_program_is_started(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        ada = await spawned(here, "ada")
+        held.hold_save(lambda each: each.id == ada and each.body["state"] == "busy")
+        sent = await said(here, ada, wait_s=0)
+        await held.reached()
+        returned = anyio.Event()
+        was_too_early = False
+
+        async def interrupt() -> None:
+            # There is no program in these machines.
+            with suppress(errors.MachineUnreachable):
+                await here.ask("agent_interrupt", agent=ada)
+            returned.set()
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(interrupt)
+                for _ in range(10):
+                    await here.ask("agent_list")
+                was_too_early = returned.is_set()
+                held.release()
+        assert not was_too_early
+        asked = {"message_id": sent["message_id"], "timeout_s": PATIENCE_S}
+        assert (await here.ask("agent_wait", **asked))["state"] == "failed"
+        await here.ask("agent_end", agent=ada)
