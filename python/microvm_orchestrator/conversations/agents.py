@@ -301,7 +301,8 @@ class Agents:
             if agent.parent is not None:
                 parent = next((each for each in living if each.agent_id == agent.parent), None)
                 if parent is None or parent.agent_id in self._closed:
-                    raise errors.StateForbids("its parent ends, and so would it")
+                    called = agent.parent if parent is None else parent.name
+                    raise errors.StateForbids(f"agent {called} ends, and so would its child")
                 family.refuse_more(living, parent, self._ground.families)
             await anyio.Path(self._ground.of(agent.agent_id)).mkdir(parents=True, exist_ok=True)
             # Whoever leaves now leaves nobody who is written down and never comes up.
