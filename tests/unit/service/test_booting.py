@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from calling import house
 from machines import LONG_S, fake_program, publish_no_image
-from talking import kinds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,22 +23,3 @@ async def test_a_guest_that_never_answers_has_failed_after_the_time_that_was_set
         assert "it was not ready within 1.5 s" in ended["error"]["message"]
         assert (await here.ask("machine_get", machine="box"))["state"] == "crashed"
         await here.ask("machine_delete", machine="box")
-
-
-async def test_an_agent_whose_machine_never_comes_up_has_failed_and_stays_so(
-    tmp_path: Path,
-) -> None:
-    machines: dict[str, object] = {"qemu": str(fake_program(tmp_path)), "boot_timeout_s": 1.5}
-    async with house(tmp_path, machines=machines) as here:
-        publish_no_image(here.service.host.images, "mute", "fake.silent")
-        begun = await here.ask("agent_spawn", name="ada", image="mute", prompt="Count.", wait_s=0)
-        ada = begun["target"]
-        asked = {"operation_id": begun["operation_id"], "timeout_s": LONG_S}
-        error = (await here.ask("operation_wait", **asked))["operation"]["error"]
-        assert error["code"] == "machine-failed"
-        assert "agent ada is failed: machine" in error["message"]
-        [message] = (await here.ask("agent_output", agent=ada))["items"]
-        message = await here.ask("agent_wait", message_id=message["message_id"], timeout_s=LONG_S)
-        assert message["state"] == "cancelled"
-        assert await kinds(here, ada) == ["agent.spawned", "agent.failed"]
-        await here.ask("agent_delete", agent=ada)
