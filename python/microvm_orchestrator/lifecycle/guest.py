@@ -99,8 +99,9 @@ rm -f "$out" "$patch"
 cd "$repo"
 left=none
 git status --porcelain --untracked-files=normal >"$out"
-if [ -s "$out" ]; then
-    rm "$out"
+[ -s "$out" ] && changed=yes || changed=
+rm "$out"
+if [ "$changed" ]; then
     case $rest in
     commit)
         git add -A
