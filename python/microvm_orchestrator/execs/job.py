@@ -162,6 +162,8 @@ class Job:
         name = self.exec.exec_id
         if self.exec.over:
             raise errors.StateForbids(f"command {name} does not run any more: {self.exec.state}")
+        if self.over:
+            raise errors.StateForbids(f"command {name} was never begun")
         if self.process is None:
             raise errors.MachineUnreachable(
                 f"the guest of machine {self.exec.machine_id}, where {name} runs, is not reached "
