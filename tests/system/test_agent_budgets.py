@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 ANSWER = 1250
 
 
+@pytest.mark.long
 def test_a_runaway_agent_stops_at_its_limit_and_hears_what_waits_after_a_raise(
     stage: Stage, model: Model
 ) -> None:

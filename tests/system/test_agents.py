@@ -87,6 +87,7 @@ def test_one_whose_machine_is_killed_is_suspended_and_has_forgotten_nothing(
     assert "The bird is a dunlin." not in heard(model)
 
 
+@pytest.mark.long
 def test_a_daemon_that_is_killed_in_the_middle_of_a_turn_hears_its_answer_once(
     model: Model, tmp_path: Path
 ) -> None:
