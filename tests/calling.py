@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from machines import LONG_S
+from machines import LONG_S, know_host
 from microvm_orchestrator import config
 from microvm_orchestrator.events import Journal
 from microvm_orchestrator.host import open_host
@@ -80,6 +80,7 @@ async def house(
     settings = config.Settings.model_validate(
         {"state_dir": tmp_path, "socket": {"path": tmp_path / "socket"}, **sections}
     )
+    await know_host(tmp_path)
     real = SqliteStore(tmp_path / "store.db")
     store = over(real)
     async with (

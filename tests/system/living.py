@@ -22,10 +22,9 @@ import anyio
 
 import hosted
 from daemon import Daemon, running_daemon
-from machines import CACHE, LONG_S, built_image
+from machines import CACHE, LONG_S, built_image, know_host
 from microvm_orchestrator import errors, places
 from microvm_orchestrator.cli.client import Client
-from microvm_orchestrator.machine import probe
 from microvm_orchestrator.machine.pool import TEMPLATE
 
 PROGRAM = str(Path(sys.executable).with_name(places.NAME))
@@ -144,9 +143,7 @@ def furnish(state: Path) -> None:
     """Make a state directory in which the guest is there already, and how fast this host is."""
     anyio.run(built_image)
     state.mkdir(mode=0o700)
-    # A second each time, otherwise; of this boot of the host, or it is measured again.
-    anyio.run(probe.probe, CACHE)
-    (state / probe.FILE).symlink_to(CACHE / probe.FILE)
+    anyio.run(know_host, state)
     (state / places.IMAGES).symlink_to(CACHE / "images")
 
 
