@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import anyio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
@@ -22,16 +22,16 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.model.machine import ENDED, MachineState
 from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.web import stream, views
-from microvm_orchestrator.web.api import caller_of, unknown_address, while_connected
+from microvm_orchestrator.web.api import Served, caller_of, unknown_address, while_connected
 from microvm_orchestrator.web.arguments import Layout
 from microvm_orchestrator.web.html import tag
 from microvm_orchestrator.web.identity import PEER, PRINCIPAL
-from microvm_orchestrator.web.problems import Problem, problem, refusal
+from microvm_orchestrator.web.problems import Problem, problem
 from microvm_orchestrator.web.sessions import COOKIE, LASTS_S, Sessions
 from microvm_orchestrator.web.views import Look, Visitor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.types import Receive, Scope, Send
 
@@ -137,17 +137,15 @@ class Pages:
             "/operations": _operations,
             "/events": _events,
         }
-        routes = [
-            Route(path, self._served(partial(self._page, draw))) for path, draw in drawn.items()
-        ]
+        routes = [Route(path, _served(partial(self._page, draw))) for path, draw in drawn.items()]
         self._router = Router(
             [
                 *routes,
-                Route("/live", self._served(self._live, "GET")),
-                Route("/login", self._served(self._login, "POST")),
-                Route("/logout", self._served(self._logout, "POST")),
+                Route("/live", _served(self._live, "GET")),
+                Route("/login", _served(self._login, "POST")),
+                Route("/logout", _served(self._logout, "POST")),
                 *(
-                    Route(f"/static/{file.name}", self._served(partial(_static, file)))
+                    Route(f"/static/{file.name}", _served(partial(_static, file)))
                     for file in sorted(_STATIC.iterdir())
                     if file.suffix in _KINDS
                 ),
@@ -164,9 +162,6 @@ class Pages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._router(scope, receive, send)
-
-    def _served(self, handler: Handler, *methods: str) -> _Served:
-        return _Served(self, handler, methods or _LOOK)
 
     async def who(self, request: Request) -> Visitor:
         """Say who looks, and let the request carry it.
@@ -230,28 +225,8 @@ class Pages:
         return response
 
 
-class _Served:
-    """One address: whatever goes wrong becomes a page that says so, or asks for a token."""
-
-    def __init__(self, pages: Pages, handler: Handler, methods: Sequence[str]) -> None:
-        self._pages = pages
-        self._handler = handler
-        self._methods = methods
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        try:
-            if request.method not in self._methods:
-                allowed = ", ".join(self._methods)
-                detail = f"{request.method[:20]} is not served here, only {allowed}"
-                response = refusal(405, detail, headers={"allow": allowed})
-            else:
-                response = await self._handler(request)
-        except ClientDisconnect:
-            return
-        except Exception as error:  # noqa: BLE001 - the edge where every error becomes a page
-            response = _wrong(error, request)
-        await response(scope, receive, send)
+def _served(handler: Handler, *methods: str) -> Served:
+    return Served(dict.fromkeys(methods or _LOOK, handler), _wrong)
 
 
 def _wrong(error: Exception, request: Request) -> Response:
