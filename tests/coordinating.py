@@ -13,6 +13,7 @@ import anyio
 
 from faulting import Doom
 from microvm_orchestrator import errors
+from microvm_orchestrator.conversations.conversation import QUEUE_MOST
 from microvm_orchestrator.conversations.coordinations import OPERATION_KIND, Coordinations
 from microvm_orchestrator.conversations.waits import Waits
 from microvm_orchestrator.model.access import Role
@@ -48,6 +49,8 @@ class Table:
         # All that was said, in order: to whom, and what.
         self.said: list[tuple[str, str]] = []
         self.messages: dict[str, Message] = {}
+        # Somebody was told nothing, for too much waits for it.
+        self.refused = anyio.Event()
         # Who has ended.
         self.over: set[str] = set()
         # Nobody answers before so much was said.
@@ -67,6 +70,10 @@ class Table:
             raise errors.StateForbids(f"agent {name} is ended")
         if name not in self.scripts:
             raise errors.NotFound(f"no agent {reference}")
+        waiting = [each for each in self.messages.values() if each.agent_id == reference]
+        if sum(not each.settled for each in waiting) >= QUEUE_MOST:
+            self.refused.set()
+            raise errors.Unavailable(f"too much waits for {name}")
         message = Message(
             message_id=message_id or f"{reference}.{new_id('msg')}",
             agent_id=reference,

@@ -15,6 +15,7 @@ from calling import house
 from coordinating import ALICE, Table
 from machines import fake_program, publish_no_image
 from microvm_orchestrator import errors
+from microvm_orchestrator.conversations.conversation import QUEUE_MOST
 from microvm_orchestrator.conversations.records import new_message_id
 
 if TYPE_CHECKING:
@@ -86,6 +87,19 @@ async def test_who_waits_hears_that_a_message_was_withdrawn(party: Party) -> Non
         await talk.withdraw(ids[1], ALICE)
         await talk.withdraw(ids[0], ALICE)
         assert (await talk.settled(ids[0], ALICE)).state == "cancelled"
+
+
+async def test_nothing_more_is_said_to_one_for_whom_too_much_waits(party: Party) -> None:
+    talk, agent, _ = party
+    ids = [new_message_id(agent) for _ in range(QUEUE_MOST + 1)]
+    for message_id in ids[:-1]:
+        await talk.send(agent, "hello", ALICE, message_id=message_id)
+    with pytest.raises(errors.Unavailable):
+        await talk.send(agent, "more", ALICE, message_id=ids[-1])
+    await talk.withdraw(ids[1], ALICE)
+    with anyio.fail_after(PATIENCE_S):
+        await talk.settled(ids[1], ALICE)
+    assert (await talk.send(agent, "more", ALICE, message_id=ids[-1])).state == "queued"
 
 
 async def test_one_that_ends_hears_nothing_and_is_told_nothing_more(party: Party) -> None:

@@ -50,7 +50,7 @@ OPERATION_KIND = "team_coordinate"
 _KEPT = 200
 # Of one coordinator at the same time: an agent can begin some too.
 _OPEN_MOST = 8
-# The store says no more now; soon it may.
+# The store says no now, or too much waits for an agent; soon that may be over.
 _AGAIN_S = 1.0
 # To have agents break off what nobody waits for any more.
 _WITHDRAW_S = 20.0
@@ -327,16 +327,35 @@ class _Asking:
         await self._report(None, f"step {number}: {step.agent}, {step.part}")
         try:
             with anyio.fail_after(self._coordination.rules.step_timeout_s):
-                await self._talk.send(
-                    step.agent_id, question.text, self._by, message_id=step.message_id
-                )
-                with self._waits.waiting(step.coordination_id, step.agent_id):
-                    message = await self._talk.settled(step.message_id, self._by)
+                message = await self._heard(step, question)
         except TimeoutError:
             return await self._late(step)
         except errors.OrchestratorError as error:
             return await self._save(step, StepState.FAILED, error=TaskError.of(error))
         return await self._answered(step, question, message)
+
+    async def _heard(self, step: Step, question: Question) -> Message:
+        """Say it, and wait for what comes of it, however often the store or a full queue says no.
+
+        Raises: OrchestratorError when it is never heard.
+        """
+        while True:
+            try:
+                await self._talk.send(
+                    step.agent_id, question.text, self._by, message_id=step.message_id
+                )
+                with self._waits.waiting(step.coordination_id, step.agent_id):
+                    return await self._talk.settled(step.message_id, self._by)
+            except errors.MachineFailed:
+                raise
+            except errors.Unavailable as error:
+                _log.warning(
+                    "coordination_step_held_up",
+                    coordination=step.coordination_id,
+                    step=step.number,
+                    reason=error.message,
+                )
+                await anyio.sleep(_AGAIN_S)
 
     async def _late(self, step: Step) -> Step:
         limit = self._coordination.rules.step_timeout_s

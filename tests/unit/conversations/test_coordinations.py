@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from coordinating import ALICE, Room, Script, Table, coordination, room
+from coordinating import ALICE, PATIENCE_S, Room, Script, Table, coordination, room
 from faulting import Doom, Killed
 from microvm_orchestrator import errors
+from microvm_orchestrator.conversations.conversation import QUEUE_MOST
 from microvm_orchestrator.conversations.coordinations import OPERATION_KIND
 from microvm_orchestrator.model.coordination import (
     COORDINATION,
@@ -154,6 +155,25 @@ async def test_one_that_never_answers_is_given_up_and_breaks_off(tmp_path: Path)
         assert late.error is not None
         assert (late.state, late.error.code) == ("failed", "timed-out")
         assert table.messages[late.message_id].state == "cancelled"
+
+
+async def test_one_for_whom_too_much_waits_is_asked_as_soon_as_there_is_room(
+    tmp_path: Path,
+) -> None:
+    table = Table(
+        {
+            "ada": lambda text: None if text == "more work" else "A dial.",
+            "lead": says("A dial alone."),
+        }
+    )
+    async with stored(tmp_path) as store, room(store, table) as here:
+        waits = [await table.send("a_ada", "more work", ALICE) for _ in range(QUEUE_MOST)]
+        one = coordination(PARALLEL, "ada")
+        await here.coordinations.begin(one, ALICE)
+        with anyio.fail_after(PATIENCE_S):
+            await table.refused.wait()
+        await table.withdraw(waits[0].message_id, ALICE)
+        assert (await here.ended(one)).result == "A dial alone."
 
 
 async def test_the_task_is_divided_by_a_plan_and_joined(tmp_path: Path) -> None:
