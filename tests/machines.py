@@ -16,6 +16,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import anyio
+
 from libvirtd import Libvirtd, running_libvirtd
 from microvm_orchestrator import errors
 from microvm_orchestrator.host import boot_of
@@ -62,6 +64,7 @@ async def know_host(state_dir: Path) -> None:
     CACHE.mkdir(exist_ok=True)
     # Of this boot of the host, or it is measured again.
     await probe(CACHE)
+    await anyio.Path(state_dir).mkdir(mode=0o700, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         (state_dir / FILE).symlink_to(CACHE / FILE)
 

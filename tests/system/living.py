@@ -142,7 +142,6 @@ class Stage:
 def furnish(state: Path) -> None:
     """Make a state directory in which the guest is there already, and how fast this host is."""
     anyio.run(built_image)
-    state.mkdir(mode=0o700)
     anyio.run(know_host, state)
     (state / places.IMAGES).symlink_to(CACHE / "images")
 
