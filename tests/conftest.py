@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: a part of a campaign that is run with --whole only")
     leaks.adopt_orphans()
+    # A shell has what it runs in the background ignore it, and so would all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # What is loaded from here on stays; `pytest_collection_finish` ends this.
     gc.disable()
     # How long an example takes is the host's business, and no test's.
