@@ -1,7 +1,8 @@
 """What agents are told in a coordination, in words.
 
 An answer of one agent that another hears stands between two lines with the id of the message that
-it answers, which its author did not know: none can speak for another. Pure; above are the kinds.
+it answers, which its author did not know; a reason of its, or why it gave none, is within one line
+that begins with its name. So none can speak for another. Pure; above are the kinds.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def sum_up(here: Coordination, steps: Sequence[Step]) -> str:
         CoordinationKind.SEQUENTIAL: "one after the other",
         CoordinationKind.PARALLEL: "at the same time",
         CoordinationKind.HIERARCHICAL: "each on its part",
-    }.get(here.rules.kind, "")
+    }[here.rules.kind]
     return (
         f"{_for_coordinator(here)}\n\nThey have worked on it {how}, and answered:\n\n"
         f"{answers(steps)}\n\nMake one result of it, and answer with that. Say what is missing "
@@ -140,7 +141,7 @@ def reasons_of(votes: Sequence[Step]) -> str:
     """Tell how a round was voted, and why."""
     most = QUOTED_MOST // max(1, len(votes))
     lines = [
-        f"- {step.agent}: {step.vote.vote}. {cut(step.vote.reason, most)}".rstrip()
+        f"- {step.agent}: {step.vote.vote}. {cut(_line(step.vote.reason), most)}".rstrip()
         if step.vote
         else f"- {step.agent}: no vote"
         for step in votes
@@ -156,7 +157,7 @@ def answers(steps: Sequence[Step]) -> str:
 
 def _answer(step: Step, most: int) -> str:
     if step.state is not StepState.ANSWERED or step.answer is None:
-        why = f": {step.error.message[:1000]}" if step.error else ""
+        why = f": {_line(step.error.message)[:1000]}" if step.error else ""
         return f"{step.agent} gave no answer{why}"
     mark = step.message_id
     return f"[{step.agent} answers, until {mark}]\n{cut(step.answer, most)}\n[{mark}]"
@@ -167,6 +168,10 @@ def cut(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[:most]}\n[... {len(text) - most} characters more were left out]"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _listed(participants: Sequence[Participant]) -> str:
