@@ -3,7 +3,8 @@
 Anthropic tells it in `message_start` and `message_delta`, OpenAI in `response.completed` or in the
 last piece of a completion; an answer that is no stream has it in its JSON. An answer that broke off
 before it was told, or tells nothing, is estimated: a guest must not get for nothing what it hangs
-up on. Nothing is kept of an answer but a line or, where it is no stream, its beginning. Above
+up on. One that OpenAI goes on with in the background, whoever hangs up, counts as the longest that
+there is. Nothing is kept of an answer but a line or, where it is no stream, its beginning. Above
 stands the forwarding of requests.
 """
 
@@ -20,9 +21,14 @@ _JSON_MOST = 8 << 20
 # Numbers beyond this are no numbers of tokens.
 _TOKENS_MOST = 10**9
 _BYTES_A_TOKEN = 4
+# What no model writes more of in one answer. `max_output_tokens` may be less, but says nothing of
+# what the API reads again for each of its own tools, or has kept of earlier answers.
+_OUTPUT_MOST = 128_000
 _MODEL_MOST = 200
 # Events that end an answer of OpenAI, each with the usage in its response.
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
+# How a response stands that the API does not go on with.
+_OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,8 @@ class AnswerReader:
         self._told_output = False
         # The API gave up before it began, which it takes nothing for.
         self._failed = False
+        # The API goes on with it whoever hangs up.
+        self._in_background = False
         self._line = bytearray()
         self._skipping = False
         # Length of what the model has written, as far as it passed.
@@ -105,6 +113,8 @@ class AnswerReader:
             tokens = replace(tokens, input=-(-sent // _BYTES_A_TOKEN), estimated=True)
         if not self._told_output:
             least = -(-self._written // _BYTES_A_TOKEN)
+            if self._in_background:
+                least = max(least, _OUTPUT_MOST)
             tokens = replace(tokens, output=max(tokens.output, least), estimated=True)
         return tokens
 
@@ -136,12 +146,14 @@ class AnswerReader:
             case str() as kind if kind.startswith("response."):
                 response = _inside(event, "response")
                 self._note_model(response)
+                self._note_background(response)
                 if kind in _ENDS:
                     self._note(_inside(response, "usage"), ends=True)
                 else:
                     self._note_written(event)
             case _:
                 self._note_model(event)
+                self._note_background(event)
                 self._note(_inside(event, "usage"), ends=True)
                 self._note_written(event)
 
@@ -167,6 +179,18 @@ class AnswerReader:
         model = told.get("model")
         if isinstance(model, str) and 0 < len(model) <= _MODEL_MOST and model.isprintable():
             self.model = model
+
+    def _note_background(self, response: Mapping[str, Any]) -> None:
+        # One that is not in the background is never queued, and whole where it is no stream.
+        status = response.get("status")
+        if status in _OVER:
+            self._in_background = False
+        elif (
+            response.get("background") is True
+            or status == "queued"
+            or (status == "in_progress" and not self._stream)
+        ):
+            self._in_background = True
 
     def _note(self, usage: Mapping[str, Any], *, ends: bool) -> None:
         """Take over the numbers that are there; the last that is said of each holds."""

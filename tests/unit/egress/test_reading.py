@@ -101,6 +101,44 @@ def test_an_answer_that_failed_before_it_began_took_nothing() -> None:
     assert begun == Tokens(10, 1, 20, 30, estimated=True)
 
 
+IN_BACKGROUND = {"model": "m", "background": True, "status": "queued", "usage": None}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        IN_BACKGROUND,
+        # As some that speak like OpenAI have it.
+        {"model": "m", "status": "queued"},
+        {"model": "m", "status": "in_progress"},
+    ],
+)
+def test_what_goes_on_in_the_background_counts_as_the_longest_answer(told: dict[str, Any]) -> None:
+    data = json.dumps({"object": "response", "max_output_tokens": 16, **told}).encode()
+    expected = Tokens(100, 128_000, estimated=True)
+    assert read(data, [], stream=False).finish(400) == expected
+
+
+@given(st.lists(st.integers(0, 2000), max_size=10))
+def test_who_hangs_up_does_not_end_what_goes_on_in_the_background(places: list[int]) -> None:
+    begun = {"type": "response.created", "response": IN_BACKGROUND}
+    text = {"type": "response.output_text.delta", "delta": "It was "}
+    assert read(events(begun, text), places).finish(400) == Tokens(100, 128_000, estimated=True)
+    usage = {"input_tokens": 90, "output_tokens": 7}
+    whole = {**IN_BACKGROUND, "status": "completed", "usage": usage}
+    ended = {"type": "response.completed", "response": whole}
+    assert read(events(begun, text, ended), places).finish(400) == Tokens(90, 7)
+    failed = {"type": "response.failed", "response": {**IN_BACKGROUND, "status": "failed"}}
+    assert read(events(begun, text, failed), places).finish(400) == Tokens(100, 2, estimated=True)
+
+
+def test_what_is_not_in_the_background_counts_as_far_as_it_came() -> None:
+    response = {"model": "m", "background": False, "status": "in_progress", "usage": None}
+    begun = {"type": "response.created", "response": response}
+    text = {"type": "response.output_text.delta", "delta": "It was "}
+    assert read(events(begun, text), []).finish(400) == Tokens(100, 2, estimated=True)
+
+
 def test_a_model_cannot_speak_for_the_api() -> None:
     said = events(STARTED, ENDED).decode()
     text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": said * 100}}
