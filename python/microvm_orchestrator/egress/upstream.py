@@ -8,7 +8,7 @@ below, a connection of the guest and httpx2.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -50,6 +50,11 @@ async def open_upstream() -> AsyncGenerator[Upstream]:
         yield Upstream(transport)
 
 
+def let_pass(piece: bytes) -> None:
+    """See a piece of a body, and have nothing against it."""
+    del piece
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A request as it leaves."""
@@ -61,6 +66,8 @@ class Outgoing:
     body_most: int
     # Whom it is for, as a refusal names it.
     host: str
+    # Sees each piece of the body before it leaves. Raises: Refusal.
+    see: Callable[[bytes], None] = let_pass
 
 
 class Tap(Protocol):
@@ -111,7 +118,10 @@ async def forward(
 async def _exchange(
     connection: Connection, head: Head, out: Outgoing, upstream: Upstream, tap: Tap
 ) -> None:
-    async with aclosing(connection.body(out.body_most)) as body:
+    async with (
+        aclosing(connection.body(out.body_most)) as taken,
+        aclosing(_seen(taken, out.see)) as body,
+    ):
         content: AsyncIterator[bytes] | None = body
         if not head.has_body:
             async for _ in body:
@@ -134,6 +144,12 @@ async def _exchange(
         finally:
             with anyio.move_on_after(_CLOSE_S, shield=True):
                 await response.aclose()
+
+
+async def _seen(body: AsyncIterator[bytes], see: Callable[[bytes], None]) -> AsyncGenerator[bytes]:
+    async for piece in body:
+        see(piece)
+        yield piece
 
 
 async def _give_back(

@@ -15,8 +15,10 @@ from pydantic import SecretStr
 
 from egressing import ASKED, KEY, OPENAI_KEY, PATIENCE_S, TOKEN, keys_in, listening, outlet
 from microvm_orchestrator import errors
+from microvm_orchestrator.egress.background import Foreground
 from microvm_orchestrator.egress.credentials import Kind
 from microvm_orchestrator.egress.guest import PLACEHOLDER
+from microvm_orchestrator.egress.http import Refusal
 from microvm_orchestrator.egress.usage import Tokens
 from model_api import Say, Turn, Usage, fail, open_model_api, say, turn, use
 
@@ -164,6 +166,43 @@ async def test_the_request_of_a_guest_that_left_before_the_answer_is_told_of(
             await request.hung_up.wait()
         exchange = await out.told()
     assert (exchange.status, exchange.bytes_in, exchange.tokens) == (None, len(body), None)
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        b'"background": true',
+        b'"background" :\n' + b" " * 100_000 + b"true",
+        b'"\\u0062ac\\u006Bground":true',
+        b'"input": "' + b"x" * 200_000 + b'", "background": true, "stream": true',
+    ],
+)
+async def test_nothing_goes_on_in_the_background(tmp_path: Path, asks: bytes) -> None:
+    async with open_model_api([say("Hi.")] * 2) as api, outlet(tmp_path, api=api.url) as out:
+        answer = await out.http.post("/v1/responses", content=b'{"model": "m", ' + asks + b"}")
+        assert answer.status_code == 403
+        assert "in the background" in answer.json()["error"]["message"]
+        assert answer.headers["x-should-retry"] == "false"
+        refused = await out.told()
+        assert refused.refused == answer.json()["error"]["message"]
+        assert api.requests == []
+        # The same words pass where they ask for nothing.
+        said = 'Set "background": true, "background": false.'
+        quiet = {"model": "gpt-5", "input": said, "background": False, "stream": True}
+        assert (await out.http.post("/v1/responses", json=quiet)).status_code == 200
+        assert (await out.message(metadata={"background": True})).status_code == 200
+
+
+@pytest.mark.parametrize("width", [1, 7, 66, 67])
+def test_what_goes_on_in_the_background_is_found_however_it_is_cut(width: int) -> None:
+    escaped = "".join(f"\\u{ord(letter):04X}" for letter in "background")
+    for body in (f'{{"a": 1, "{escaped}": true', '{"background":   true'):
+        foreground = Foreground()
+        *before, last = [body[at : at + width].encode() for at in range(0, len(body), width)]
+        for piece in before:
+            foreground.see(piece)
+        with pytest.raises(Refusal):
+            foreground.see(last)
 
 
 async def test_each_request_gives_one_record_without_what_it_held(tmp_path: Path) -> None:
