@@ -196,7 +196,7 @@ class Supervisor:
         )
 
     def _to_do(self, agent: Agent, found: dict[Sight, Seen]) -> tuple[Deed, Seen] | None:
-        seen = next((each for each in found.values() if each.sight in _WAYS), None)
+        seen = next(iter(found.values()), None)
         if seen is None:
             return None
         made = self._made(agent)
@@ -283,10 +283,6 @@ _ADVICE = {
     Sight.LOOPING: "Do not try the same once more: find out why it fails, and go another way.",
     Sight.WAITING: "If you can decide it yourself, decide it, say so, and go on; if not, ask the "
     "one who can by name.",
-    Sight.IDLE: "If you have nothing left to do, say that you have finished.",
-    Sight.DEAD: "Your machine was started again; look what of your work is there.",
-    Sight.STUCK: "Go on in smaller steps.",
-    Sight.DEADLOCK: "Say it without waiting, and end your turn.",
 }
 _HELP = (
     "You are to help agent {name}, who is your parent. Seen from outside: {what}. Find out why, "
