@@ -36,7 +36,7 @@ class AgentMetrics(_Report):
     answered: int
     failed: int = Field(description="those that somebody broke off are not among them")
     interrupted: int
-    cancelled: int = Field(description="never heard, as it had ended")
+    cancelled: int = Field(description="never heard, as it had ended or they were withdrawn")
     waiting: int = Field(description="that one too which it hears at this moment")
     success_rate: float | None = Field(
         description="of those answered or failed; null where there are none"
