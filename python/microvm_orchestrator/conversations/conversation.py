@@ -331,7 +331,11 @@ class Conversation:
             # One that it has begun to hear it hears to the end.
             if first and (limit is None or first.state is MessageState.DELIVERED):
                 async with self._quietly():
+                    if self._is_kept_from(first):
+                        # Others may have begun since it looked, with what was left for all.
+                        continue
                     if not first.settled:
+                        # It counts as a turn before anything is awaited.
                         await self._hear(first)
                     else:
                         # Only what follows its end could not be written down; said once at most.
@@ -398,6 +402,11 @@ class Conversation:
         ):
             await self.standing.change(self.agent.state, reason)
         return found
+
+    def _is_kept_from(self, message: Message) -> bool:
+        """Whether a limit keeps it from beginning to hear a message at this moment."""
+        begins = message.state is MessageState.QUEUED and message.message_id != self._withdrawn
+        return begins and self._accounts.reached(self.agent.agent_id) is not None
 
     async def _hear(self, message: Message) -> None:
         self._broken_off, self._stays, self._begun = None, "", anyio.Event()

@@ -79,7 +79,12 @@ class Keeper:
                 continue
             for warning in self._accounts.warnings(agent_id):
                 await each.standing.warn(warning)
-            todo = None if each.agent.over else self._to_do(each)
+            if each.agent.over:
+                continue
+            if each.waiting and self._accounts.reached(agent_id) is None:
+                # It may rest, for another took the last turn and did not begin it after all.
+                each.wake()
+            todo = self._to_do(each)
             if todo is not None and agent_id not in self._at_work:
                 self._at_work.add(agent_id)
                 tasks.start_soon(self._do, agent_id, todo)

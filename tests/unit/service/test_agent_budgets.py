@@ -14,6 +14,7 @@ from machines import publish_no_image
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import Agent
 from microvm_orchestrator.model.agent_budget import AgentBudget
+from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.service.as_agent import spawn_as
 from microvm_orchestrator.service.calls import Caller
 from talking import agent_of, home, kinds, said, spawned, stands
@@ -93,6 +94,49 @@ async def test_a_budget_of_a_tree_is_used_by_all_of_it_also_by_those_who_are_gon
             asked = {"message_id": each["message_id"], "timeout_s": PATIENCE_S}
             assert (await here.ask("agent_wait", **asked))["state"] == "failed"
         assert (await here.ask("agent_get", agent=lead))["tree_taken"]["turns"] == 4
+        await here.ask("agent_end", agent=lead, cascade=True)
+
+
+async def test_of_those_who_wait_for_a_budget_no_more_begin_than_it_has_turns(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        lead = await spawned(here, "lead", tree_turns=2)
+        children = [await spawned(here, name, parent=lead) for name in ("ada", "bob")]
+        for each in children:
+            await said(here, each)
+        waiting = [await said(here, each, wait_s=0) for each in children]
+        used_up = "agent lead's budget for it and all below it is used up"
+        for each in children:
+            await stands(here, each, "idle", f"{used_up}: 2 of 2 turns")
+        await here.ask("agent_budget", agent=lead, tree_turns=3)
+        for each in children:
+            await stands(here, each, "idle", f"{used_up}: 3 of 3 turns")
+        asked = [{"message_id": each["message_id"], "timeout_s": 0} for each in waiting]
+        told = [(await here.ask("agent_wait", **each))["state"] for each in asked]
+        assert sorted(told) == ["failed", "queued"]
+        await here.ask("agent_end", agent=lead, cascade=True)
+
+
+async def test_a_turn_that_one_did_not_take_after_all_is_anothers(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        lead = await spawned(here, "lead", tree_turns=1)
+        ada, bob = [await spawned(here, name, parent=lead) for name in ("ada", "bob")]
+        machine = (await agent_of(here, ada))["machine_id"]
+        await here.ask("agent_suspend", agent=ada)
+        held.hold_save(lambda each: each.id == machine)
+        first = await said(here, ada, wait_s=0)
+        await held.reached()
+        second = await said(here, bob, wait_s=0)
+        used_up = "agent lead's budget for it and all below it is used up: 1 of 1 turns"
+        await stands(here, bob, "idle", used_up)
+        await here.service.host.agents.withdraw(first["message_id"], SYSTEM)
+        held.release()
+        for each in (first, second):
+            asked = {"message_id": each["message_id"], "timeout_s": PATIENCE_S}
+            assert (await here.ask("agent_wait", **asked))["state"] == "failed"
+        assert (await here.ask("agent_get", agent=lead))["tree_taken"]["turns"] == 1
         await here.ask("agent_end", agent=lead, cascade=True)
 
 
