@@ -114,7 +114,10 @@ async def _hierarchical(here: Coordination, ask: Ask) -> End:
         raise _failed(f"{here.coordinator.name} made no plan: {wrong}")
     parts = [(by_name[part.agent], part.task) for part in step.plan]
     steps = await ask(
-        *(Question(agent, StepPart.WORK, words.part_of(here, agent, task)) for agent, task in parts)
+        *(
+            Question(agent, StepPart.WORK, words.part_of(here, agent, task, step.message_id))
+            for agent, task in parts
+        )
     )
     return await _joined(here, ask, steps)
 
@@ -133,7 +136,8 @@ async def _joined(here: Coordination, ask: Ask, steps: Sequence[Step]) -> End:
 
 
 async def _consensus(here: Coordination, ask: Ask) -> End:
-    proposal = here.rules.proposal
+    given = here.rules.proposal
+    proposal = None if given is None else words.Proposal(given, here.coordination_id)
     votes: list[Step] = []
     tallies: list[Tally] = []
     for number in range(1, here.rules.rounds + 1):
@@ -163,21 +167,21 @@ async def _consensus(here: Coordination, ask: Ask) -> End:
         )
         tallies.append(tally(number, votes, here.rules.needed))
         if tallies[-1].agree >= here.rules.needed:
-            return End(proposal, Outcome.CONSENSUS, tallies, dissent_in(votes))
+            return End(proposal.text, Outcome.CONSENSUS, tallies, dissent_in(votes))
         if not any(step.state in _HEARD for step in votes):
             raise _failed(f"nobody could be asked for a vote: {_why(votes[0])}")
-    return End(proposal, Outcome.NO_CONSENSUS, tallies, dissent_in(votes))
+    return End(proposal and proposal.text, Outcome.NO_CONSENSUS, tallies, dissent_in(votes))
 
 
 async def _proposal(
-    here: Coordination, ask: Ask, number: int, before: str | None, reasons: str
-) -> str:
+    here: Coordination, ask: Ask, number: int, before: words.Proposal | None, reasons: str
+) -> words.Proposal:
     """Ask for a proposal; without an answer the one before is voted on once more."""
-    text = words.propose(here, before, reasons)
+    text = words.propose(here, reasons, again=before is not None)
     question = Question(here.coordinator, StepPart.PROPOSE, text, number, _read_proposal)
     [step] = await ask(question)
     if step.state is StepState.ANSWERED and step.answer is not None:
-        return step.answer
+        return words.Proposal(step.answer, step.message_id)
     if before is None:
         raise _failed(f"{here.coordinator.name} proposed nothing: {_why(step)}")
     return before

@@ -1,13 +1,15 @@
 """What agents are told in a coordination, in words.
 
-An answer of one agent that another hears stands between two lines with the id of the message that
-it answers, which its author did not know; a reason of its, or why it gave none, is within one line
-that begins with its name. So none can speak for another. Pure; above are the kinds.
+What somebody wrote stands between two lines with a mark that its author did not know: an answer has
+the id of the message that it answers, and what was there before all answers that of the
+coordination. A reason, or why there is no answer, is within one line that begins with a name. So
+none can speak for another. Pure; above are the kinds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from microvm_orchestrator.model.coordination import (
     Coordination,
@@ -47,15 +49,16 @@ def _opening(here: Coordination, agent: Participant) -> str:
     beside = f" Others who take part: {_listed(others)}." if others else ""
     return (
         f"You are {agent.name}, and take part in a task that {here.coordinator.name} coordinates."
-        f"{beside}\n\nThe task:\n\n{here.task}"
+        f"{beside}\n\n{_task(here)}"
     )
 
 
 def _for_coordinator(here: Coordination) -> str:
-    return (
-        f"You coordinate a task that {_listed(here.participants)} work on.\n\n"
-        f"The task:\n\n{here.task}"
-    )
+    return f"You coordinate a task that {_listed(here.participants)} work on.\n\n{_task(here)}"
+
+
+def _task(here: Coordination) -> str:
+    return _quoted("The task", here.task, here.coordination_id)
 
 
 def turn_of(here: Coordination, agent: Participant, before: Sequence[Step]) -> str:
@@ -93,16 +96,26 @@ def divide(here: Coordination, wrong: str | None) -> str:
     return f"{_for_coordinator(here)}\n\nDivide it among them.\n\n{_PLAN_FORM}"
 
 
-def part_of(here: Coordination, agent: Participant, task: str) -> str:
+def part_of(here: Coordination, agent: Participant, task: str, mark: str) -> str:
+    """Tell somebody its part of a plan, whose author did not know the mark."""
     return (
         f"You are {agent.name}, and take part in a task that {here.coordinator.name} coordinates. "
-        f"This is your part; answer with what came of it.\n\n{task}"
+        f"This is your part; answer with what came of it.\n\n{_quoted('Your part', task, mark)}"
     )
 
 
-def propose(here: Coordination, proposal: str | None, reasons: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What is voted on."""
+
+    text: str
+    # Who wrote it did not know this.
+    mark: str
+
+
+def propose(here: Coordination, reasons: str, *, again: bool) -> str:
     """Ask the coordinator for a proposal, or for a better one."""
-    if proposal is None:
+    if not again:
         return (
             f"{_for_coordinator(here)}\n\nThey will vote on a proposal of yours. Answer with the "
             "proposal, and nothing else."
@@ -117,7 +130,7 @@ def vote(
     here: Coordination,
     agent: Participant,
     number: int,
-    proposal: str,
+    proposal: Proposal,
     *,
     reasons: str,
     unread: str | None,
@@ -133,7 +146,7 @@ def vote(
         f"{_opening(here, agent)}\n\n"
         f"{agent.name}, this is round {number} of at most {here.rules.rounds}; "
         f"{here.rules.needed} of {len(here.participants)} have to agree.{heard}{mended}\n\n"
-        f"The proposal:\n\n{proposal}\n\n{_VOTE_FORM}"
+        f"{_quoted('The proposal', proposal.text, proposal.mark)}\n\n{_VOTE_FORM}"
     )
 
 
@@ -159,8 +172,12 @@ def _answer(step: Step, most: int) -> str:
     if step.state is not StepState.ANSWERED or step.answer is None:
         why = f": {_line(step.error.message)[:1000]}" if step.error else ""
         return f"{step.agent} gave no answer{why}"
-    mark = step.message_id
-    return f"[{step.agent} answers, until {mark}]\n{cut(step.answer, most)}\n[{mark}]"
+    return _quoted(f"{step.agent} answers", cut(step.answer, most), step.message_id)
+
+
+def _quoted(what: str, text: str, mark: str) -> str:
+    """Put a text between two lines, of which its author did not know the mark."""
+    return f"[{what}, until {mark}]\n{text}\n[{mark}]"
 
 
 def cut(text: str, most: int) -> str:
