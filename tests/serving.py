@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from microvm_orchestrator.model.access import Principal
+    from microvm_orchestrator.web.app import McpRoutes
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,11 @@ async def no_mcp() -> list[BaseRoute]:
 
 @asynccontextmanager
 async def served(
-    tmp_path: Path, *, more: Iterable[Call] = (), **given: dict[str, object]
+    tmp_path: Path,
+    *,
+    more: Iterable[Call] = (),
+    mcp: McpRoutes = no_mcp,
+    **given: dict[str, object],
 ) -> AsyncGenerator[Served]:
     """Serve until the block ends; `given` are sections of the settings."""
     settings = config.Settings.model_validate(
@@ -95,7 +100,7 @@ async def served(
         terms = Terms(settings.access, settings.limits)
         identity = Identity(service, terms)
         listener = Listener(
-            application(service, identity, terms, meter, no_mcp),
+            application(service, identity, terms, meter, mcp),
             echo,
             partial(serve_duplex, service, terms),
             identity,

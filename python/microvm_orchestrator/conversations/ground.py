@@ -31,18 +31,18 @@ class Door:
     """Where agents ask from their machines; nobody is served before whoever serves is there."""
 
     def __init__(self) -> None:
-        self._serve: Callable[[ByteStream], Awaitable[None]] | None = None
+        self._serve: Callable[[str, ByteStream], Awaitable[None]] | None = None
         self._opened = anyio.Event()
 
-    def open(self, serve: Callable[[ByteStream], Awaitable[None]]) -> None:
+    def open(self, serve: Callable[[str, ByteStream], Awaitable[None]]) -> None:
         self._serve = serve
         self._opened.set()
 
-    async def serve(self, stream: ByteStream) -> None:
-        """Serve one connection until either side ends it."""
+    async def serve(self, agent_id: str, stream: ByteStream) -> None:
+        """Serve one connection out of an agent's machine until either side ends it."""
         while self._serve is None:
             await self._opened.wait()
-        await self._serve(stream)
+        await self._serve(agent_id, stream)
 
 
 @dataclass(frozen=True, slots=True)

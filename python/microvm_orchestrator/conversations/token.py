@@ -1,7 +1,8 @@
 """The token by which an agent shows in its machine who it is: of itself it may see and do nothing.
 
 It is made with the first turn, lies in the agent's folder so that every turn is given the same, and
-is good until the agent ends. What an agent may do, the profile `agent` offers it. Above is a turn;
+is good until the agent ends, out of its own machine only: a copy of the agent has its disk and its
+memory, and so its token. What an agent may do, the profile `agent` offers it. Above is a turn;
 below, the store.
 """
 

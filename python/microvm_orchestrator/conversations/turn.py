@@ -127,7 +127,8 @@ async def take_turn(
         holds=False,
         shared=partial(ground.records.accounts.of_models, agent.agent_id),
     )
-    async with held_open(machine, DOOR_PORT, ground.door.serve), way_out_of as way_out:
+    door = partial(ground.door.serve, agent.agent_id)
+    async with held_open(machine, DOOR_PORT, door), way_out_of as way_out:
         hearer.goes_by(way_out)
         job = await hear()
         if isinstance(job.failure, errors.ExecNotBegun):

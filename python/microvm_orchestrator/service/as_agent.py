@@ -1,7 +1,7 @@
 """What an agent asks for itself, from its own machine.
 
-Who asks is known by the token that the agent was given. Above is the profile `agent`; below, the
-agents of this host.
+Who asks is known by the token that the agent was given, which is good from there only. Above is the
+profile `agent`; below, the agents of this host.
 """
 
 from __future__ import annotations

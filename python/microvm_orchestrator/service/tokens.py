@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from microvm_orchestrator import errors, log
+from microvm_orchestrator.conversations.token import agent_named
 from microvm_orchestrator.model import token as tokens
 from microvm_orchestrator.model.access import Principal, Role, Scope
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
@@ -191,8 +192,8 @@ async def whoami(service: Service, caller: Caller, request: Whoami) -> Identity:
     )
 
 
-async def authenticate(service: Service, presented: str) -> Principal:
-    """Say whose token this is.
+async def authenticate(service: Service, presented: str, guest: str | None = None) -> Principal:
+    """Say whose token this is, which came out of the machine of the agent `guest` if there is one.
 
     Raises: Unauthenticated, in the same words whatever is wrong; the log tells what.
     """
@@ -208,6 +209,9 @@ async def authenticate(service: Service, presented: str) -> Principal:
     fault = kept.fault(secret, now)
     if fault is not None:
         raise _refused(fault, token_id)
+    if agent_named(kept.name) != guest:
+        # A copy of an agent can read the token of whom it was copied from.
+        raise _refused("not of the machine that it came from", token_id)
     await _note_use(service.store, token_id, now)
     return kept.principal(token_id)
 

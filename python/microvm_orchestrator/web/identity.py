@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from microvm_orchestrator.service.service import Service
     from microvm_orchestrator.web.terms import Terms
 
-# In each request's state: the peer, or None, from the listener, and who that is, from `Known`.
+# In each request's state: the peer and the agent out of whose machine it came, or None, from the
+# listener; and who that is, from `Known`.
 PEER = "peer"
+GUEST = "guest"
 PRINCIPAL = "principal"
 
 
@@ -42,16 +44,19 @@ class Identity:
         """
         header = request.headers.get("authorization")
         token = None if header is None else _bearer(header)
-        return await self.named(token, cast("Peer | None", getattr(request.state, PEER, None)))
+        peer = cast("Peer | None", getattr(request.state, PEER, None))
+        return await self.named(token, peer, getattr(request.state, GUEST, None))
 
-    async def named(self, token: str | None, peer: Peer | None) -> Principal:
-        """Say who comes with this token over a connection of this peer.
+    async def named(
+        self, token: str | None, peer: Peer | None, guest: str | None = None
+    ) -> Principal:
+        """Say who comes with this token over a connection of this peer, or of this agent's machine.
 
         Raises:
             Unauthenticated: the token is not good, or there is neither token nor peer.
         """
         if token is not None:
-            return await tokens.authenticate(self._service, token)
+            return await tokens.authenticate(self._service, token, guest)
         if peer is not None:
             return principal_of(peer, self._terms.access)
         raise errors.Unauthenticated(

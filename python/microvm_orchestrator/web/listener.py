@@ -28,7 +28,7 @@ from microvm_orchestrator.splice import splice
 from microvm_orchestrator.together import beside
 from microvm_orchestrator.web.guests import OnlyForAgents
 from microvm_orchestrator.web.http import MAX_HEAD_BYTES, Http
-from microvm_orchestrator.web.identity import PEER
+from microvm_orchestrator.web.identity import GUEST, PEER
 from microvm_orchestrator.web.preface import StreamWish, read_preface
 
 if TYPE_CHECKING:
@@ -113,16 +113,17 @@ class Listener:
             with anyio.move_on_after(HANDLER_END_S, shield=True):
                 await self._requests_ended()
 
-    async def serve_guest(self, stream: ByteStream) -> None:
-        """Serve one connection out of a guest: HTTP, for whoever its token says.
+    async def serve_guest(self, agent_id: str, stream: ByteStream) -> None:
+        """Serve one connection out of an agent's machine: HTTP, for that agent with its token.
 
-        Nobody is known by where it comes from, and nothing is served but what agents are offered.
+        Nobody is known only by where it comes from, and nothing is served but what agents are
+        offered.
         """
         ours, theirs = socket.socketpair()
         for each in (ours, theirs):
             each.settimeout(0)
         with closing(ours):
-            serve = partial(self._serve_http, ours, None, self._for_guests)
+            serve = partial(self._serve_http, ours, None, agent_id)
             async with stream, await SocketStream.from_socket(theirs) as inner, beside(serve):
                 await splice(stream, inner)
 
@@ -202,11 +203,11 @@ class Listener:
         return b""
 
     async def _serve_http(
-        self, connection: socket.socket, peer: Peer | None, config: Config | None = None
+        self, connection: socket.socket, peer: Peer | None, guest: str | None = None
     ) -> None:
-        http = Http(
-            config or self._config, self._http, {PEER: peer}, self._terms.limits.request_timeout_s
-        )
+        config = self._config if guest is None else self._for_guests
+        state = {PEER: peer, GUEST: guest}
+        http = Http(config, self._http, state, self._terms.limits.request_timeout_s)
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_accepted_socket(lambda: http, connection)
         try:
