@@ -27,6 +27,7 @@ from microvm_orchestrator.conversations.home import (
     close_home,
     find_home,
     forget_origin,
+    halt_home,
     open_home,
 )
 from microvm_orchestrator.conversations.standing import Standing
@@ -362,6 +363,9 @@ class Conversation:
                 await self.workplace.lay_out(self._machine)
         except errors.OrchestratorError as error:
             await forget_origin(self.agent, self._ground)
+            # Before that is written down: from then on nobody looks after its machine.
+            await halt_home(self.agent, self._ground)
+            self._machine = None
             await self.standing.change(AgentState.FAILED, error.message)
             return False
         await forget_origin(self.agent, self._ground)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from microvm_orchestrator import errors
+from microvm_orchestrator import errors, log
 from microvm_orchestrator.images.store import fixed_by
 from microvm_orchestrator.lifecycle import guest
 from microvm_orchestrator.lifecycle.place import put_away
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from microvm_orchestrator.model.agent import Agent
     from microvm_orchestrator.model.machine import Machine
 
+_log = log.get(__name__)
+
 # For a guest to write what it has in memory to its disk.
 _STOP_S = 10.0
+# To be rid of a machine that nobody needs.
+_HALT_S = 30.0
 
 
 def acting(agent: Agent, via: str = "agent") -> Actor:
@@ -120,6 +124,21 @@ async def close_home(agent: Agent, ground: AgentGround) -> None:
         await ground.machines.resume(machine.machine_id, by)
     if ground.machines.runs(machine):
         await ground.machines.stop(machine.machine_id, by, grace_s=_STOP_S)
+
+
+async def halt_home(agent: Agent, ground: AgentGround) -> None:
+    """Have the machine of an agent that never came up run no more, as after a power cut.
+
+    Its disk and its console are kept for who wants to know why, until the agent is ended.
+    """
+    with anyio.move_on_after(_HALT_S) as patience:
+        try:
+            with suppress(errors.NotFound, errors.StateForbids):
+                await ground.machines.kill(agent.machine_id, SYSTEM)
+        except errors.OrchestratorError as error:
+            _log.error("agent_machine_left", agent=agent.agent_id, reason=error.message)
+    if patience.cancelled_caught:
+        _log.error("agent_machine_left", agent=agent.agent_id, reason=f"not in {_HALT_S:g} s")
 
 
 async def remove_home(agent: Agent, ground: AgentGround) -> None:

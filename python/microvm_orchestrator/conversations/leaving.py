@@ -12,7 +12,7 @@ import anyio
 
 from microvm_orchestrator import errors, log
 from microvm_orchestrator.conversations.claims import give_back
-from microvm_orchestrator.conversations.home import forget_origin, remove_home
+from microvm_orchestrator.conversations.home import forget_origin, halt_home, remove_home
 from microvm_orchestrator.conversations.token import end_token
 from microvm_orchestrator.model.agent import AgentState
 
@@ -102,5 +102,7 @@ async def see_out(
             await settle_rest(agent)
             if agent.state is AgentState.ENDED:
                 await leave_nothing(agent, ground)
+            else:
+                await halt_home(agent, ground)
         except errors.OrchestratorError as error:
             _log.warning("agent_left", agent=agent.agent_id, reason=error.message)

@@ -16,7 +16,7 @@ import anyio
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.agents import Agents, Spawn
-from microvm_orchestrator.model.agent import Agent
+from microvm_orchestrator.model.agent import Agent, AgentState
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record
 from microvm_orchestrator.model.team import TEAM, Gathering
@@ -98,6 +98,7 @@ class Teams:
         for agent_id in (*reversed(gathering.members), gathering.lead):
             with suppress(errors.NotFound):
                 agent = await self._agents.get(agent_id, SYSTEM)
-                if not agent.over:
+                # One that never came up has a machine all the same.
+                if agent.state is not AgentState.ENDED:
                     await self._agents.end(agent_id, SYSTEM, force=True, cascade=True)
         await self._store.erase(TEAM, gathering.team_id, SYSTEM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +12,7 @@ import anyio
 import pytest
 
 from calling import ADMIN, PATIENCE_S, silent
+from git_repos import Repo
 from holding import Holding, Refusing
 from machines import publish_no_image
 from microvm_orchestrator import errors, places
@@ -25,7 +27,10 @@ from microvm_orchestrator.store.questions import RecordById
 from talking import agent_of, home, said, spawned, stands
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
+
+    from calling import House
 
 
 async def test_one_whose_machine_a_fault_holds_is_suspended_once_that_is_healed(
@@ -79,6 +84,47 @@ async def test_one_that_never_comes_up_has_failed_and_hears_nothing(tmp_path: Pa
     async with home(tmp_path) as here:
         assert (await agent_of(here, ada))["state"] == "failed"
         await here.ask("agent_end", agent=ada)
+
+
+@contextmanager
+def in_the_way(path: Path) -> Generator[None]:
+    """Have a folder of this host be a file, as if its disk were full."""
+    aside = path.with_name("aside")
+    path.rename(aside)
+    path.touch()
+    try:
+        yield
+    finally:
+        path.unlink()
+        aside.rename(path)
+
+
+async def test_one_that_cannot_come_up_leaves_no_machine_running(tmp_path: Path) -> None:
+    async def stopped(here: House) -> bool:
+        [machine] = (await here.ask("machine_list"))["items"]
+        return bool(machine["state"] == "stopped")
+
+    user = Repo.make(tmp_path / "user")
+    user.commit({"a": "1\n"})
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        await here.ask("repo_add", path=str(user.path), alias="site")
+        held.hold_save(lambda each: each.kind == MACHINE and each.body["state"] == "running")
+        told = await here.ask("agent_spawn", name="ada", image="mute", repo="site", wait_s=0)
+        await held.reached()
+        # What is to be laid out in its machine cannot be read by the time that this is up.
+        with in_the_way(tmp_path / places.REPOS):
+            held.release()
+            await here.ask("operation_wait", operation_id=told["operation_id"])
+        ada = await agent_of(here, told["target"])
+        assert (ada["state"], ada["reason"].split()[0]) == ("failed", "git")
+        assert await stopped(here)
+        # As one that an earlier daemon let run.
+        await here.ask("machine_start", machine=ada["machine_id"], wait_s=PATIENCE_S)
+    async with home(tmp_path) as here:
+        await here.until(partial(stopped, here))
+        await here.ask("agent_end", agent=told["target"])
+        assert (await here.ask("machine_list"))["items"] == []
 
 
 async def test_what_is_said_to_one_while_it_ends_is_settled(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from calling import VIEWER, house
+from calling import PATIENCE_S, VIEWER, house
 from machines import fake_program, publish_no_image
 from microvm_orchestrator import errors, places
 from microvm_orchestrator.images.store import ImageStore
@@ -103,6 +103,16 @@ async def test_whoever_was_begun_is_ended_again_when_one_of_a_team_fails(tmp_pat
         with pytest.raises(errors.NotFound, match="no team three"):
             await here.ask("team_spawn", template="three", **asked)
         await here.ask("agent_end", agent="p-ada")
+
+
+async def test_of_a_team_that_cannot_come_up_no_machine_is_left(tmp_path: Path) -> None:
+    async with mute(tmp_path) as here:
+        publish_no_image(here.service.host.images, "broken", "fake.panic")
+        asked = {"template": "data_pipeline", "image": "broken", "wait_s": PATIENCE_S}
+        ended = await here.ask("team_spawn", **asked)
+        assert (ended["state"], ended["error"]["code"]) == ("failed", "machine-failed")
+        assert await living(here) == []
+        assert (await here.ask("machine_list"))["items"] == []
 
 
 async def test_the_next_daemon_ends_a_team_that_was_half_done(tmp_path: Path) -> None:
