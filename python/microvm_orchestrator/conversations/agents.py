@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -127,7 +128,8 @@ class Agents:
             if message.told_back not in said:
                 await self._tell_back(message)
         if self._tasks is not None:
-            self._tasks.start_soon(see_out, half_over, self._settle_rest, self._ground)
+            living = partial(self.living, SYSTEM)
+            self._tasks.start_soon(see_out, half_over, self._settle_rest, self._ground, living)
         # None is done before all are there who belong to it, or owe it an answer.
         for living in list(self._living.values()):
             self._watch_for_end(living.conversation)
@@ -556,7 +558,7 @@ class Agents:
                         self._live_on(living)
                         raise
             await self._settle_rest(agent)
-            await leave_nothing(agent, self._ground)
+            await leave_nothing(agent, self._ground, self.living(SYSTEM))
             self._living.pop(agent.agent_id, None)
         self._wake_above(agent)
         return agent

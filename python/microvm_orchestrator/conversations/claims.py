@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 import anyio
 
 from microvm_orchestrator import errors
+from microvm_orchestrator.model.agent import AgentState
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.task import TaskState
 from microvm_orchestrator.store.base import Address, Beat, Ref, Released
 from microvm_orchestrator.store.questions import TaskList
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from microvm_orchestrator.model.agent import Agent
     from microvm_orchestrator.store.base import Store
 
@@ -26,7 +29,11 @@ _PAGE = 100
 
 
 def worker_of(agent: Agent) -> str:
-    """As which worker an agent claims: no token has a name like that."""
+    """As which worker an agent claims.
+
+    So do those who had its name before, and who have it later. Its token has its id in the place of
+    its name, and claims nothing.
+    """
     return f"agent:{agent.name}"
 
 
@@ -62,10 +69,22 @@ async def keep(agent: Agent, store: Store) -> None:
         await anyio.sleep(_RENEW_EVERY_S)
 
 
-async def give_back(agent: Agent, store: Store) -> None:
-    """Give back what an agent holds who does no more, for others to do."""
-    if agent.works is None:
+async def give_back(agent: Agent, store: Store, living: Iterable[Agent]) -> None:
+    """Give back what an agent holds who does no more, for others to do.
+
+    One of those who live may have its name by now: what is held then is that one's.
+    """
+    if agent.works is None or any(_has_taken_over(each, agent) for each in living):
         return
     for ref in await held_by(agent, store):
         with suppress(errors.NotFound):
             await store.settle(ref, Released(f"agent {agent.name} has {agent.state}"), SYSTEM)
+
+
+def _has_taken_over(living: Agent, agent: Agent) -> bool:
+    return (
+        living.name == agent.name
+        and living.agent_id != agent.agent_id
+        # One that has not come up yet has claimed nothing.
+        and living.state is not AgentState.STARTING
+    )

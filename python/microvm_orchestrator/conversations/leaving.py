@@ -84,24 +84,27 @@ async def salvage(conversation: Conversation) -> str:
     return why
 
 
-async def leave_nothing(agent: Agent, ground: AgentGround) -> None:
+async def leave_nothing(agent: Agent, ground: AgentGround, living: Iterable[Agent]) -> None:
     """Give back and remove what an agent had that is over; its machine is the last of it."""
     with suppress(errors.Unavailable):  # it runs out by itself
-        await give_back(agent, ground.records.store)
+        await give_back(agent, ground.records.store, living)
     await end_token(agent, ground)
     await forget_origin(agent, ground)
     await remove_home(agent, ground)
 
 
 async def see_out(
-    half_over: Iterable[Agent], settle_rest: Callable[[Agent], Awaitable[None]], ground: AgentGround
+    half_over: Iterable[Agent],
+    settle_rest: Callable[[Agent], Awaitable[None]],
+    ground: AgentGround,
+    living: Callable[[], Iterable[Agent]],
 ) -> None:
     """Do what was left to do about agents that were over when the daemon before ended."""
     for agent in half_over:
         try:
             await settle_rest(agent)
             if agent.state is AgentState.ENDED:
-                await leave_nothing(agent, ground)
+                await leave_nothing(agent, ground, living())
             else:
                 await halt_home(agent, ground)
         except errors.OrchestratorError as error:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from calling import ADMIN, House, house, silent
+from calling import ADMIN, PATIENCE_S, House, house, silent
+from machines import publish_no_image
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.claims import give_back, renew
 from microvm_orchestrator.model.access import Principal, Role, Scope
@@ -18,7 +19,7 @@ from microvm_orchestrator.model.task import TaskError, TaskProgress
 from microvm_orchestrator.service import as_worker
 from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.store.base import Done, Failed, Released
-from talking import plain_agent
+from talking import agent_of, home, plain_agent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -153,11 +154,30 @@ async def test_what_it_holds_is_kept_and_is_for_others_once_it_has_ended(tmp_pat
             assert await ada.gets() == [key]
         await renew(ada.agent, here.store)
         ended = ada.agent.model_copy(update={"state": AgentState.ENDED})
-        await give_back(ended, here.store)
+        await give_back(ended, here.store, [])
         assert [await state_of(here, key) for key in ("one", "two")] == [("ready", None)] * 2
         told = await here.ask("event_wait", kinds=["task.released"], limit=10)
         assert [each["body"]["reason"] for each in told["events"]] == ["agent ada has ended"] * 2
         assert [*await Worker(here, agent("bob")).gets()] == ["one"]
+
+
+async def test_what_one_holds_is_not_given_back_for_one_who_had_its_name_before(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        publish_no_image(here.service.host.images, "broken", "fake.panic")
+        asked = {"name": "ada", "works": True, "wait_s": PATIENCE_S}
+        failed = await here.ask("agent_spawn", image="broken", **asked)
+        assert failed["state"] == "failed"
+        second = await here.ask("agent_spawn", image="mute", **asked)
+        assert second["state"] == "succeeded"
+        found = Agent.model_validate(await agent_of(here, second["target"]))
+        await here.ask("task_submit", key="one")
+        assert await Worker(here, found).gets() == ["one"]
+        await here.ask("agent_end", agent=failed["target"])
+        assert await state_of(here, "one") == ("running", "agent:ada")
+        await here.ask("agent_end", agent="ada")
+        assert await state_of(here, "one") == ("ready", None)
 
 
 @pytest.mark.parametrize(
