@@ -9,7 +9,6 @@ import contextlib
 import shutil
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,9 +30,9 @@ from microvm_orchestrator.conversations.leaving import (
     leave_nothing,
     refuse_busy,
     refuse_family,
-    salvage,
     see_out,
 )
+from microvm_orchestrator.conversations.living import Living
 from microvm_orchestrator.conversations.records import new_message_id
 from microvm_orchestrator.conversations.spawn import Spawn, copy_of, spawned
 from microvm_orchestrator.conversations.standing import Standing
@@ -62,16 +61,6 @@ if TYPE_CHECKING:
     from microvm_orchestrator.conversations.tally import Tallies
     from microvm_orchestrator.model.agent_budget import AgentBudget
 
-# For an agent that is ended: to break off what it is in the middle of.
-_END_S = 30.0
-
-
-@dataclass(eq=False, slots=True)
-class _Living:
-    conversation: Conversation
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    over: anyio.Event = field(default_factory=anyio.Event)
-
 
 class Agents:
     """The agents of one daemon; they live on after `running`."""
@@ -81,7 +70,7 @@ class Agents:
         self._records = ground.records
         self._accounts = ground.records.accounts
         self.care = Care(self, self._records, self._conversation, ground.supervision)
-        self._living: dict[str, _Living] = {}
+        self._living: dict[str, Living] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         # Between looking whether a name is free and taking it.
         self._naming = anyio.Lock()
@@ -138,21 +127,21 @@ class Agents:
         if self._tasks is not None and conversation.agent.ephemeral:
             self._tasks.start_soon(see_off, conversation, self)
 
-    def _take_on(self, agent: Agent, unsettled: list[Message]) -> _Living:
+    def _take_on(self, agent: Agent, unsettled: list[Message]) -> Living:
         if self._tasks is None:
             raise errors.Stopping("the daemon takes on no more agents")
-        living = _Living(Conversation(agent, self._ground, unsettled, self._tell_back))
+        living = Living(Conversation(agent, self._ground, unsettled, self._tell_back))
         self._living[agent.agent_id] = living
         self._tasks.start_soon(self._live, living)
         return living
 
-    def _live_on(self, living: _Living) -> None:
+    def _live_on(self, living: Living) -> None:
         """Let one live whose end was begun, and could not be written down."""
         if self._tasks is not None and living.over.is_set():
             living.scope, living.over = anyio.CancelScope(), anyio.Event()
             self._tasks.start_soon(self._live, living)
 
-    async def _live(self, living: _Living) -> None:
+    async def _live(self, living: Living) -> None:
         try:
             with living.scope:
                 await living.conversation.live()
@@ -533,30 +522,21 @@ class Agents:
 
     async def _end(self, agent: Agent, by: Actor, reason: str, *, salvaged: bool) -> Agent:
         living = self._living.get(agent.agent_id)
-        lost = ""
-        if living is not None:
-            with anyio.move_on_after(_END_S, shield=True):
-                living.scope.cancel()
-                await living.over.wait()
-            if salvaged:
-                lost = await salvage(living.conversation)
-            if living.conversation.workplace is not None:
-                with anyio.move_on_after(_END_S, shield=True):
-                    await living.conversation.workplace.close()
-            agent = living.conversation.agent
-        with anyio.CancelScope(shield=True):
-            if agent.over:
-                await self._records.note(agent, by)
-            else:
-                why = "; ".join(filter(None, (reason, lost)))
-                if living is None:
-                    agent = await Standing(agent, self._records).end(why, by)
+        lost, end = "", Standing(agent, self._records).end
+        try:
+            if living is not None:
+                lost = await living.fall_silent(salvaged=salvaged)
+                agent, end = living.conversation.agent, living.conversation.end
+            with anyio.CancelScope(shield=True):
+                if agent.over:
+                    await self._records.note(agent, by)
                 else:
-                    try:
-                        agent = await living.conversation.end(why, by)
-                    except errors.OrchestratorError:
-                        self._live_on(living)
-                        raise
+                    agent = await end("; ".join(filter(None, (reason, lost))), by)
+        except BaseException:
+            if living is not None:
+                self._live_on(living)
+            raise
+        with anyio.CancelScope(shield=True):
             await self._settle_rest(agent)
             await leave_nothing(agent, self._ground, self.living(SYSTEM))
             self._living.pop(agent.agent_id, None)

@@ -107,6 +107,8 @@ class Keeper:
             await deed()
         except errors.OrchestratorError as error:
             _log.warning("budget_not_kept", agent=agent_id, reason=error.message)
+        except Exception as error:  # noqa: BLE001 - a bug, or a full disk, must not end the others
+            _log.error("budget_not_kept", agent=agent_id, exc_info=error)
         finally:
             self._at_work.discard(agent_id)
 

@@ -79,6 +79,10 @@ async def salvage(conversation: Conversation) -> str:
             await conversation.collect(last=True)
         except errors.OrchestratorError as error:
             why = f"what it did last could not be collected: {error.message}"
+        except OSError as error:
+            # A full disk of this host's; its paths are nobody else's business.
+            _log.error("agent_not_salvaged", agent=conversation.agent.agent_id, exc_info=error)
+            why = f"what it did last could not be collected: {error.strerror}"
         else:
             why = ""
     return why

@@ -236,6 +236,8 @@ class Supervisor:
                 await each.standing.observe(told.model_copy(update={"error": reason}))
         except errors.OrchestratorError as error:
             _log.warning("agent_not_helped", agent=each.agent.agent_id, reason=error.message)
+        except Exception as error:  # noqa: BLE001 - a bug, or a full disk, must not end the others
+            _log.error("agent_not_helped", agent=each.agent.agent_id, exc_info=error)
         finally:
             self._helped.discard(each.agent.agent_id)
 

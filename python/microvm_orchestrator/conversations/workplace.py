@@ -320,7 +320,7 @@ class Workplace:
         Where that cannot be, our mirror keeps it.
         """
         left = self.work.left
-        with suppress(errors.OrchestratorError):
+        with suppress(errors.OrchestratorError, OSError):
             await self.put_check_away()
             if left is not None:
                 await self._put_left(Oid(left))

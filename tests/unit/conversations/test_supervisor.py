@@ -5,6 +5,8 @@ The agents here are records that a script changes, and time is what the script s
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -75,6 +77,7 @@ class Room:
         self.helpers: list[str] = []
         self.retired: list[str] = []
         self.full = False
+        self.fails = False
         self.supervisor = Supervisor(self, self.accounts, self.tallies, policy, lambda: self.now)
 
     def add(
@@ -135,6 +138,8 @@ class Room:
 
     async def retire(self, agent_id: str, reason: str) -> None:
         assert reason
+        if self.fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.retired.append(agent_id)
 
 
@@ -248,6 +253,20 @@ async def test_one_that_nothing_has_helped_ends_where_that_was_asked_for() -> No
         (Sight.IDLE, Deed.END),
     ]
     assert room.retired == ["ada"]
+
+
+async def test_one_that_this_host_cannot_end_keeps_nobody_from_looking_after_others() -> None:
+    room = Room(replace(POLICY, interventions_most=1, ends=True))
+    ada = room.add("ada")
+    room.fails = True
+    await room.looks(3600)
+    await room.looks(60)
+    assert (ada.done[-1], room.retired) == ((Sight.IDLE, Deed.END), [])
+    room.fails = False
+    room.add("bob")
+    await room.looks(3600)
+    await room.looks(60)
+    assert room.retired == ["bob"]
 
 
 async def test_one_whose_machine_died_is_asked_how_it_stands_which_starts_it_again() -> None:

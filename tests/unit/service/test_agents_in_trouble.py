@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from calling import ADMIN, PATIENCE_S, silent
 from git_repos import Repo
 from holding import Holding, Refusing
 from machines import publish_no_image
 from microvm_orchestrator import errors, places
+from microvm_orchestrator.lifecycle.egress import SPENT
 from microvm_orchestrator.model.agent import AGENT, MESSAGE, Agent
-from microvm_orchestrator.model.agent_work import Brought
+from microvm_orchestrator.model.agent_work import AgentWork, Assignment, Brought
 from microvm_orchestrator.model.machine import MACHINE
 from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.model.run import MergeOutcome
@@ -255,6 +257,75 @@ async def test_what_one_did_is_brought_home_once_this_host_has_room_for_it(tmp_p
         assert (message["state"], message["brought"]["error"], full.asked) == ("failed", None, 2)
         conversation.workplace = None
         await here.ask("agent_end", agent=ada)
+
+
+async def left_with_commits(tmp_path: Path) -> str:
+    """Leave one that has heard a message and is suspended; what it did is here, not merged yet."""
+    user = Repo.make(tmp_path / "user")
+    base = user.commit({"a": "1\n"})
+    user.git("switch", "--quiet", "--create", "work")
+    head = user.commit({"b": "2\n"})
+    user.git("switch", "--quiet", "main")
+    async with home(tmp_path) as here:
+        repo = await here.ask("repo_add", path=str(user.path), alias="site")
+        ada = await spawned(here, "ada", turns=1)
+        await said(here, ada)
+        await here.ask("agent_suspend", agent=ada, wait_s=PATIENCE_S)
+        # The guests here have no place for a repository; nothing more is to come from there.
+        work = AgentWork(
+            asked=Assignment(repo="site"),
+            repo="site",
+            repo_id=repo["repo_id"],
+            base=base,
+            into="main",
+            branch="agents/ada",
+            head=head,
+        )
+        body = {**await agent_of(here, ada), "work": work.model_dump(mode="json")}
+        await here.store.save(Record(AGENT, ada, body), SYSTEM)
+    return ada
+
+
+LOST = "what it did last could not be collected: File exists"
+ENDS: list[tuple[str, dict[str, Any], str]] = [
+    ("agent_end", {"force": True}, LOST),
+    (
+        "agent_budget",
+        {"turns": 1, "at_limit": "end"},
+        f"its budget is used up: 1 of 1 turns; {LOST}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "asked", "reason"), ENDS, ids=["by force", "at its limit"])
+async def test_one_ends_though_this_host_has_no_room_for_what_it_did(
+    tmp_path: Path, call: str, asked: dict[str, Any], reason: str
+) -> None:
+    ada = await left_with_commits(tmp_path)
+    async with home(tmp_path) as here:
+        with in_the_way(tmp_path / places.REPOS):
+            await here.ask(call, agent=ada, **asked)
+            await stands(here, ada, "ended", reason)
+
+
+async def test_one_lives_on_whose_end_this_host_fails_in(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada", turns=1)
+        await said(here, ada)
+        # Nobody can read what it has used.
+        spent = tmp_path / places.AGENTS / ada / SPENT
+        spent.mkdir()
+        with pytest.raises(IsADirectoryError):
+            await here.ask("agent_end", agent=ada, force=True)
+        with capture_logs() as lines, anyio.fail_after(PATIENCE_S):
+            await here.ask("agent_budget", agent=ada, turns=1, at_limit="end")
+            while not any(each["event"] == "budget_not_kept" for each in lines):
+                await here.ask("agent_list")
+        spent.rmdir()
+        await here.ask("agent_budget", agent=ada, turns=2)
+        assert (await said(here, ada))["state"] == "failed"
+        await here.ask("agent_end", agent=ada)
+        assert (await agent_of(here, ada))["state"] == "ended"
 
 
 async def test_one_is_told_what_it_was_to_be_told_though_whoever_spawned_it_is_gone(
