@@ -32,11 +32,11 @@ from microvm_orchestrator.conversations.leaving import (
     refuse_family,
     see_out,
 )
+from microvm_orchestrator.conversations.left import find_left
 from microvm_orchestrator.conversations.living import Living
 from microvm_orchestrator.conversations.records import new_message_id
 from microvm_orchestrator.conversations.spawn import Spawn, copy_of, spawned
 from microvm_orchestrator.conversations.standing import Standing
-from microvm_orchestrator.conversations.turn import used_by
 from microvm_orchestrator.conversations.workplace import assigned, forget_work, home_for
 from microvm_orchestrator.model.agent import (
     OVER,
@@ -95,30 +95,15 @@ class Agents:
 
     async def _take_up(self) -> None:
         """Go on with the agents that an earlier daemon left, and with what was said to them."""
-        every = await self._records.visible(SYSTEM)
-        for agent in every:
-            self._accounts.learn(agent)
-        said: set[str] = set()
-        told_back: list[Message] = []
-        half_over: list[Agent] = []
-        machines = {each.machine_id for each in await self._ground.machines.visible(SYSTEM)}
-        for agent in every:
-            messages = await self._records.messages(agent.agent_id, SYSTEM)
-            said.update(each.message_id for each in messages)
-            told_back += [each for each in messages if each.told_back is not None]
-            if not agent.over:
-                used = await used_by(agent, self._ground)
-                self._accounts.recount(agent.agent_id, messages, used)
-                self.tallies.learn(agent.agent_id, messages)
-                self._take_on(agent, [each for each in messages if not each.settled])
-            elif agent.machine_id in machines or any(not each.settled for each in messages):
-                half_over.append(agent)
-        for message in told_back:
-            if message.told_back not in said:
-                await self._tell_back(message)
+        left = await find_left(self._ground)
+        # All at once: whoever is to hear an answer that one of them gives must be there by then.
+        for agent, unsettled in left.living:
+            self._take_on(agent, unsettled)
+        for message in left.untold:
+            await self._tell_back(message)
         if self._tasks is not None:
             living = partial(self.living, SYSTEM)
-            self._tasks.start_soon(see_out, half_over, self._settle_rest, self._ground, living)
+            self._tasks.start_soon(see_out, left.half_over, self._settle_rest, self._ground, living)
         # None is done before all are there who belong to it, or owe it an answer.
         for living in list(self._living.values()):
             self._watch_for_end(living.conversation)
@@ -127,7 +112,7 @@ class Agents:
         if self._tasks is not None and conversation.agent.ephemeral:
             self._tasks.start_soon(see_off, conversation, self)
 
-    def _take_on(self, agent: Agent, unsettled: list[Message]) -> Living:
+    def _take_on(self, agent: Agent, unsettled: Sequence[Message]) -> Living:
         if self._tasks is None:
             raise errors.Stopping("the daemon takes on no more agents")
         living = Living(Conversation(agent, self._ground, unsettled, self._tell_back))

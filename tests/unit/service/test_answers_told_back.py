@@ -11,6 +11,7 @@ from coordinating import ALICE
 from holding import Holding, Refusing
 from microvm_orchestrator.model.agent import MESSAGE
 from microvm_orchestrator.model.records import SYSTEM
+from microvm_orchestrator.store.questions import RecordList
 from talking import home, spawned
 
 if TYPE_CHECKING:
@@ -91,3 +92,53 @@ async def test_an_answer_is_told_though_whoever_gave_it_is_ended_meanwhile(tmp_p
 
         await here.until(is_heard)
         await here.ask("agent_end", agent=lead)
+
+
+async def test_an_answer_that_comes_while_a_daemon_takes_up_agents_is_told(tmp_path: Path) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        lead = await spawned(here, "lead")
+        ada = await spawned(here, "ada", parent=lead)
+        agents = here.service.host.agents
+        sender = await agents.get(ada, SYSTEM)
+        held.hold_save(
+            lambda each: each.id.startswith(f"{lead}.") and each.body["state"] == "delivered"
+        )
+        await agents.send(lead, "Count.", SYSTEM, sender=sender, tell_back=True)
+        # As if the daemon had been killed before it was heard.
+        await held.reached()
+    said = RecordList(MESSAGE, f"{lead}.")
+    held.hold_question(
+        lambda each: (
+            isinstance(each, RecordList) and (each.kind, each.prefix) == (MESSAGE, f"{ada}.")
+        )
+    )
+
+    async def is_still(state: str) -> bool:
+        [found] = (await held.query(said, SYSTEM)).items
+        return found.body["state"] == state
+
+    async def answer_first() -> None:
+        await held.reached()
+        # Longer than it takes to be heard, where that can be by then.
+        for _ in range(1000):
+            if not await is_still("queued"):
+                break
+        while await is_still("delivered"):
+            pass
+        # And longer than it takes to tell it.
+        for _ in range(100):
+            await is_still("failed")
+        held.release()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(answer_first)
+        async with home(tmp_path, held.over) as here:
+
+            async def is_told() -> bool:
+                return len(await told_to(here, ada)) == 1
+
+            await here.until(is_told)
+            [told] = await told_to(here, ada)
+            assert told.startswith("You said: Count.\n\nThere is no answer: failed")
+            await here.ask("agent_end", agent=lead, cascade=True, force=True)
