@@ -13,8 +13,8 @@ import anyio
 
 from faulting import Doom
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.conversation import QUEUE_MOST
 from microvm_orchestrator.conversations.coordinations import OPERATION_KIND, Coordinations
+from microvm_orchestrator.conversations.room import QUEUE_MOST, TEXT_MOST
 from microvm_orchestrator.conversations.waits import Waits
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import Message, MessageState
@@ -70,8 +70,9 @@ class Table:
             raise errors.StateForbids(f"agent {name} is ended")
         if name not in self.scripts:
             raise errors.NotFound(f"no agent {reference}")
-        waiting = [each for each in self.messages.values() if each.agent_id == reference]
-        if sum(not each.settled for each in waiting) >= QUEUE_MOST:
+        to_it = [each for each in self.messages.values() if each.agent_id == reference]
+        texts = [each.text for each in to_it if not each.settled]
+        if len(texts) >= QUEUE_MOST or sum(map(len, texts)) + len(text) > TEXT_MOST:
             self.refused.set()
             raise errors.Unavailable(f"too much waits for {name}")
         message = Message(

@@ -15,8 +15,9 @@ from calling import house
 from coordinating import ALICE, Table
 from machines import fake_program, publish_no_image
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.conversation import QUEUE_MOST
 from microvm_orchestrator.conversations.records import new_message_id
+from microvm_orchestrator.conversations.room import QUEUE_MOST, TEXT_MOST
+from microvm_orchestrator.model.values import MAX_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -100,6 +101,32 @@ async def test_nothing_more_is_said_to_one_for_whom_too_much_waits(party: Party)
     with anyio.fail_after(PATIENCE_S):
         await talk.settled(ids[1], ALICE)
     assert (await talk.send(agent, "more", ALICE, message_id=ids[-1])).state == "queued"
+
+
+async def test_no_more_is_said_at_once_than_an_agent_has_room_for(party: Party) -> None:
+    talk, agent, _ = party
+    long = "x" * MAX_TEXT
+    ids = [new_message_id(agent) for _ in range(TEXT_MOST // MAX_TEXT + 1)]
+    for message_id in ids[:-2]:
+        await talk.send(agent, long, ALICE, message_id=message_id)
+    refused: list[str] = []
+
+    async def say(message_id: str) -> None:
+        try:
+            await talk.send(agent, long, ALICE, message_id=message_id)
+        except errors.Unavailable:
+            refused.append(message_id)
+
+    async with anyio.create_task_group() as group:
+        for message_id in ids[-2:]:
+            group.start_soon(say, message_id)
+    [left_out] = refused
+    with pytest.raises(errors.Unavailable):
+        await talk.send(agent, "more", ALICE, message_id=left_out)
+    await talk.withdraw(ids[1], ALICE)
+    with anyio.fail_after(PATIENCE_S):
+        await talk.settled(ids[1], ALICE)
+    assert (await talk.send(agent, long, ALICE, message_id=left_out)).state == "queued"
 
 
 async def test_one_that_ends_hears_nothing_and_is_told_nothing_more(party: Party) -> None:

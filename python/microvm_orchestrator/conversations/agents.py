@@ -20,7 +20,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.conversations import family
 from microvm_orchestrator.conversations.answers import settled, telling_back
 from microvm_orchestrator.conversations.care import Care
-from microvm_orchestrator.conversations.conversation import QUEUE_MOST, Conversation
+from microvm_orchestrator.conversations.conversation import Conversation
 from microvm_orchestrator.conversations.ephemeral import see_off
 from microvm_orchestrator.conversations.fit import refuse_unfit
 from microvm_orchestrator.conversations.home import acting, remove_home
@@ -322,8 +322,6 @@ class Agents:
                 return await self._records.message(message_id, by)
         agent = await self.get(reference, by)
         conversation = self._conversation(agent)
-        if conversation.waiting >= QUEUE_MOST:
-            raise errors.Unavailable(f"{QUEUE_MOST} messages wait for agent {agent.name} already")
         message = Message(
             message_id=message_id or new_message_id(agent.agent_id),
             agent_id=agent.agent_id,
@@ -335,7 +333,8 @@ class Agents:
             tell_back=tell_back,
             created_at=moment(time.time()),
         )
-        await self._hand_over(message, conversation, by, audited=True)
+        with conversation.room.kept(text):
+            await self._hand_over(message, conversation, by, audited=True)
         return message
 
     async def _hand_over(

@@ -30,6 +30,7 @@ from microvm_orchestrator.conversations.home import (
     halt_home,
     open_home,
 )
+from microvm_orchestrator.conversations.room import Room
 from microvm_orchestrator.conversations.standing import Standing
 from microvm_orchestrator.conversations.turn import take_turn, used_by
 from microvm_orchestrator.conversations.workplace import Workplace, begun
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-# As many may wait to be heard.
-QUEUE_MOST = 1000
 # The code of a message's error whose turn met a limit.
 USED_UP = "budget-exhausted"
 # The store says no more now; soon it may.
@@ -82,6 +81,7 @@ class Conversation:
         self.saying = ""
         self._ground = ground
         self._queue = deque(unsettled)
+        self.room = Room(agent.name, self._queue)
         # Has the agent who said something hear the answer, if that was asked for.
         self._tell_back = tell_back
         # Held while a message is given its answer.

@@ -12,8 +12,8 @@ import pytest
 from coordinating import ALICE, PATIENCE_S, Room, Script, Table, coordination, room
 from faulting import Doom, Killed
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.conversation import QUEUE_MOST
 from microvm_orchestrator.conversations.coordinations import OPERATION_KIND
+from microvm_orchestrator.conversations.room import QUEUE_MOST
 from microvm_orchestrator.model.coordination import (
     COORDINATION,
     Coordination,

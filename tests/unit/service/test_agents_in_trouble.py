@@ -17,12 +17,14 @@ from git_repos import Repo
 from holding import Holding, Refusing
 from machines import publish_no_image
 from microvm_orchestrator import errors, places
+from microvm_orchestrator.conversations.room import TEXT_MOST
 from microvm_orchestrator.lifecycle.egress import SPENT
 from microvm_orchestrator.model.agent import AGENT, MESSAGE, Agent
 from microvm_orchestrator.model.agent_work import AgentWork, Assignment, Brought
 from microvm_orchestrator.model.machine import MACHINE
 from microvm_orchestrator.model.records import SYSTEM, Record
 from microvm_orchestrator.model.run import MergeOutcome
+from microvm_orchestrator.model.values import MAX_TEXT
 from microvm_orchestrator.service.as_agent import spawn_as
 from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.store.questions import RecordById
@@ -48,6 +50,18 @@ async def test_one_whose_machine_a_fault_holds_is_suspended_once_that_is_healed(
         await here.ask("fault_heal_all", machine=machine)
         await here.ask("operation_wait", operation_id=operation["operation_id"])
         await stands(here, ada, "suspended", "")
+        await here.ask("agent_end", agent=ada)
+
+
+async def test_what_waits_for_one_takes_its_room_also_under_the_next_daemon(tmp_path: Path) -> None:
+    async with home(tmp_path) as here:
+        ada = await spawned(here, "ada", turns=1)
+        await said(here, ada)
+        for _ in range(TEXT_MOST // MAX_TEXT):
+            await here.ask("agent_send", agent=ada, text="x" * MAX_TEXT, wait_s=0)
+    async with home(tmp_path) as here:
+        with pytest.raises(errors.Unavailable, match=f"64 messages with {TEXT_MOST} characters"):
+            await said(here, ada, wait_s=0)
         await here.ask("agent_end", agent=ada)
 
 
