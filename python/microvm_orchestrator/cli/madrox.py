@@ -7,6 +7,7 @@ listens and passes requests on.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,14 +58,24 @@ def madrox(
     here.client.health()
     terms = terms_of(os.environ)
     key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
-    if key:
-        given = {"name": CREDENTIAL, "kind": "anthropic-api-key", "value": key}
-        here.client.call("credential_set", given)
-        say(f"ANTHROPIC_API_KEY is the daemon's credential {CREDENTIAL} now; no machine sees it")
+    if key and _kept(here, key):
+        terms = replace(terms, settings={**terms.settings, "CREDENTIAL": CREDENTIAL})
     chosen = host or os.environ.get("ORCHESTRATOR_HOST", "").strip() or _HOST
     with Door(here.client, chosen, _port(os.environ) if port is None else port, terms) as door:
         output.line(door.url)
         door.serve()
+
+
+def _kept(here: Session, key: str) -> bool:
+    """Have the daemon keep a key, if one may say so."""
+    given = {"name": CREDENTIAL, "kind": "anthropic-api-key", "value": key}
+    try:
+        here.client.call("credential_set", given)
+    except errors.Denied as error:
+        say(f"ANTHROPIC_API_KEY is not used, but what the daemon has: {error.message}")
+        return False
+    say(f"ANTHROPIC_API_KEY is the daemon's credential {CREDENTIAL} now; no machine sees it")
+    return True
 
 
 def terms_of(environment: Mapping[str, str]) -> Terms:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _MCP, _MCP_THERE = "/mcp", "/mcp/profiles/madrox"
 _REST_THERE = "/profiles/madrox"
+_EVENTS = "text/event-stream"
 _SETTINGS_HEADER = "x-profile-settings"
 # An answer of an instance is waited for an hour at the most.
 _PATIENCE_S = 3700.0
@@ -158,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(length)) if int(length) else None
 
     def _pass_on(self, headers: dict[str, str], body: bytes | None) -> None:
-        path = _there(self.command, self.path)
+        path = _there(self.command, self.path, self.headers.get("accept", ""))
         try:
             connection = self.server.client.open(_PATIENCE_S)
         except errors.OrchestratorError as error:
@@ -185,11 +186,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def _there(method: str, path: str) -> str:
+def _there(method: str, path: str, accept: str) -> str:
     """Where in the daemon an address of that program is."""
     plain, question, query = path.partition("?")
-    # Its users named the bare address to MCP clients too.
-    if plain in {_MCP, f"{_MCP}/"} or (plain == "/" and method != "GET"):
+    # Its users named the bare address to MCP clients too, who ask there for events as well.
+    as_client = method != "GET" or _EVENTS in accept
+    if plain in {_MCP, f"{_MCP}/"} or (plain == "/" and as_client):
         plain = _MCP_THERE
     else:
         plain = _REST_THERE + plain

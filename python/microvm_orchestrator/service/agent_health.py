@@ -100,11 +100,12 @@ async def agent_metrics(
     else:
         told = [await agents.get(request.agent, by)]
     return AgentFigures(
-        totals=_totals(agents, visible), agents=[await _metrics(agents, each) for each in told]
+        totals=_totals(agents, visible), agents=[await metrics_of(agents, each) for each in told]
     )
 
 
-async def _metrics(agents: Agents, agent: Agent) -> AgentMetrics:
+async def metrics_of(agents: Agents, agent: Agent) -> AgentMetrics:
+    """Read the figures of an agent."""
     tally = await agents.care.tally(agent)
     seen = len(agents.care.supervisor.seen(agent.agent_id))
     return AgentMetrics(

@@ -5,6 +5,7 @@ Above are the front ends; below, the agents of this host, who hear one message a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Annotated
 
@@ -203,26 +204,34 @@ async def agent_inbox(service: Service, caller: Caller, request: InboxRequest) -
     sender = by.name if request.agent is None else (await agents.get(request.agent, by)).agent_id
 
     async def shown(record: Record) -> Message | None:
-        return _answer_to(sender, record, by, request.since)
+        return _answer_to({sender}, record, by, request.since)
 
     items, cursor = await page_of(service.store, MESSAGE, request, by, shown)
     return PageOf[Message](items=items, next_cursor=cursor)
 
 
-async def came_to(service: Service, by: Actor, agent: str, since: Moment | None) -> list[Message]:
-    """All answers that came to what an agent said, in the order in which they came."""
-    sender = (await service.host.agents.get(agent, by)).agent_id
+async def came_to(
+    service: Service, by: Actor, agent: str, since: Moment | None, told: Collection[str] = ()
+) -> list[Message]:
+    """All answers that came to what an agent said, in the order in which they came.
+
+    Beside them those to what whoever asks has said to some, which are named by their ids.
+    """
+    mine = {(await service.host.agents.get(agent, by)).agent_id}
     found = [
         answer
         async for record in each_record(service.store, MESSAGE, by)
-        if (answer := _answer_to(sender, record, by, since)) is not None
+        for senders in [{*mine, by.name} if record.body["agent_id"] in told else mine]
+        if (answer := _answer_to(senders, record, by, since)) is not None
     ]
     return sorted(found, key=lambda each: each.replied_at or each.created_at)
 
 
-def _answer_to(sender: str, record: Record, by: Actor, since: Moment | None) -> Message | None:
-    """Read a message that is an answer to somebody, and came after this."""
-    if record.body["sender"] != sender:  # of most, and they are many
+def _answer_to(
+    senders: Collection[str], record: Record, by: Actor, since: Moment | None
+) -> Message | None:
+    """Read a message that is an answer to one of some, and came after this."""
+    if record.body["sender"] not in senders:  # of most, and they are many
         return None
     message = Message.model_validate(record.body)
     fits = message.replied and by.sees_of(message.owner)

@@ -19,6 +19,7 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.mcp_server.callers import http_settings
 from microvm_orchestrator.mcp_server.json_lines import MAX_MESSAGE_BYTES
 from microvm_orchestrator.mcp_server.profiles import madrox
+from microvm_orchestrator.mcp_server.profiles import madrox_words as words
 from microvm_orchestrator.model.values import moment, rfc3339
 from microvm_orchestrator.service.calls import Caller
 from microvm_orchestrator.web.api import Served, no_progress
@@ -65,16 +66,12 @@ async def _root(tools: MadroxTools, _request: Request, caller: Caller) -> Any:
 
 
 async def _health(tools: MadroxTools, _request: Request, caller: Caller) -> Any:
-    status = await tools.instances.all_of_them(caller)
-    states = [each["state"] for each in status["instances"].values()]
+    every = await tools.instances.every(caller)
     return {
         "status": "healthy",
         "timestamp": rfc3339(moment(time.time())),
         "version": madrox.VERSION,
-        "instances": {
-            "total": len(states),
-            "running": len([each for each in states if each in {"running", "idle", "busy"}]),
-        },
+        "instances": {"total": len(every), "running": words.running(every)},
     }
 
 
@@ -96,8 +93,7 @@ async def _instances(tools: MadroxTools, _request: Request, caller: Caller) -> A
 
 
 async def _instance(tools: MadroxTools, request: Request, caller: Caller) -> Any:
-    agent = await tools.instances.one(caller, request.path_params["instance_id"])
-    return tools.instances.details(agent)
+    return await tools.instances.all_of(caller, request.path_params["instance_id"])
 
 
 async def _well(tools: MadroxTools, request: Request, caller: Caller) -> Any:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from calling import VIEWER, House, house
-from machines import fake_program, publish_no_image
-from mcp_peer import ALICE, Peer, connected
-from microvm_orchestrator import places
-from microvm_orchestrator.images.store import ImageStore
-from microvm_orchestrator.lifecycle.output import OutputFile
-from microvm_orchestrator.machine.shell import Channel
-from microvm_orchestrator.mcp_server.server import McpFrontEnd
+from calling import VIEWER
+from machines import fake_program
+from madrox_peer import PROFILE, Client, place
+from mcp_peer import connected
 from microvm_orchestrator.model.access import Principal, Role, Scope
 from microvm_orchestrator.model.records import SYSTEM
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
-PROFILE = "madrox"
 # She sees what is hers.
 CAROL = Principal("carol", Role.OPERATOR, scope=Scope(everything=False, own=True))
 _SPAWN = (
@@ -36,7 +29,7 @@ _SPAWN = (
 # Each with its parameters, and those that it has to be given.
 TOOLS: dict[str, tuple[str, str]] = {
     "spawn_claude": (f"{_SPAWN} role system_prompt wait_for_ready", "name"),
-    "spawn_codex": (f"{_SPAWN} sandbox_mode profile", "name"),
+    "spawn_codex": (f"{_SPAWN} role system_prompt sandbox_mode profile", "name"),
     "spawn_multiple_instances": ("instances", "instances"),
     "spawn_team_from_template": (
         "template_name task_description supervisor_role parent_instance_id",
@@ -85,72 +78,6 @@ TOOLS: dict[str, tuple[str, str]] = {
     "get_pending_replies": ("instance_id wait_timeout", "instance_id"),
     "get_tmux_pane_content": ("instance_id lines", "instance_id"),
 }
-# What one says of itself in the form of Claude Code, when it did two things and was done.
-_SAID: tuple[dict[str, Any], ...] = (
-    {"type": "tool_use", "name": "Write", "input": {"file_path": "/workspace/a"}},
-    {"type": "tool_use", "name": "Bash", "input": {"command": "make"}},
-    {"type": "text", "text": "Made."},
-)
-
-
-@dataclass
-class Client:
-    """A client of that program."""
-
-    peer: Peer
-    kept: House
-    front: McpFrontEnd
-
-    async def __call__(self, tool: str, **arguments: object) -> Any:
-        """Give the result of a tool, which comes as text and as data."""
-        result = await self.peer.call(tool, **arguments)
-        told: dict[str, Any] = result["structuredContent"]
-        (block,) = result["content"]
-        value: Any = told if set(told) != {"result"} else told["result"]
-        assert block["text"] == value or json.loads(block["text"]) == value
-        assert result["isError"] is (told.get("success") is False)
-        return value
-
-    async def refusal(self, tool: str, **arguments: object) -> str:
-        result = await self.peer.call(tool, **arguments)
-        assert result["isError"], result
-        return str(result["content"][0]["text"])
-
-    async def spawned(self, name: str, **more: object) -> str:
-        told = await self("spawn_claude", name=name, **more)
-        assert told["success"], told
-        return str(told["instance_id"])
-
-    async def says(self, instance_id: str) -> None:
-        """Write down that it said something while it heard its last message."""
-        agents = self.kept.service.host.agents
-        *_, message = await agents.messages(instance_id, SYSTEM)
-        path = agents.output(message)
-        path.unlink(missing_ok=True)
-        file = OutputFile(path)
-        for block in _SAID:
-            told = {"id": "m", "model": "x", "content": [block]}
-            record = {"type": "assistant", "message": told}
-            file.add(Channel.STDOUT, json.dumps(record).encode() + b"\n")
-        file.close()
-
-
-@asynccontextmanager
-async def place(state: Path, settings: Mapping[str, str] | None = None) -> AsyncGenerator[Client]:
-    program = str(fake_program(state))
-    publish_no_image(ImageStore(state / places.IMAGES), "embedded")
-    async with house(state, machines={"qemu": program}) as kept:
-        front = McpFrontEnd(kept.service)
-        async with (
-            front.running(),
-            connected(front, ALICE, PROFILE, settings=settings) as peer,
-        ):
-            try:
-                yield Client(peer, kept, front)
-            finally:
-                agents = kept.service.host.agents
-                for each in agents.living(SYSTEM):
-                    await agents.end(each.agent_id, SYSTEM, force=True, cascade=True)
 
 
 @pytest.fixture
@@ -209,13 +136,20 @@ async def test_an_instance_is_spawned_looked_at_and_terminated(client: Client) -
         "max_cost": 10.0,
         "timeout_minutes": 30.0,
     }
+    figures = ("health_score", "success_rate", "error_count", "errors", "response_times")
+    told = {name: status.pop(name) for name in figures}
+    none = {"count": 0, "last_s": None, "median_s": None, "p95_s": None}
+    assert tuple(told.values()) == (100, None, 0, {}, none)
     everything = (await client("get_instance_status"))["status"]
     assert set(everything) == {
-        *("instances", "total_instances", "active_instances"),
+        *("instances", "total_instances", "active_instances", "terminated_instances"),
         *("total_tokens_used", "total_cost"),
     }
     assert everything["instances"] == {instance: status}
     assert (everything["total_instances"], everything["active_instances"]) == (1, 1)
+    # That program ended whoever reached a limit.
+    agent = (await client.kept.ask("agent_get", agent=instance))["agent"]
+    assert agent["budget"]["at_limit"] == "end"
     ended = await client("terminate_instance", instance_id=instance)
     assert ended == {
         "success": True,
@@ -223,7 +157,8 @@ async def test_an_instance_is_spawned_looked_at_and_terminated(client: Client) -
         "status": "terminated",
         "message": f"Successfully terminated instance {instance}",
     }
-    assert (await client("get_instance_status"))["status"]["active_instances"] == 0
+    everything = (await client("get_instance_status"))["status"]
+    assert (everything["active_instances"], everything["terminated_instances"]) == (0, 1)
     assert (await client("list_persisted_instances")) == {"instances": [], "count": 0}
 
 
@@ -266,6 +201,7 @@ async def test_what_is_said_and_answered_is_told_with_its_own_times(client: Clie
     assert [each["message_index"] for each in output["output"]] == [0, 1, 2, 3]
     status = (await client("get_instance_status", instance_id=instance))["status"]
     assert status["last_activity"] == output["output"][3]["timestamp"]
+    assert (status["success_rate"], status["error_count"]) == (0.0, 2)
     # Each has a time of its own, so `since` gives some of them.
     since = output["output"][1]["timestamp"]
     some = await client("get_instance_output", instance_id=instance, since=since, limit=1)
@@ -310,11 +246,15 @@ async def test_families_are_shown_told_and_ended_together(client: Client) -> Non
             {"name": "Two", "parent_instance_id": lead, "role": "architect"},
             {"name": "Three", "nonsense": 1},
             {"name": "Four", "instance_type": "grok"},
+            {"name": "Five", "type": "codex", "role": "backend_developer"},
         ],
     )
-    assert [each["name"] for each in spawned["spawned"]] == ["One", "Two"]
+    assert [each["name"] for each in spawned["spawned"]] == ["One", "Two", "Five"]
     assert [each["config"]["name"] for each in spawned["errors"]] == ["Three", "Four"]
-    one, two = [each["instance_id"] for each in spawned["spawned"]]
+    one, two, five = [each["instance_id"] for each in spawned["spawned"]]
+    status = (await client("get_instance_status", instance_id=five))["status"]
+    assert (status["instance_type"], status["role"]) == ("codex", "backend_developer")
+    await client("terminate_instance", instance_id=five)
     # They were spawned at once, and stand in the order in which they came to be.
     children = await client("get_children", parent_id=lead)
     assert sorted(children, key=_name) == [
@@ -484,6 +424,43 @@ async def test_answers_to_an_instance_are_read_once(client: Client) -> None:
     async with connected(client.front, CAROL, PROFILE) as peer:
         other = Client(peer, client.kept, client.front)
         assert "not found" in await other.refusal("get_pending_replies", instance_id=lead)
+
+
+async def test_an_answer_to_what_a_client_said_to_a_family_is_among_its_replies(
+    client: Client,
+) -> None:
+    lead = await client.spawned("lead")
+    child = await client.spawned("child", parent_instance_id=lead)
+    stranger = await client.spawned("stranger")
+    await client("broadcast_to_children", parent_id=lead, message="How far are you?")
+    [reply] = await client("get_pending_replies", instance_id=lead, wait_timeout=20)
+    assert reply["sender_id"] == child
+    await client("send_to_instance", instance_id=lead, message="And you?")
+    [reply] = await client("get_pending_replies", instance_id=lead)
+    assert reply["sender_id"] == lead
+    assert await client("get_pending_replies", instance_id=stranger) == []
+
+
+async def test_one_of_several_that_does_not_come_up_is_no_success(
+    client: Client, tmp_path: Path
+) -> None:
+    fake_program(tmp_path).unlink()
+    told = await client("spawn_multiple_instances", instances=[{"name": "One"}])
+    assert told["spawned"] == []
+    [failed] = told["errors"]
+    assert (failed["config"], bool(failed["error"])) == ({"name": "One"}, True)
+    status = (await client("get_instance_status", instance_id=failed["instance_id"]))["status"]
+    assert status["state"] == "error"
+
+
+async def test_servers_are_named_as_that_program_named_them(client: Client) -> None:
+    servers = {"files": {"transport": "http", "url": "http://localhost:8002/mcp"}}
+    for given in (servers, json.dumps(servers)):
+        instance = await client.spawned("x", mcp_servers=given)
+        agent = (await client.kept.ask("agent_get", agent=instance))["agent"]
+        assert agent["character"]["mcp_servers"] == {
+            "files": {"type": "http", "url": "http://localhost:8002/mcp"}
+        }
 
 
 async def test_limits_of_the_environment_hold(tmp_path: Path) -> None:

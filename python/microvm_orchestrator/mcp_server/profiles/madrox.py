@@ -125,8 +125,8 @@ def _tools(service: Service, instances: Instances) -> dict[str, Offer[_Answer]]:
             instances.persisted,
         ),
         "coordinate_instances": Offer(
-            "Have several instances work on a task: sequential, parallel or consensus; "
-            "get_job_status has what came of it.",
+            "Have several instances work on a task: sequential, parallel, "
+            "consensus or hierarchical; get_job_status has what came of it.",
             words.Coordinate,
             teams.coordinate,
         ),

@@ -18,6 +18,7 @@ from microvm_orchestrator.lifecycle.guest import WORKSPACE
 from microvm_orchestrator.mcp_server.profiles import madrox_words as words
 from microvm_orchestrator.model.agent import Agent, AgentState, Message
 from microvm_orchestrator.model.values import moment, rfc3339
+from microvm_orchestrator.service.agent_health import metrics_of
 from microvm_orchestrator.service.agents import SpawnAgent, spawned
 from microvm_orchestrator.service.roles import find_role
 from microvm_orchestrator.service.service import actor, parse
@@ -55,36 +56,38 @@ class Instances:
     # Spawned
 
     async def claude(self, caller: Caller, here: Environment, asked: words.SpawnClaude) -> Told:
-        role, warning = await self._role(asked.role)
-        given: Told = {"driver": "claude", "role": role, "system_prompt": asked.system_prompt}
-        told = await self._spawn(caller, here, asked, given, ready=asked.wait_for_ready)
-        kind = f"Claude instance '{asked.name}' with role '{role}'"
-        more = {"warning": warning} if warning else {}
-        return {**told, "role": role, **more, "message": _spawned(told, kind)}
+        told = await self._spawn(caller, here, asked, "claude", ready=asked.wait_for_ready)
+        kind = f"Claude instance '{asked.name}' with role '{told['role']}'"
+        return {**told, "message": _spawned(told, kind)}
 
     async def codex(self, caller: Caller, here: Environment, asked: words.SpawnCodex) -> Told:
-        told = await self._spawn(caller, here, asked, {"driver": "codex"}, ready=True)
+        told = await self._spawn(caller, here, asked, "codex", ready=True)
         return {**told, "message": _spawned(told, f"Codex instance '{asked.name}'")}
 
     async def several(self, caller: Caller, here: Environment, asked: words.SpawnMany) -> Told:
         """Spawn each that can be, all at once; what is wrong with one is told of it alone."""
 
-        async def one(given: Told) -> tuple[Told | None, Told | None]:
+        async def one(given: Told) -> Told:
             try:
                 kind = given.get("instance_type", given.get("type", "claude"))
                 rest = {k: v for k, v in given.items() if k not in {"instance_type", "type"}}
                 if kind == "codex":
-                    return await self.codex(caller, here, parse(words.SpawnCodex, rest)), None
+                    return await self.codex(caller, here, parse(words.SpawnCodex, rest))
                 if kind != "claude":
                     raise errors.InvalidInput(f"instance_type is claude or codex, not {kind}"[:200])
-                return await self.claude(caller, here, parse(words.SpawnClaude, rest)), None
+                return await self.claude(caller, here, parse(words.SpawnClaude, rest))
             except errors.OrchestratorError as error:
-                return None, {"config": given, "error": words.why(error)}
+                return {"success": False, "error": words.why(error)}
 
         told = await together([partial(one, each) for each in asked.instances], at_once=8)
         return {
-            "spawned": [done for done, _ in told if done is not None],
-            "errors": [failed for _, failed in told if failed is not None],
+            "spawned": [each for each in told if each["success"]],
+            # One that came to be and failed then is known by its id.
+            "errors": [
+                {"config": given, **{k: each[k] for k in ("instance_id", "error") if k in each}}
+                for given, each in zip(asked.instances, told, strict=True)
+                if not each["success"]
+            ],
         }
 
     async def _role(self, word: str) -> tuple[str, str | None]:
@@ -99,12 +102,13 @@ class Instances:
         self,
         caller: Caller,
         here: Environment,
-        asked: words.Spawn,
-        given: Told,
+        asked: words.SpawnClaude | words.SpawnCodex,
+        driver: str,
         *,
         ready: bool,
     ) -> Told:
-        given = {**given, **_asked_for(here, asked)}
+        role, warning = await self._role(asked.role)
+        given = {"driver": driver, "role": role, **_asked_for(here, asked)}
         async with self._spawning:
             await self.refuse_more(caller, here, given)
             agent = await self._named(caller, asked.name, given)
@@ -119,6 +123,8 @@ class Instances:
             "name": asked.name,
             "instance_type": agent.character.driver,
             "model": agent.character.model,
+            "role": role,
+            **({"warning": warning} if warning else {}),
         }
         if ready or asked.wait_for_response:
             try:
@@ -137,7 +143,7 @@ class Instances:
             return {"status": "completed", "response": heard.answer}
         if not heard.replied:
             return {"response": None}
-        why = heard.error.message if heard.error else "it was never heard"
+        why = words.error_of(heard)
         return {"success": False, "status": "failed", "error_message": why, "error": why}
 
     async def refuse_more(
@@ -213,10 +219,23 @@ class Instances:
 
     async def status(self, caller: Caller, _here: Environment, asked: words.AnyOne) -> Told:
         if asked.instance_id is not None:
-            status = self.details(await self.one(caller, asked.instance_id))
+            status = await self.all_of(caller, asked.instance_id)
         else:
             status = await self.all_of_them(caller)
         return {"success": True, "status": status, "message": "Retrieved instance status"}
+
+    async def all_of(self, caller: Caller, instance_id: str) -> Told:
+        """Say all of an instance, what became of what was said to it too, how fast and how well."""
+        agent = await self.one(caller, instance_id)
+        told = await metrics_of(self._service.host.agents, agent)
+        return {
+            **self.details(agent),
+            "health_score": told.health,
+            "success_rate": told.success_rate,
+            "error_count": told.failed,
+            "errors": told.errors,
+            "response_times": told.response.model_dump(mode="json"),
+        }
 
     async def all_of_them(self, caller: Caller) -> Told:
         every = await self.every(caller)
@@ -224,6 +243,7 @@ class Instances:
             "instances": {each.agent_id: self.details(each) for each in every},
             "total_instances": len(every),
             "active_instances": words.active(every),
+            "terminated_instances": sum(each.state is AgentState.ENDED for each in every),
             "total_tokens_used": sum(self.taken(each).tokens for each in every),
             "total_cost": sum(self.taken(each).cost_usd for each in every),
         }
@@ -396,7 +416,7 @@ class Instances:
         }
 
 
-def _asked_for(here: Environment, asked: words.Spawn) -> Told:
+def _asked_for(here: Environment, asked: words.SpawnClaude | words.SpawnCodex) -> Told:
     """Say what an instance is to be in the words of agents. Raises: InvalidInput."""
     if asked.use_worktree and asked.git_repo is None:
         raise errors.InvalidInput("use_worktree needs git_repo, the alias of a repository")
@@ -404,6 +424,8 @@ def _asked_for(here: Environment, asked: words.Spawn) -> Told:
     minutes = words.least(asked.timeout_minutes, here.timeout_minutes)
     return {
         "model": asked.model,
+        "system_prompt": asked.system_prompt,
+        "credentials": here.credentials,
         "parent": asked.parent_instance_id,
         "mcp_servers": words.servers_of(asked.mcp_servers),
         "repo": asked.git_repo,

@@ -82,7 +82,7 @@ class Talk:
             "instance_id": message.agent_id,
             "message_id": message.message_id,
             "response": message.answer,
-            "error": _error(message),
+            "error": words.error_of(message),
             "timestamp": rfc3339(ended),
             "tokens_used": tokens,
             "estimated_tokens": tokens,
@@ -194,7 +194,7 @@ class Talk:
                 at = message.replied_at or at
                 content = message.answer if message.answer is not None else ""
                 told = {"timestamp": rfc3339(at), "type": "response", "content": content}
-                error = _error(message)
+                error = words.error_of(message)
                 entries.append((at, {**known, **told, **({"error": error} if error else {})}))
         told = [{**entry, "message_index": index} for index, (_, entry) in enumerate(entries)]
         later = [
@@ -272,8 +272,17 @@ class Talk:
         await self._no_instance(caller, "reply_to_caller", asked.instance_id)
 
     async def replies(self, caller: Caller, _here: Environment, asked: words.Replies) -> list[Told]:
-        """Give the answers that came to what an instance said, each once to whoever asks."""
+        """Give the answers that came to what an instance said, each once to whoever asks.
+
+        Beside them those to what whoever asks has said to it and its children, which were replies
+        to it there.
+        """
         agent = await self._instances.one(caller, asked.instance_id)
+        family = {
+            each.agent_id
+            for each in await self._instances.every(caller)
+            if agent.agent_id in {each.agent_id, each.parent}
+        }
         reader = (caller.principal.name, agent.agent_id)
         by = actor(caller, "get_pending_replies")
         found = await until(
@@ -281,7 +290,9 @@ class Talk:
             caller,
             Match(kinds=(f"{MESSAGE}.*",)),
             asked.wait_timeout,
-            look=lambda: came_to(self._service, by, agent.agent_id, self._read_until.get(reader)),
+            look=lambda: came_to(
+                self._service, by, agent.agent_id, self._read_until.get(reader), told=family
+            ),
             over=bool,
             said=lambda _: "nothing yet",
         )
@@ -295,7 +306,7 @@ class Talk:
                 "reply_message": each.answer if words.answered(each) else "",
                 "correlation_id": each.message_id,
                 "timestamp": rfc3339(each.replied_at or each.created_at),
-                **({} if words.answered(each) else {"error": _error(each)}),
+                **({} if words.answered(each) else {"error": words.error_of(each)}),
             }
             for each in found
         ]
@@ -311,12 +322,6 @@ class Talk:
 
 def _waits(asked: words.SendMany | words.Broadcast) -> float | None:
     return float(asked.timeout_seconds) if asked.wait_for_responses else None
-
-
-def _error(message: Message) -> str | None:
-    if words.answered(message):
-        return None
-    return message.error.message if message.error else "it was never heard"
 
 
 def _time(text: str) -> datetime:

@@ -51,6 +51,7 @@ class Teams:
             "task": asked.task_description,
             "parent": asked.parent_instance_id,
             "wait_s": _TEAM_S,
+            "credentials": here.credentials,
             **words.limits(None, here.max_tokens, here.timeout_minutes),
         }
         await self._instances.refuse_more(caller, here, wish, 1 + len(template.members))
@@ -75,7 +76,8 @@ class Teams:
             "message": f"Spawned team {template.name} with {len(members)} instances",
         }
 
-    async def coordinate(self, caller: Caller, _here: Environment, asked: words.Coordinate) -> Told:
+    async def coordinate(self, caller: Caller, here: Environment, asked: words.Coordinate) -> Told:
+        await self._instances.cost_left(caller, here)
         coordinator = await self._instances.one(caller, asked.coordinator_id)
         participants = [await self._instances.one(caller, each) for each in asked.participant_ids]
         ids = [each.agent_id for each in participants]

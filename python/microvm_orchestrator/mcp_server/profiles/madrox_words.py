@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.agent import Agent, AgentState, Said
+from microvm_orchestrator.model.agent_budget import AtLimit
 from microvm_orchestrator.model.values import Line
 from microvm_orchestrator.service.calls import Request
 
@@ -80,6 +81,8 @@ class SpawnClaude(Spawn):
 class SpawnCodex(Spawn):
     """A Codex instance."""
 
+    role: Line = Field(default="general", description="such as architect or backend_developer")
+    system_prompt: Said | None = Field(default=None, description="added to that of its role")
     sandbox_mode: Literal["read-only", "workspace-write", "danger-full-access"] = Field(
         default="workspace-write", description="its machine is its sandbox, whatever is said here"
     )
@@ -90,7 +93,7 @@ class SpawnMany(Request):
     """Several instances."""
 
     instances: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=_MANY)] = Field(
-        description="each with the parameters of spawn_claude; `instance_type` codex is possible"
+        description="each with the parameters of spawn_claude; with `instance_type` codex, of that"
     )
 
 
@@ -256,6 +259,12 @@ class Environment(BaseModel):
     timeout_minutes: Annotated[float, Field(gt=0)] | None = Field(
         None, alias="INSTANCE_TIMEOUT_MINUTES"
     )
+    # What the command made of the key in its environment.
+    credential: str | None = Field(None, alias="CREDENTIAL")
+
+    @property
+    def credentials(self) -> list[str]:
+        return [] if self.credential is None else [self.credential]
 
 
 def environment_of(settings: Mapping[str, str]) -> Environment:
@@ -272,7 +281,9 @@ _STATES = {
     AgentState.ENDED: "terminated",
     AgentState.FAILED: "error",
 }
-_ACTIVE = frozenset({"initializing", "running", "idle", "busy"})
+# Those whose machine is up, or is about to be.
+_UP = frozenset({AgentState.IDLE, AgentState.BUSY})
+_ACTIVE = _UP | {AgentState.STARTING}
 _UNPLAIN = re.compile(r"[^A-Za-z0-9]+")
 _NAME_MOST = 40
 
@@ -296,6 +307,19 @@ def servers_of(given: str | dict[str, Any] | None) -> dict[str, Any]:
 
     Raises: InvalidInput.
     """
+    return {name: _server_of(server) for name, server in _servers(given).items()}
+
+
+def _server_of(given: Any) -> Any:
+    """Call the way in which a server is spoken with as `.mcp.json` does."""
+    match given:
+        case {"transport": way, **rest}:
+            return {"type": way, **rest}
+        case _:
+            return given
+
+
+def _servers(given: str | dict[str, Any] | None) -> dict[str, Any]:
     if given is None or isinstance(given, dict):
         return given or {}
     try:
@@ -320,12 +344,24 @@ def brief(agent: Agent) -> dict[str, Any]:
 
 def active(agents: Iterable[Agent]) -> int:
     """How many of them are up, or will be."""
-    return sum(1 for each in agents if state_of(each) in _ACTIVE)
+    return sum(1 for each in agents if each.state in _ACTIVE)
+
+
+def running(agents: Iterable[Agent]) -> int:
+    """How many of them are up."""
+    return sum(1 for each in agents if each.state in _UP)
 
 
 def answered(message: Message) -> bool:
     """Whether there is an answer, though its turn may go on."""
     return message.answer is not None and message.error is None
+
+
+def error_of(message: Message) -> str | None:
+    """Why there is no answer to a message that is over."""
+    if answered(message):
+        return None
+    return message.error.message if message.error else "it was never heard"
 
 
 def why(error: errors.OrchestratorError) -> str:
@@ -339,7 +375,11 @@ def least(first: N | None, second: N | None) -> N | None:
 
 
 def limits(cost: float | None, tokens: int | None, minutes: float | None) -> dict[str, Any]:
-    """Write limits as agents have them; what is not limited is left out."""
+    """Write limits as agents have them; what is not limited is left out.
+
+    That program promised to end who reaches one.
+    """
     wall_s = None if minutes is None else minutes * MINUTE_S
     given = {"cost_usd": cost, "tokens": tokens, "wall_s": wall_s}
-    return {name: limit for name, limit in given.items() if limit is not None}
+    held = {name: limit for name, limit in given.items() if limit is not None}
+    return {**held, "at_limit": str(AtLimit.END)}
