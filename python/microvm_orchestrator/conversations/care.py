@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.spawn import Spawn
+from microvm_orchestrator.conversations.spawn import Host, Spawn, begin
 from microvm_orchestrator.conversations.supervisor import Supervisor
 from microvm_orchestrator.conversations.tally import Tally, tally_of
 from microvm_orchestrator.conversations.waits import Waits
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.model.supervision import Observation, Supervise
 
 
-class LookedAfter(Protocol):
+class LookedAfter(Host, Protocol):
     """The agents of a host."""
 
     def conversations(self) -> Sequence[Conversation]:
@@ -38,12 +38,8 @@ class LookedAfter(Protocol):
         """Find an agent."""
         ...
 
-    async def send(self, reference: str, text: str, by: Actor) -> Message:
-        """Say something to an agent."""
-        ...
-
-    async def spawn(self, wish: Spawn, by: Actor) -> Agent:
-        """Begin to spawn an agent."""
+    async def look(self, agent: Agent) -> Agent:
+        """Take in what an agent committed by now, and give it as it is then."""
         ...
 
     async def retire(self, agent_id: str, reason: str) -> None:
@@ -86,6 +82,47 @@ class Care:
         """Write down what was seen of an agent. Raises: StateForbids for one that is over."""
         await self._conversation(agent).standing.observe(told)
 
+    async def child_of(
+        self,
+        agent: Agent,
+        name: str,
+        role: AgentRole | None,
+        *,
+        ephemeral: bool,
+        system_prompt: str | None = None,
+    ) -> Spawn:
+        """Give the wish for a child of an agent: like it, but for who it is, and of what is left.
+
+        It works where the agent is by now, on a branch of its own.
+
+        Raises: StateForbids where nothing is left for one.
+        """
+        budget, used_up = self._records.accounts.for_child(agent.agent_id)
+        if used_up is not None:
+            raise errors.StateForbids(f"of the {used_up} of {agent.name} nothing is left")
+        character = {"system_prompt": system_prompt, "role": role and role.name}
+        assignment = None
+        if agent.work is not None:
+            work = (await self._agents.look(agent)).work or agent.work
+            place = {
+                "repo": work.repo_id,
+                "base": work.head or work.base,
+                "into": work.into,
+                "branch": None,
+            }
+            assignment = work.asked.model_copy(update=place)
+        return Spawn(
+            name=name,
+            parent=agent.agent_id,
+            character=agent.character.model_copy(update=character),
+            home=agent.home,
+            budget=budget,
+            role_prompt=role and role.prompt,
+            assignment=assignment,
+            supervise=agent.supervise,
+            ephemeral=ephemeral,
+        )
+
     # What its supervisor does
 
     def conversations(self) -> Sequence[Conversation]:
@@ -105,11 +142,5 @@ class Care:
 
         Raises: StateForbids where nothing is left for it; as `spawn`.
         """
-        budget, used_up = self._records.accounts.for_child(agent.agent_id)
-        if used_up is not None:
-            raise errors.StateForbids(f"of its {used_up} nothing is left for a helper")
-        update = {"role": role.name, "system_prompt": None}
-        character = agent.character.model_copy(update=update)
-        wish = Spawn(name, agent.agent_id, character, agent.home, budget, role.prompt)
-        helper = await self._agents.spawn(wish, SYSTEM)
-        await self.tell(helper.agent_id, prompt)
+        helper = await self.child_of(agent, name, role, ephemeral=True)
+        await begin(self._agents, helper, SYSTEM, prompt)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
 
 from microvm_orchestrator.conversations.workplace import as_of_copy
 from microvm_orchestrator.model.agent import Agent, AgentState
@@ -17,7 +19,7 @@ from microvm_orchestrator.model.run import Usage
 from microvm_orchestrator.model.values import moment
 
 if TYPE_CHECKING:
-    from microvm_orchestrator.model.agent import Character, Home
+    from microvm_orchestrator.model.agent import Character, Home, Message
     from microvm_orchestrator.model.agent_budget import AgentBudget
     from microvm_orchestrator.model.agent_claims import Works
     from microvm_orchestrator.model.agent_work import AgentWork, Assignment
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from microvm_orchestrator.model.supervision import Supervise
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spawn:
     """An agent as it is asked for."""
 
@@ -42,6 +44,33 @@ class Spawn:
     works: Works | None = None
     supervise: Supervise | None = None
     ephemeral: bool = False
+
+
+class Host(Protocol):
+    """The agents of a host."""
+
+    async def spawn(self, wish: Spawn, by: Actor) -> Agent:
+        """Begin to spawn an agent."""
+        ...
+
+    async def send(
+        self, reference: str, text: str, by: Actor, *, sender: Agent | None = None
+    ) -> Message:
+        """Say something to an agent."""
+        ...
+
+
+async def begin(
+    host: Host, wish: Spawn, by: Actor, text: str, sender: Agent | None = None
+) -> Message:
+    """Begin to spawn an agent, and tell it something first. Raises: as both.
+
+    Whoever leaves meanwhile leaves none who waits for ever for what it was to be told.
+    """
+    with anyio.CancelScope(shield=True):
+        agent = await host.spawn(wish, by)
+        return await host.send(agent.agent_id, text, by, sender=sender)
+    raise AssertionError  # what is shielded is not cancelled
 
 
 def spawned(

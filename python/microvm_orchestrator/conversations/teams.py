@@ -15,7 +15,8 @@ from functools import partial
 import anyio
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.agents import Agents, Spawn
+from microvm_orchestrator.conversations.agents import Agents
+from microvm_orchestrator.conversations.spawn import Spawn
 from microvm_orchestrator.model.agent import Agent, AgentState
 from microvm_orchestrator.model.names import new_id
 from microvm_orchestrator.model.records import SYSTEM, Actor, Record

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import anyio
 from pydantic import Field, JsonValue
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.agents import Spawn
+from microvm_orchestrator.conversations.spawn import Spawn, begin
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import (
     AGENT,
@@ -169,25 +168,22 @@ async def spawned(
     role = None if request.role is None else await find_role(service, request.role)
     character = Character.model_validate(request.model_dump(include=set(Character.model_fields)))
     wish = Spawn(
-        request.name,
-        request.parent,
-        character.model_copy(update={"role": role and role.name}),
-        Home.model_validate(request.model_dump(include=set(Home.model_fields))),
-        _budget(request),
-        role and role.prompt,
-        title,
+        name=request.name,
+        parent=request.parent,
+        character=character.model_copy(update={"role": role and role.name}),
+        home=Home.model_validate(request.model_dump(include=set(Home.model_fields))),
+        budget=_budget(request),
+        role_prompt=role and role.prompt,
+        title=title,
         assignment=assignment_of(request),
         works=works_of(request, by),
         supervise=request.supervise,
         ephemeral=request.ephemeral,
     )
-    # Whoever leaves now leaves none who waits for ever for what it was to be told first.
-    with anyio.CancelScope(shield=True):
-        agent = await agents.spawn(wish, by)
-        if request.prompt is not None:
-            await agents.send(agent.agent_id, request.prompt, by)
-        return agent
-    raise AssertionError  # what is shielded is not cancelled
+    if request.prompt is None:
+        return await agents.spawn(wish, by)
+    told = await begin(agents, wish, by, request.prompt)
+    return await agents.get(told.agent_id, by)
 
 
 def assignment_of(request: Assignment) -> Assignment | None:

@@ -7,13 +7,12 @@ profile `agent`; below, the agents of this host.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-import anyio
-
 from microvm_orchestrator import errors
-from microvm_orchestrator.conversations.agents import Spawn
 from microvm_orchestrator.conversations.home import acting
+from microvm_orchestrator.conversations.spawn import begin
 from microvm_orchestrator.conversations.token import agent_named
 from microvm_orchestrator.model.records import SYSTEM
 from microvm_orchestrator.model.supervision import Deed, Observation, Sight
@@ -24,13 +23,13 @@ from microvm_orchestrator.service.roles import find_role
 if TYPE_CHECKING:
     from microvm_orchestrator.model.agent import Agent, Message
     from microvm_orchestrator.model.agent_claims import Works
-    from microvm_orchestrator.model.agent_work import Assignment
     from microvm_orchestrator.model.values import Moment
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
 
 # As many answers are shown to an agent at once.
 _INBOX_MOST = 50
+_SAID_LATER = "what you said is heard once your turn is over: end it, or say it with wait_s 0"
 
 
 async def agent_of(service: Service, caller: Caller) -> Agent:
@@ -89,48 +88,14 @@ async def spawn_as(
     """Spawn a child of an agent, like it but for who it is, and tell it something."""
     agents, by = service.host.agents, acting(agent, caller.via)
     found = None if role is None else await find_role(service, role)
-    update = {"system_prompt": system_prompt, "role": found and found.name}
-    character = agent.character.model_copy(update=update)
-    prompted = found and found.prompt
-    budget, used_up = agents.accounts.for_child(agent.agent_id)
-    if used_up is not None:
-        await service.store.note(by, agent.agent_id, errors.StateForbids.code)
-        raise errors.StateForbids(f"of your {used_up} nothing is left for a child")
     try:
-        wish = Spawn(
-            name,
-            agent.agent_id,
-            character,
-            agent.home,
-            budget,
-            prompted,
-            assignment=await _with(service, agent),
-            works=works,
-            supervise=agent.supervise,
-            ephemeral=ephemeral,
+        child = await agents.care.child_of(
+            agent, name, found, ephemeral=ephemeral, system_prompt=system_prompt
         )
-        # Whoever leaves now leaves none who waits for ever for what it was to be told first.
-        with anyio.CancelScope(shield=True):
-            child = await agents.spawn(wish, by)
-            return await agents.send(child.agent_id, prompt, by, sender=agent)
-    except errors.TooLarge:
-        await service.store.note(by, agent.agent_id, errors.TooLarge.code)
+        return await begin(agents, replace(child, works=works), by, prompt, sender=agent)
+    except (errors.TooLarge, errors.StateForbids) as error:
+        await service.store.note(by, agent.agent_id, error.code)
         raise
-    raise AssertionError  # what is shielded is not cancelled
-
-
-async def _with(service: Service, agent: Agent) -> Assignment | None:
-    """Have a child work where its parent is by now, and on a branch of its own."""
-    if agent.work is None:
-        return None
-    work = (await service.host.agents.look(agent)).work or agent.work
-    update = {
-        "repo": work.repo_id,
-        "base": work.head or work.base,
-        "into": work.into,
-        "branch": None,
-    }
-    return work.asked.model_copy(update=update)
 
 
 async def wait_as(
@@ -146,12 +111,12 @@ async def wait_as(
     agents = service.host.agents
     ring = agents.care.waits.find_ring(agent.agent_id, message.agent_id)
     if ring:
-        await _refuse_wait(service, agent, ring)
+        await refuse_wait(service, agent, ring, _SAID_LATER)
     with agents.care.waits.waiting(agent.agent_id, message.agent_id):
         return await awaited(service, caller, by, message_id, timeout_s)
 
 
-async def _refuse_wait(service: Service, agent: Agent, ring: list[str]) -> NoReturn:
+async def refuse_wait(service: Service, agent: Agent, ring: list[str], hint: str) -> NoReturn:
     """Tell an agent that whom it would wait for waits for it. Raises: StateForbids."""
     agents = service.host.agents
     known = {each.agent_id: each.name for each in agents.living(SYSTEM)}
@@ -168,5 +133,5 @@ async def _refuse_wait(service: Service, agent: Agent, ring: list[str]) -> NoRet
     await agents.care.observe(agent, told)
     raise errors.StateForbids(
         f"you would wait for {chain}, and neither of you would ever go on",
-        hint="what you said is heard once your turn is over: end it, or say it with wait_s 0",
+        hint=hint,
     )

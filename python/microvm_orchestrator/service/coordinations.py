@@ -38,6 +38,8 @@ from microvm_orchestrator.service.records import page_of
 from microvm_orchestrator.service.service import Service, actor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from microvm_orchestrator.model.agent import Agent
     from microvm_orchestrator.model.records import Actor, Record
 
@@ -89,7 +91,8 @@ class CoordinateTeam(Together):
     coordinator: AgentRef
     participants: Annotated[list[AgentRef], Field(max_length=PARTICIPANTS_MOST)] = Field(
         default=[],
-        description="names or ids, in their order; by default all who belong to the coordinator",
+        description="names or ids, in their order; by default all who belong to the coordinator, "
+        "but for ephemeral ones",
     )
     ask_coordinator: Flag = Field(
         default=True,
@@ -134,11 +137,16 @@ async def team_coordinate(service: Service, caller: Caller, request: CoordinateT
     if request.participants:
         participants = [await agents.get(name, by) for name in request.participants]
     else:
-        participants = await agents.children(coordinator.agent_id, by)
+        participants = usual(await agents.children(coordinator.agent_id, by))
     operation = await begin(
         service, by, request, coordinator, participants, ask_coordinator=request.ask_coordinator
     )
     return await awaited(service, caller, by, operation.operation_id, request.wait_s)
+
+
+def usual(children: Iterable[Agent]) -> list[Agent]:
+    """Who takes part if nobody is named: those who do not end by themselves between two steps."""
+    return [each for each in children if not each.ephemeral]
 
 
 async def begin(
@@ -173,7 +181,9 @@ async def begin(
 def _check(coordinator: Agent, participants: list[Agent]) -> None:
     """Raises: InvalidInput, StateForbids."""
     if not participants:
-        raise errors.InvalidInput(f"nobody takes part; to {coordinator.name} belongs no agent")
+        raise errors.InvalidInput(
+            f"nobody takes part; to {coordinator.name} belongs no agent that stays"
+        )
     known = [coordinator.agent_id, *(each.agent_id for each in participants)]
     for agent in participants:
         if known.count(agent.agent_id) > 1:

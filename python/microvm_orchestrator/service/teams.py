@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue
 
 from microvm_orchestrator.agents.teams import briefing
 from microvm_orchestrator.agents.teams.shelf import read_teams
-from microvm_orchestrator.conversations.agents import Spawn
+from microvm_orchestrator.conversations.spawn import Spawn
 from microvm_orchestrator.conversations.teams import TeamWish
 from microvm_orchestrator.model.access import Role
 from microvm_orchestrator.model.agent import Character, Home, Program
@@ -149,18 +149,18 @@ async def _spawn(
     leads = member is team.lead
     program = request.model_dump(include=set(Program.model_fields))
     return Spawn(
-        briefing.agent_name(prefix, member),
-        request.parent if leads else None,
-        Character(
+        name=briefing.agent_name(prefix, member),
+        parent=request.parent if leads else None,
+        character=Character(
             **program,
             role=role.name,
             system_prompt=briefing.for_lead(team, prefix)
             if leads
             else briefing.for_member(team, member, prefix),
         ),
-        Home.model_validate(request.model_dump(include=set(Home.model_fields))),
-        _budget(request, leads=leads),
-        role.prompt,
+        home=Home.model_validate(request.model_dump(include=set(Home.model_fields))),
+        budget=_budget(request, leads=leads),
+        role_prompt=role.prompt,
     )
 
 

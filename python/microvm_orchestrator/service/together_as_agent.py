@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.conversations.home import acting
-from microvm_orchestrator.service.coordinations import CoordinationAnswer, Together, begin
+from microvm_orchestrator.service.as_agent import refuse_wait
+from microvm_orchestrator.service.coordinations import CoordinationAnswer, Together, begin, usual
 from microvm_orchestrator.service.operations import awaited
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ async def coordinate_as(
         raise errors.Denied(
             f"{strangers[0]} is no child of yours", hint="`others` shows who your children are"
         )
-    chosen = [children[name] for name in names] if names else list(children.values())
+    chosen = [children[name] for name in names] if names else usual(children.values())
+    for child in chosen if wait_s else ():
+        await _look_out(service, agent, child.agent_id)
     begun = await begin(service, by, wish, agent, chosen, ask_coordinator=False)
     with service.host.agents.care.waits.waiting(agent.agent_id, begun.target):
         await awaited(service, caller, by, begun.operation_id, wait_s)
@@ -59,9 +62,19 @@ async def coordination_as(
     by = acting(agent, caller.via)
     operation_id = coordinations.operation_of(told.coordination)
     if operation_id is not None:
+        if wait_s:
+            await _look_out(service, agent, coordination_id)
         with service.host.agents.care.waits.waiting(agent.agent_id, coordination_id):
             await awaited(service, caller, by, operation_id, wait_s)
     return await _told(service, agent, coordination_id)
+
+
+async def _look_out(service: Service, agent: Agent, other: str) -> None:
+    """See that whom an agent is to wait for does not wait for it. Raises: StateForbids."""
+    ring = service.host.agents.care.waits.find_ring(agent.agent_id, other)
+    if ring:
+        hint = "whoever waits for you hears what it asks once your turn is over: end it first"
+        await refuse_wait(service, agent, ring, hint)
 
 
 async def _told(service: Service, agent: Agent, coordination_id: str) -> CoordinationAnswer:

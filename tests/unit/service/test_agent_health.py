@@ -89,6 +89,55 @@ async def test_two_that_would_wait_for_each_other_are_told_and_nothing_is_lost(
         await here.ask("agent_end", agent=lead, cascade=True)
 
 
+async def test_who_is_waited_for_has_nobody_that_waits_for_it_work_together(
+    tmp_path: Path,
+) -> None:
+    async with home(tmp_path) as here:
+        lead = await spawned(here, "lead")
+        ada = await spawned(here, "ada", parent=lead)
+        bob = await spawned(here, "bob", parent=lead)
+        agents = here.service.host.agents
+        caller = Caller(principal=ADMIN, via="test", progress=silent)
+        leading = Agent.model_validate(await agent_of(here, lead))
+        wish = Together(task="Make a clock.", kind=CoordinationKind.PARALLEL)
+        with agents.care.waits.waiting(ada, lead):
+            with pytest.raises(errors.StateForbids, match="you would wait for ada, who waits for"):
+                await coordinate_as(here.service, caller, leading, wish, [], PATIENCE_S)
+            assert (await here.ask("coordination_list"))["items"] == []
+            [seen] = (await here.ask("agent_health", agent=lead))["watched"]
+            assert (seen["sight"], seen["deed"]) == ("deadlock", "refused")
+            # Without waiting, or with others, it harms nobody.
+            await coordinate_as(here.service, caller, leading, wish, ["ada"], 0)
+            await coordinate_as(here.service, caller, leading, wish, ["bob"], PATIENCE_S)
+        assert [each["text"][:5] for each in (await here.ask("agent_output", agent=bob))["items"]]
+        await here.ask("agent_end", agent=lead, cascade=True, force=True)
+
+
+async def test_a_helper_is_told_what_is_wrong_and_ends_by_itself(tmp_path: Path) -> None:
+    async with home(
+        tmp_path, look_every_s=0.1, intervene_every_s=0.1, interventions_most=2
+    ) as here:
+        ada = await spawned(here, "ada", supervise="act")
+        for _ in range(3):
+            assert (await said(here, ada))["state"] == "failed"
+
+        async def is_over() -> bool:
+            told = (await here.ask("agent_list"))["items"]
+            return [each["state"] for each in told if each["name"] == "ada-helper-1"] == ["ended"]
+
+        await here.until(is_over)
+        [helper] = [
+            each
+            for each in (await here.ask("agent_list"))["items"]
+            if each["name"] == "ada-helper-1"
+        ]
+        assert (helper["parent"], helper["ephemeral"]) == (ada, True)
+        assert helper["character"]["role"] == "debugger"
+        [message] = (await here.ask("agent_output", agent=helper["agent_id"]))["items"]
+        assert "You are to help agent ada" in message["text"]
+        await here.ask("agent_end", agent=ada, cascade=True, force=True)
+
+
 async def test_who_is_asked_in_a_coordination_does_not_wait_for_who_waits_for_its_end(
     tmp_path: Path,
 ) -> None:

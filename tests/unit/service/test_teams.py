@@ -139,7 +139,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "consensus", "quorum": 1, "quorum_share": 0.5}, "one or the other"),
     ({"kind": "hierarchical", "ask_coordinator": False}, "nobody divides the task"),
     ({"kind": "consensus", "ask_coordinator": False}, "nobody proposes anything"),
-    ({"coordinator": "ada"}, "to ada belongs no agent"),
+    ({"coordinator": "ada"}, "to ada belongs no agent that stays"),
 ]
 
 
