@@ -147,7 +147,11 @@ def shell(
     env: Env = None,
     path: Annotated[
         str | None,
-        typer.Option("--path", metavar="PATH", help="Where it runs; in its workspace by default."),
+        typer.Option(
+            "--path",
+            metavar="PATH",
+            help="Where it runs, below its workspace; by default where the agent does.",
+        ),
     ] = None,
 ) -> int:
     """Have a shell, or another program, beside an agent on this terminal; exit as it does.

@@ -401,8 +401,9 @@ class Conversation:
         """Tell which limit keeps it from hearing more, and stand so."""
         found = self._accounts.reached(self.agent.agent_id)
         reason = self._stays if found is None else found.seen_by(self.agent.agent_id)
+        held = bool(reason and (self._queue or self._stays))
         if self.agent.state is AgentState.IDLE or (
-            reason and self._queue and self.agent.state is AgentState.SUSPENDED
+            held and self.agent.state is AgentState.SUSPENDED
         ):
             await self.standing.change(self.agent.state, reason)
         return found

@@ -72,18 +72,21 @@ async def see_off(conversation: Conversation, host: Host) -> None:
                     still=partial(_is_done, conversation, host),
                 )
             except (errors.Unavailable, OSError) as error:
-                why = str(error)
-                _log.warning("agent_not_ended", agent=conversation.agent.agent_id, reason=why)
-                conversation.stays(why)
+                _stays(conversation, str(error))
                 await anyio.sleep(again_s)
                 again_s = min(2 * again_s, _AGAIN_MOST_S)
             except errors.OrchestratorError as error:
                 # Somebody may have told it more meanwhile; then it ends later.
                 if _is_done(conversation, host):
                     tried = conversation.agent.turns
-                    conversation.stays(error.message)
+                    _stays(conversation, error.message)
         else:
             await news.wait()
+
+
+def _stays(conversation: Conversation, why: str) -> None:
+    _log.warning("agent_not_ended", agent=conversation.agent.agent_id, reason=why)
+    conversation.stays(why)
 
 
 def _is_done(conversation: Conversation, host: Host) -> bool:

@@ -77,8 +77,12 @@ def refuse_more(agents: Sequence[Agent], parent: Agent, limits: Limits) -> None:
         depth, above = depth + 1, higher
     if depth >= limits.depth:
         raise errors.TooLarge(
-            f"agent {parent.name} stands {depth} deep, and none may stand below {limits.depth}"
+            f"agent {parent.name} stands {depth} deep, and none may stand below {limits.depth}",
+            hint="`agents.depth` in the daemon's configuration says how deep",
         )
     living = [each for each in children(agents, parent) if not each.over]
     if len(living) >= limits.children:
-        raise errors.TooLarge(f"agent {parent.name} has {limits.children} children already")
+        raise errors.TooLarge(
+            f"agent {parent.name} has {limits.children} children already",
+            hint="`agents.children` in the daemon's configuration says how many",
+        )

@@ -42,6 +42,11 @@ def acting(agent: Agent, via: str = "agent") -> Actor:
     return Actor(agent.owner, Role.OPERATOR, via, f"agent {agent.name}")
 
 
+def folder_of(agent: Agent) -> str:
+    """Where an agent works in its machine."""
+    return guest.WORKSPACE if agent.work is None else guest.REPO
+
+
 async def open_home(agent: Agent, ground: AgentGround) -> RunningMachine:
     """Have an agent's machine run; it is made if it is not there.
 

@@ -20,13 +20,13 @@ from microvm_orchestrator import errors
 from microvm_orchestrator.agents.drivers import find_driver
 from microvm_orchestrator.agents.drivers.base import AgentTask, Endpoint, KeyKind
 from microvm_orchestrator.conversations.fit import OWN_SERVER, system_prompt
-from microvm_orchestrator.conversations.home import acting
+from microvm_orchestrator.conversations.home import acting, folder_of
 from microvm_orchestrator.conversations.token import token_of
 from microvm_orchestrator.egress.budget import Budget as Limits
 from microvm_orchestrator.execs.execs import Wish
 from microvm_orchestrator.lifecycle.egress import Leave, spent_in
 from microvm_orchestrator.lifecycle.following import follow
-from microvm_orchestrator.lifecycle.guest import HOME, REPO, WORKSPACE
+from microvm_orchestrator.lifecycle.guest import HOME
 from microvm_orchestrator.lifecycle.port import held_open
 from microvm_orchestrator.lifecycle.program import (
     PLACEHOLDER,
@@ -88,7 +88,7 @@ async def take_turn(
     task = task_of(agent, message, await token_of(agent, ground))
     driver = find_driver(agent.character.driver)
     # Always the same: programs look for a session by the folder that it was begun in.
-    where = WORKSPACE if agent.work is None else REPO
+    where = folder_of(agent)
     invocation = driver.prepare(task, Endpoint(PROXY, PLACEHOLDER, KeyKind.API_KEY), HOME, where)
     shell = await machine.reached()
     for file in invocation.files:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from microvm_orchestrator.conversations.home import folder_of
 from microvm_orchestrator.lifecycle.guest import HOME
 from microvm_orchestrator.model.values import Flag
 from microvm_orchestrator.service import streams
@@ -53,13 +54,16 @@ class FetchAgentTree(TreeToFetch, _OfAgent):
     """Where it is."""
 
 
-class AgentTerminal(_OfAgent):
-    """A program to run beside an agent, in its workspace and as it runs itself."""
+class AgentTerminal(NamedAgent):
+    """A program to run beside an agent, where it works and as it runs itself."""
 
     argv: Annotated[list[Word], Field(min_length=1, max_length=4096)] | None = None
     script: Word | None = None
     env: Annotated[dict[VariableName, Word], Field(max_length=256)] = Field(default={})
-    path: AgentPath = Field(default=".", description="where it runs")
+    path: AgentPath | None = Field(
+        default=None,
+        description="where it runs; by default where the agent does, on its checkout if it has one",
+    )
     terminal: TerminalSize | None = None
     stdin_open: Flag = False
     exec_id: ExecId | None = None
@@ -68,16 +72,20 @@ class AgentTerminal(_OfAgent):
 
 
 async def _at_home(
-    there: Stream, service: Service, caller: Caller, request: _OfAgent, talk: Talk
+    there: Stream,
+    service: Service,
+    caller: Caller,
+    request: _OfAgent | AgentTerminal,
+    talk: Talk,
 ) -> Answer:
     agent = await service.host.agents.awake(request.agent, actor(caller, f"agent_{there.name}"))
-    given = {**_given(request), "machine": agent.machine_id}
+    path = folder_of(agent) if request.path is None else in_workspace(request.path)
+    given = {**_given(request, path), "machine": agent.machine_id}
     return await there.handler(service, caller, parse(there.request, given), talk)
 
 
-def _given(request: _OfAgent) -> dict[str, object]:
+def _given(request: _OfAgent | AgentTerminal, path: str) -> dict[str, object]:
     given = request.model_dump(exclude={"agent", "path"})
-    path = in_workspace(request.path)
     if isinstance(request, AgentTerminal):
         return {**given, "cwd": path, "env": {"HOME": HOME, **request.env}}
     return {**given, "path": path}

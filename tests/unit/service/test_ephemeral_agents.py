@@ -118,6 +118,8 @@ async def test_it_takes_no_part_in_what_has_several_steps(tmp_path: Path) -> Non
         lead = await spawned(here, "lead")
         ada = await spawned(here, "ada", parent=lead, ephemeral=True)
         with pytest.raises(errors.StateForbids, match="ada is ephemeral"):
+            await here.ask("team_coordinate", coordinator=lead, participants=[ada], task="Count.")
+        with pytest.raises(errors.InvalidInput, match="to lead belongs no agent that stays"):
             await here.ask("team_coordinate", coordinator=lead, task="Count.")
         await here.ask("agent_end", agent=lead, cascade=True)
         assert (await agent_of(here, ada))["reason"] == ""
@@ -218,13 +220,18 @@ class Hindered:
 
 
 @pytest.mark.parametrize("why", [errors.BundleRefused("refused"), OSError("no room")], ids=str)
-async def test_it_says_what_keeps_it_and_tries_again(tmp_path: Path, why: Exception) -> None:
+@pytest.mark.parametrize("state", ["idle", "suspended"])
+async def test_it_says_what_keeps_it_and_tries_again(
+    tmp_path: Path, why: Exception, state: str
+) -> None:
     async with home(tmp_path) as here:
         ada = await spawned(here, "ada")
         await said(here, ada)
+        if state == "suspended":
+            await here.ask("agent_suspend", agent=ada)
         agents = here.service.host.agents
         [conversation] = agents.conversations()
         async with anyio.create_task_group() as group:
             group.start_soon(see_off, conversation, Hindered(agents, why))
-            await stands(here, ada, "idle", str(why))
+            await stands(here, ada, state, str(why))
         assert (await agent_of(here, ada))["reason"] == DONE
