@@ -15,6 +15,7 @@ from microvm_orchestrator.cli.agent_work import (
     AgentGroups,
     AgentInto,
     AgentMerge,
+    AgentPolicy,
     AgentRepo,
     AgentRest,
     AgentWorks,
@@ -42,7 +43,7 @@ _Answered = Annotated[
     typer.Option(
         "--wait-s",
         metavar="SECONDS",
-        help="How long to wait for the answer, 0 not at all. The message is heard all the same.",
+        help="How long to wait for the answer, 0 not at all; 30. It is heard all the same.",
     ),
 ]
 
@@ -224,15 +225,34 @@ def send_many(
         ),
     ] = None,
     wait_s: _Answered = None,
-) -> None:
-    """Say the same to several agents at once, and show their answers."""
+) -> int:
+    """Say the same to several agents at once, and print the answer of each.
+
+    It exits as `agent send` would for the one that fared worst.
+    """
     given = {
         "agents": agents or None,
         "children_of": children_of,
         "text": values.text(text),
         "wait_s": wait_s,
     }
-    here.tell("agent_send_many", given)
+    answer = here.client.call("agent_send_many", given)
+    if here.json:
+        output.emit(answer.raw)
+    statuses = {_answer_of(here, each) for each in answer.value["items"]}
+    worst_first = (failure.TASK_FAILED, failure.TIMED_OUT)
+    return next((status for status in worst_first if status in statuses), failure.OK)
+
+
+def _answer_of(here: Session, sent: dict[str, Any]) -> int:
+    """Print what one of several answered, and give the status to exit with."""
+    message: dict[str, Any] | None = sent["message"]
+    if message is None:
+        failure.say(f"{sent['agent']}: {sent['error']['message']}")
+        return failure.TASK_FAILED
+    if not here.json and message["answer"] is not None:
+        output.line(f"{sent['agent']}:\n{message['answer']}\n")
+    return _became(message, f"{sent['agent']}: ")
 
 
 @command(
@@ -264,7 +284,7 @@ def wait(
         str, typer.Argument(metavar="MESSAGE", help="The message's id.", show_default=False)
     ],
     timeout_s: Annotated[
-        float | None, typer.Option("--timeout-s", metavar="SECONDS", help="How long to wait.")
+        float | None, typer.Option("--timeout-s", metavar="SECONDS", help="How long to wait; 30.")
     ] = None,
 ) -> int:
     """Wait until a message is answered, and print the answer."""
@@ -278,17 +298,22 @@ def _answer(here: Session, call: str, given: dict[str, Any]) -> int:
         output.emit(answer.raw)
     elif message["answer"] is not None:
         output.line(message["answer"])
+    return _became(message)
+
+
+def _became(message: dict[str, Any], name: str = "") -> int:
+    """Say what became of a message beside its answer, and give the status to exit with."""
     if brought := _brought(message["brought"]):
-        failure.say(brought)
+        failure.say(f"{name}{brought}")
     match message["state"]:
         case "answered":
             return failure.OK
         case "queued" | "delivered":
-            failure.say(f"no answer yet: `agent wait {message['message_id']}` waits on")
+            failure.say(f"{name}no answer yet: `agent wait {message['message_id']}` waits on")
             return failure.TIMED_OUT
         case _:
             told: dict[str, Any] = message["error"] or {}
-            failure.say(f"{message['state']}: {told.get('message', 'it was never heard')}")
+            failure.say(f"{name}{message['state']}: {told.get('message', 'it was never heard')}")
             return failure.TASK_FAILED
 
 
@@ -404,7 +429,17 @@ def resume(here: Session, agent: AgentRef) -> None:
 
 
 @command(app, "collect", example="agent collect ada\nagent collect ada --merge auto")
-def collect(here: Session, agent: AgentRef, merge: AgentMerge = None, wait_s: WaitS = None) -> int:
+def collect(
+    here: Session,
+    agent: AgentRef,
+    merge: Annotated[
+        AgentPolicy | None,
+        typer.Option(
+            "--merge", help="What becomes of its commits; by default as it was spawned with."
+        ),
+    ] = None,
+    wait_s: WaitS = None,
+) -> int:
     """Bring home what an agent committed by now, put it on its branch, and merge it.
 
     That is done after each of its turns, too.
@@ -419,7 +454,12 @@ def end(
     agent: AgentRef,
     *,
     force: Annotated[
-        bool, typer.Option("--force", help="Also in the middle of a turn.", show_default=False)
+        bool,
+        typer.Option(
+            "--force",
+            help="Also in the middle of a turn, and if its work cannot be brought home.",
+            show_default=False,
+        ),
     ] = False,
     cascade: Annotated[
         bool, typer.Option("--cascade", help="With all that belong to it.", show_default=False)

@@ -142,5 +142,5 @@ def said(options: Budget) -> dict[str, Any]:
     """Give what was said of them, as the fields of a request. Raises: InvalidInput."""
     fields: dict[str, Any] = {name: value for name, value in options.items() if value != []}
     if "mcp_servers" in fields:
-        fields["mcp_servers"] = values.json_value(fields["mcp_servers"], "--mcp-servers")
+        fields["mcp_servers"] = values.mcp_servers(fields["mcp_servers"])
     return fields

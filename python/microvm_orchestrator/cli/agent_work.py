@@ -32,8 +32,9 @@ AgentBranch = Annotated[
     str | None,
     typer.Option("--branch", metavar="BRANCH", help="The branch of its own; else agents/NAME."),
 ]
+AgentPolicy = Literal["auto", "squash", "branch", "review", "manual"]
 AgentMerge = Annotated[
-    Literal["auto", "squash", "branch", "review", "manual"] | None,
+    AgentPolicy | None,
     typer.Option("--merge", help="What becomes of its commits; by default as the repo has it."),
 ]
 AgentCheck = Annotated[
@@ -65,5 +66,7 @@ AgentCapabilities = Annotated[
 ]
 AgentRest = Annotated[
     Literal["commit", "drop"] | None,
-    typer.Option("--rest", help="What becomes of uncommitted changes when it ends; else commit."),
+    typer.Option(
+        "--rest", help="What becomes of uncommitted changes when it ends; else as the repo has it."
+    ),
 ]

@@ -217,7 +217,7 @@ def start(
         "model": model,
         "system_prompt": values.text(system_prompt),
         "max_turns": max_turns,
-        "mcp_servers": values.json_value(mcp_servers, "--mcp-servers"),
+        "mcp_servers": values.mcp_servers(mcp_servers),
         "answer_schema": values.json_value(answer_schema, "--answer-schema"),
         "wall_s": wall_s,
         "cpu_s": cpu_s,

@@ -67,6 +67,19 @@ def json_value(word: str | None, option: str) -> Value:
     return None if written is None else parse(written, option)
 
 
+def mcp_servers(word: str | None) -> Value:
+    """Read MCP servers by their names; a whole `.mcp.json` has them one level further down.
+
+    Raises: InvalidInput.
+    """
+    servers = json_value(word, "--mcp-servers")
+    match servers:
+        case {"mcpServers": within, **others} if not others:
+            return within
+        case _:
+            return servers
+
+
 def parse(written: str, place: str) -> Value:
     """Raises: InvalidInput when it is not JSON."""
     try:

@@ -64,6 +64,12 @@ def test_json_comes_from_the_word_or_a_file(tmp_path: Path) -> None:
     assert values.json_value(None, "--input") is None
 
 
+def test_mcp_servers_may_come_as_a_whole_file_of_them() -> None:
+    servers = {"files": {"command": "serve"}}
+    assert values.mcp_servers('{"files": {"command": "serve"}}') == servers
+    assert values.mcp_servers('{"mcpServers": {"files": {"command": "serve"}}}') == servers
+
+
 @pytest.mark.parametrize("wrong", ["", "text", "NaN", '{"a": Infinity}', "[" * 100_000, "{'a': 1}"])
 def test_what_is_no_json_is_refused_here(wrong: str) -> None:
     with pytest.raises(errors.InvalidInput, match="--input"):
