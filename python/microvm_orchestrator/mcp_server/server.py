@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 NATIVE = "default"
 # Sessions exist in the older protocol only, one for each client that connects over HTTP.
 MAX_SESSIONS = 1000
+# Guests open their clients: with sessions, one guest could hold as many as there may be, and all
+# others would be refused. Without, a call is over once its client leaves, as in the newer protocol,
+# and a client that outlives the daemon is served by the next.
+_WITHOUT_SESSIONS = frozenset({"agent"})
 # The lists change only with the daemon's version, so a client may keep them for a while.
 _LISTS_FRESH = CacheHint(ttl_ms=300_000, scope="public")
 _NOW_ONLY = CacheHint(ttl_ms=0, scope="private")
@@ -89,6 +93,7 @@ class McpFrontEnd:
                 or TransportSecuritySettings(enable_dns_rebinding_protection=False),
                 max_request_body_size=MAX_MESSAGE_BYTES,
                 max_sessions=MAX_SESSIONS,
+                stateless=name in _WITHOUT_SESSIONS,
             )
             for name, server in self._servers.items()
         }

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import httpx2
 import pytest
-import uvicorn
-from starlette.applications import Starlette
 
-from mcp_peer import ALICE, BOB, MODERN
+from mcp_http import modern, older, opening, serving
 from microvm_orchestrator.mcp_server.json_lines import MAX_MESSAGE_BYTES
 from microvm_orchestrator.mcp_server.profiles import PROFILES
 
@@ -21,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mcp.server.context import CallNext, HandlerResult
-    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from mcp_stage import Stage
     from microvm_orchestrator.mcp_server.callers import Context
@@ -29,68 +24,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PEOPLE = {"alice": ALICE, "bob": BOB}
-
-
-class Named:
-    """Takes who asks from a header, as the listener does from a token or the kernel."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = dict(scope["headers"]).get(b"x-name", b"").decode()
-        if name in PEOPLE:
-            scope["state"] = {"principal": PEOPLE[name]}
-        await self._app(scope, receive, send)
-
 
 @pytest.fixture
 async def http(front: McpFrontEnd, tmp_path: Path) -> AsyncGenerator[httpx2.AsyncClient]:
     async with serving(front, tmp_path / "socket") as http:
         yield http
-
-
-@asynccontextmanager
-async def serving(front: McpFrontEnd, path: Path) -> AsyncGenerator[httpx2.AsyncClient]:
-    app = Named(Starlette(routes=front.http_routes()))
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen()
-        async with anyio.create_task_group() as group, requests(path) as http:
-            group.start_soon(server.serve, [listening])
-            yield http
-            server.should_exit = True
-
-
-@asynccontextmanager
-async def requests(path: Path) -> AsyncGenerator[httpx2.AsyncClient]:
-    transport = httpx2.AsyncHTTPTransport(uds=str(path))
-    async with httpx2.AsyncClient(transport=transport, base_url="http://local") as http:
-        yield http
-
-
-def modern(method: str, params: dict[str, Any], who: str = "alice") -> dict[str, Any]:
-    """Make the arguments of a POST of the modern era."""
-    envelope: dict[str, Any] = {
-        "io.modelcontextprotocol/protocolVersion": MODERN,
-        "io.modelcontextprotocol/clientCapabilities": {},
-    }
-    headers = {
-        "accept": "application/json, text/event-stream",
-        "mcp-protocol-version": MODERN,
-        "mcp-method": method,
-        "mcp-name": params.get("name", ""),
-        "x-name": who,
-    }
-    body: dict[str, Any] = {
-        "jsonrpc": "2.0",
-        "id": 1,
-        "method": method,
-        "params": {**params, "_meta": envelope},
-    }
-    return {"json": body, "headers": headers}
 
 
 LOOK = {"name": "thing_look", "arguments": {"name": "stone"}}
@@ -184,21 +122,21 @@ async def test_a_waiting_call_ends_when_its_client_leaves(
 async def test_a_session_of_the_older_protocol_serves_only_who_opened_it(
     http: httpx2.AsyncClient,
 ) -> None:
-    headers = {"accept": "application/json, text/event-stream", "x-name": "alice"}
-    hello = {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "t", "version": "1"},
-    }
-    opened = await http.post(
-        "/mcp",
-        json={"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello},
-        headers=headers,
-    )
-    session = {**headers, "mcp-session-id": opened.headers["mcp-session-id"]}
-    ping = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
-    mine = await http.post("/mcp", json=ping, headers=session)
-    theirs = await http.post("/mcp", json=ping, headers={**session, "x-name": "bob"})
+    opened = await http.post("/mcp", **opening("alice"))
+    session = {"mcp-session-id": opened.headers["mcp-session-id"]}
+    mine = await http.post("/mcp", **older("ping", {}, "alice", session))
+    theirs = await http.post("/mcp", **older("ping", {}, "bob", session))
 
     assert mine.status_code == 200
     assert theirs.status_code == 404
+
+
+async def test_one_agent_opens_no_sessions_that_another_would_lack(
+    http: httpx2.AsyncClient, front: McpFrontEnd
+) -> None:
+    front.sessions("agent").max_sessions = 3
+    opened = [await http.post("/mcp/profiles/agent", **opening("alice")) for _ in range(3)]
+    others = await http.post("/mcp/profiles/agent", **opening("bob"))
+
+    assert [each.status_code for each in [*opened, others]] == [200] * 4
+    assert "mcp-session-id" not in others.headers
