@@ -58,8 +58,11 @@ def passes(name: str, machine: Contained) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("service", "task"),
-        *(pytest.param(each, marks=pytest.mark.long) for each in ("restart", "reboot", "upgrade")),
+        "service",
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in ("task", "restart", "reboot", "upgrade")
+        ),
     ],
 )
 def test_a_script_for_nixos_passes_in_namespaces(

@@ -216,6 +216,7 @@ def test_a_job_uses_a_secret_by_its_name_and_leaves_files_behind(
     assert got["content"] == "kept\n"
 
 
+@pytest.mark.long
 def test_a_check_is_lent_no_secret_of_the_task_whose_commits_it_judges(
     stage: Stage, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ class Trio:
         return await self.said(node, ping) == "heard\n"
 
 
+@pytest.mark.long
 async def test_three_nodes_are_raised_until_ssh_answers_on_each_and_know_each_other(
     rig: Rig, *, whole: bool
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 from anyio.abc import ByteStream, SocketStream
 
 from daemon import Daemon, running_daemon
@@ -114,6 +115,7 @@ print(s.makefile().read())
 '"""
 
 
+@pytest.mark.long
 async def test_ports_lead_both_ways_before_and_after_the_daemon_was_killed(tmp_path: Path) -> None:
     await guest_image()
     (tmp_path / "images").symlink_to(CACHE / "images")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import anyio
+import pytest
 
 from machines import CACHE, LONG_S, like, qemu_rig, removed_in_the_end, sh
 from microvm_orchestrator.host import boot_of
@@ -22,6 +23,7 @@ mkdir -p /run/sshd && /usr/sbin/sshd
 SEEN = "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d' ' -f3"
 
 
+@pytest.mark.long
 async def test_every_clone_has_a_host_key_of_its_own_and_its_server_uses_it(tmp_path: Path) -> None:
     spec = ImageSpec("ssh", ("openssh-server",))
     boot = boot_of(await build(spec, ImageStore(CACHE / "images"), CACHE / "build"))

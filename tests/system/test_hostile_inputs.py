@@ -133,6 +133,7 @@ def test_the_command_line_shows_what_is_odd_without_obeying_it(world: World) -> 
     assert doors.command(world.place, None, ["task", "delete", "constructor"]).code == "ok"
 
 
+@pytest.mark.long
 def test_after_all_of_it_nothing_has_changed_and_no_memory_is_lost(world: World) -> None:
     def say_it_all() -> int:
         for row in (row for part in PARTS.values() for row in part):

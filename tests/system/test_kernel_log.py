@@ -82,6 +82,7 @@ async def trouble(news: AsyncIterator[KernelNews]) -> Trouble:
     raise AssertionError("nothing more is told")
 
 
+@pytest.mark.long
 async def test_a_kernel_is_marked_read_and_watched_and_heard_when_it_dies(tmp_path: Path) -> None:
     with anyio.fail_after(3 * LONG_S):
         async with house_in(tmp_path) as house:

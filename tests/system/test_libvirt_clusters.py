@@ -60,6 +60,7 @@ def saw_all(done: subprocess.CompletedProcess[bytes]) -> None:
     assert seen == SEEN, done.stderr.decode()
 
 
+@pytest.mark.long
 def test_without_root_nodes_of_libvirts_are_raised_broken_mended_and_put_back(image: Boot) -> None:
     words = (*AS_NOBODY, everybodys_python(), PROGRAM)
     saw_all(ran(words, BOOTS.dump_json(image)))

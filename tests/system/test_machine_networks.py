@@ -15,7 +15,7 @@ from networking import network_settings
 from system.living import Stage, furnish, living, staged
 from system.test_network import ASK, SERVE
 
-KINDS = ("userspace", "kernel")
+KINDS = (pytest.param("userspace", marks=pytest.mark.long), "kernel")
 
 
 def addresses(machine: dict[str, Any]) -> list[str]:
@@ -83,6 +83,7 @@ def test_a_machine_reaches_nobody_but_the_machines_of_its_networks(tmp_path: Pat
             stage.ask("network_remove", network=name)
 
 
+@pytest.mark.long
 def test_a_machine_is_held_to_the_limits_it_was_defined_with(tmp_path: Path) -> None:
     with living(tmp_path / "s") as stage:
         held = stage.boot("held", disk_mib=64, max_pids=40, max_disk_bytes_s=4 << 20)

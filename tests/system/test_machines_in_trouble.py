@@ -144,6 +144,7 @@ def test_a_machine_that_ended_while_no_daemon_ran_is_lost_and_its_place_is_free(
     assert hosted.left(state) == []
 
 
+@pytest.mark.long
 def test_a_flooded_console_takes_little_and_the_daemon_answers_meanwhile(
     stage: Stage, box: str, whole: bool
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_flooded_console_takes_little_and_the_daemon_answers_meanwhile(
     assert stage.said(box, "hostname") == "box-1\n"
 
 
+@pytest.mark.long
 def test_a_guest_that_never_answers_is_asked_in_vain_and_ended_by_force(
     stage: Stage, box: str, whole: bool
 ) -> None:

@@ -262,6 +262,7 @@ def test_a_machine_and_a_branch_of_it_have_what_it_was_defined_with_and_no_more(
         stage.drop(name)
 
 
+@pytest.mark.long
 def test_eight_machines_are_booted_asked_and_stopped_at_once(stage: Stage) -> None:
     names = [f"eight-{number}" for number in range(MANY)]
 

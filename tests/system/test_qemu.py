@@ -291,6 +291,7 @@ async def test_who_is_attached_to_the_console_hears_the_guest_and_is_heard(
             pass
 
 
+@pytest.mark.long
 async def test_who_is_attached_and_does_not_read_holds_up_nobody(machine: QemuMachine) -> None:
     async with machine.attach() as terminal:
         await sh(machine, flood_console(3_000_000))

@@ -124,6 +124,7 @@ async def test_what_a_program_says_is_kept_up_to_a_cap(rig: Rig, qemu: Qemu) -> 
     assert (ran.stdout, ran.stderr, ran.truncated) == (bytes(1000), b"more\n", True)
 
 
+@pytest.mark.long
 async def test_a_guest_that_panics_does_so_the_same_way_each_time(rig: Rig, qemu: Qemu) -> None:
     panics = script("head -c 8 /dev/urandom | od -x >/dev/console; echo c >/proc/sysrq-trigger")
     first, again = [await qemu.run_seeded(rig.spec(), panics) for _ in range(2)]

@@ -80,6 +80,7 @@ def test_a_large_history_is_read_from_a_disk_that_later_runs_share(
     repo.git("fsck", "--strict")
 
 
+@pytest.mark.long
 def test_repositories_of_odd_shapes_are_worked_on_as_they_are(stage: Stage, tmp_path: Path) -> None:
     # Long object names, with what LFS and submodules leave in a tree, by a linked work tree.
     wide = Repo.make(tmp_path / "wide", object_format="sha256")

@@ -168,7 +168,7 @@ async def test_an_agent_spawns_no_child_once_nothing_is_left_for_it(tmp_path: Pa
         assert (ada["budget"]["turns"], ada["budget"]["tree_turns"]) == (1, None)
         asked = {"message_id": first.message_id, "timeout_s": PATIENCE_S}
         assert (await here.ask("agent_wait", **asked))["state"] == "failed"
-        with pytest.raises(errors.StateForbids, match="of your turns nothing is left"):
+        with pytest.raises(errors.StateForbids, match="of the turns of lead nothing is left"):
             await spawn_as(here.service, caller, agent, "bob", "begin", **more)
         await here.ask("agent_end", agent=lead, cascade=True)
 
