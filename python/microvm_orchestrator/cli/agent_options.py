@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import typer
 
 from microvm_orchestrator.cli import values
+from microvm_orchestrator.cli.options import DriverName
 
 Supervise = Annotated[
     Literal["off", "watch", "act"] | None,
@@ -25,7 +26,7 @@ class Being(TypedDict):
     """What an agent is, and where it lives."""
 
     driver: Annotated[
-        Literal["claude", "codex", "opencode"] | None,
+        DriverName | None,
         typer.Option("--driver", help="Which program it is; else claude."),
     ]
     model: Annotated[

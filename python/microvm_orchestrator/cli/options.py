@@ -6,7 +6,7 @@ and stays silent about whatever goes wrong: a shell is no place for an error.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,8 @@ from microvm_orchestrator.cli.client import Client, find_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+DriverName = Literal["claude", "codex", "opencode"]
 
 # Whoever pressed the tab key is waiting.
 COMPLETION_TIMEOUT_S = 0.5

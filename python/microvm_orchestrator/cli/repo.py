@@ -9,7 +9,7 @@ import typer
 
 from microvm_orchestrator.cli import output, values
 from microvm_orchestrator.cli.command import Session, command
-from microvm_orchestrator.cli.options import Cursor, Limit, complete_repo
+from microvm_orchestrator.cli.options import Cursor, DriverName, Limit, complete_repo
 
 app = typer.Typer(help="Repositories: what runs work on, each by its alias.")
 
@@ -51,7 +51,7 @@ _TimeoutS = Annotated[
     typer.Option("--timeout-s", metavar="SECONDS", help="How long a program may take."),
 ]
 _Driver = Annotated[
-    Literal["claude", "codex", "opencode"] | None,
+    DriverName | None,
     typer.Option("--driver", help="Which agent; else claude."),
 ]
 _Model = Annotated[

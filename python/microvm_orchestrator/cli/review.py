@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from microvm_orchestrator.cli import output, values
 from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.machine_exec import Words
-from microvm_orchestrator.cli.options import IdempotencyKey, KeyGroup, TaskId
+from microvm_orchestrator.cli.options import DriverName, IdempotencyKey, KeyGroup, TaskId
 
 app = typer.Typer()
 
@@ -82,7 +82,7 @@ def resolve(
         typer.Option("--script", metavar="TEXT|@FILE|-", help="A shell text in place of an agent."),
     ] = None,
     driver: Annotated[
-        Literal["claude", "codex", "opencode"] | None,
+        DriverName | None,
         typer.Option("--driver", help="Which agent."),
     ] = None,
     model: Annotated[

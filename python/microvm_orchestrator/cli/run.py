@@ -14,6 +14,7 @@ from microvm_orchestrator.cli.command import Session, command
 from microvm_orchestrator.cli.machine_exec import Words
 from microvm_orchestrator.cli.options import (
     Cursor,
+    DriverName,
     Group,
     IdempotencyKey,
     KeyGroup,
@@ -108,7 +109,7 @@ def start(
         ),
     ] = None,
     driver: Annotated[
-        Literal["claude", "codex", "opencode"] | None,
+        DriverName | None,
         typer.Option("--driver", help="Which agent."),
     ] = None,
     model: Annotated[

@@ -292,9 +292,7 @@ class Agents:
         if living is None:
             agent = await self.get(agent_id, SYSTEM)
         else:
-            agent = await living.conversation.until(
-                AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER
-            )
+            agent = await living.conversation.up()
         # An ephemeral one may have done by now what it was told first.
         if agent.over and not agent.turns:
             raise errors.MachineFailed(f"agent {agent.name} is {agent.state}: {agent.reason}")

@@ -225,12 +225,16 @@ class Conversation:
             await self.news.wait()
         return self.agent
 
+    async def up(self) -> Agent:
+        """Wait until it has come up, or never will."""
+        return await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
+
     async def awake(self) -> RunningMachine:
         """Have its machine run as for a message, also in the middle of a turn, and give it.
 
         Raises: StateForbids for one that is over; what machines raise.
         """
-        await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
+        await self.up()
         while self._machine is None:
             news = self.news
             try:
@@ -251,7 +255,7 @@ class Conversation:
 
         Raises: StateForbids for one that is suspended, or over by then; what machines raise.
         """
-        await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
+        await self.up()
         async with self._quietly():
             self._refuse_over()
             await self._ground.snapshots.save(
@@ -268,7 +272,7 @@ class Conversation:
         place = self.workplace
         if place is None:
             raise errors.StateForbids(f"agent {self.agent.name} works on no repository")
-        await self.until(AgentState.IDLE, AgentState.BUSY, AgentState.SUSPENDED, *OVER)
+        await self.up()
         async with self._quietly():
             machine = self._machine
             if machine is None and not place.is_all_here:

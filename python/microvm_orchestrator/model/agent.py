@@ -6,14 +6,14 @@ An answer and a transcript are the guest's own words; what an agent used was mea
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from microvm_orchestrator.model.agent_budget import AgentBudget, Taken
 from microvm_orchestrator.model.agent_claims import Works
 from microvm_orchestrator.model.agent_work import AgentWork, Brought
-from microvm_orchestrator.model.run import CredentialNames, Usage
+from microvm_orchestrator.model.run import CredentialNames, DriverName, Usage
 from microvm_orchestrator.model.supervision import Observation, Supervise
 from microvm_orchestrator.model.task import TaskError
 from microvm_orchestrator.model.values import MAX_TEXT, Json, Line, Moment, Name, Text
@@ -66,9 +66,7 @@ class _Part(BaseModel):
 class Program(_Part):
     """Which program an agent is, and with what it is started."""
 
-    driver: Literal["claude", "codex", "opencode"] = Field(
-        default="claude", description="which program it is"
-    )
+    driver: DriverName = Field(default="claude", description="which program it is")
     model: Line | None = Field(default=None, description="as the program names it")
     mcp_servers: Annotated[dict[Name, Json], Field(max_length=32)] = Field(
         default={}, description="further MCP servers, as in the program's own configuration"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from microvm_orchestrator.model.run import Branch, Devshell, Merge, Rest
+from microvm_orchestrator.model.run import Branch, Devshell, DriverName, Merge, Rest
 from microvm_orchestrator.model.values import Line, Moment, Name, Text
 
 # The kind of record they are stored as.
@@ -17,7 +17,6 @@ MemoryMib = Annotated[int, Field(strict=True, ge=64, le=1 << 20)]
 Vcpus = Annotated[int, Field(strict=True, ge=1, le=256)]
 DiskMib = Annotated[int, Field(strict=True, ge=16, le=1 << 24)]
 TimeoutS = Annotated[float, Field(strict=True, gt=0, le=2_592_000)]
-Driver = Literal["claude", "codex", "opencode"]
 Checkout = Literal["update", "leave"]
 HostRules = Annotated[list[Line], Field(max_length=256)]
 HostPath = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -38,7 +37,7 @@ class RepoDefaults(_Part):
     vcpus: Vcpus | None = None
     disk_mib: DiskMib | None = None
     timeout_s: TimeoutS | None = None
-    driver: Driver | None = None
+    driver: DriverName | None = None
     model: Line | None = None
     merge: Merge = Merge.AUTO
     check: Text | None = Field(

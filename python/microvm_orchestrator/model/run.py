@@ -27,6 +27,8 @@ Argument = Annotated[str, Field(max_length=131_072)]
 Branch = Annotated[str, Field(min_length=1, max_length=200)]
 TaskId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
 GuestPath = Annotated[str, Field(min_length=1, max_length=1000)]
+# Each has a driver of this name.
+DriverName = Literal["claude", "codex", "opencode"]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 
 
@@ -101,7 +103,7 @@ class InputFile(_Part):
 class AgentSpec(_Part):
     """Which agent, and how it is to work."""
 
-    driver: Literal["claude", "codex", "opencode"] | None = Field(
+    driver: DriverName | None = Field(
         default=None, description="by default as the repo has it, else claude"
     )
     model: Line | None = None

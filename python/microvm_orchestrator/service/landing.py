@@ -5,7 +5,7 @@ Above are the front ends; below, the runs of this host, which merge one at a tim
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from microvm_orchestrator.model.run import (
     Argument,
     Budget,
     Dollars,
+    DriverName,
     Merge,
     Rest,
     RunRecord,
@@ -62,7 +63,7 @@ class ResolveMerge(TaskRef):
     argv: Annotated[list[Argument], Field(max_length=4096)] = Field(
         default=[], description="a program and its words to do it, in place of an agent"
     )
-    driver: Literal["claude", "codex", "opencode"] | None = Field(
+    driver: DriverName | None = Field(
         default=None, description="which agent; by default as the repo has it, else claude"
     )
     model: Line | None = None

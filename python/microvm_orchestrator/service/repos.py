@@ -19,7 +19,6 @@ from microvm_orchestrator.model.repo import (
     REPO,
     Checkout,
     DiskMib,
-    Driver,
     HostPath,
     HostRules,
     MemoryMib,
@@ -29,7 +28,7 @@ from microvm_orchestrator.model.repo import (
     TimeoutS,
     Vcpus,
 )
-from microvm_orchestrator.model.run import Branch, Devshell, Merge, Rest
+from microvm_orchestrator.model.run import Branch, Devshell, DriverName, Merge, Rest
 from microvm_orchestrator.model.values import Flag, Line, Name, Text
 from microvm_orchestrator.service.calls import Answer, Call, Caller, Effect, Request, declare
 from microvm_orchestrator.service.page import ListRequest, PageOf
@@ -68,7 +67,7 @@ class RepoSettings(Request):
     vcpus: Vcpus | None = None
     disk_mib: DiskMib | None = None
     timeout_s: TimeoutS | None = Field(default=None, description="how long a program may take")
-    driver: Driver | None = Field(default=None, description="which agent; else claude")
+    driver: DriverName | None = Field(default=None, description="which agent; else claude")
     model: Line | None = Field(default=None, description="of the agent, as the agent names it")
     merge: Merge | None = Field(
         default=None,

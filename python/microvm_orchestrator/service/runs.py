@@ -30,6 +30,7 @@ from microvm_orchestrator.model.run import (
     CredentialNames,
     Devshell,
     Dollars,
+    DriverName,
     InputFile,
     Merge,
     Rest,
@@ -121,7 +122,7 @@ class StartRun(Request):
         description="what to keep of its files beside commits, as in dist/ or **/*.xml: relative "
         "to the work tree, or absolute; a folder stands for all it holds",
     )
-    driver: Literal["claude", "codex", "opencode"] | None = Field(
+    driver: DriverName | None = Field(
         default=None, description="which agent; by default as the repo has it, else claude"
     )
     model: Line | None = None

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from microvm_orchestrator import errors
 from microvm_orchestrator.model.records import Actor
-from microvm_orchestrator.service.standing import refuse_ended, while_good
+from microvm_orchestrator.service.token_life import refuse_ended, while_good
 
 if TYPE_CHECKING:
     from microvm_orchestrator.config import Settings

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from starlette.requests import Request
 
 from microvm_orchestrator import errors
-from microvm_orchestrator.service import standing, tokens
+from microvm_orchestrator.service import token_life, tokens
 from microvm_orchestrator.service.identity import Peer, principal_of
 from microvm_orchestrator.web.problems import problem
 
@@ -65,7 +65,7 @@ class Identity:
 
     async def ended(self, token_id: str) -> None:
         """Wait until a token is good no longer: it was revoked, or its time is over."""
-        await standing.ended(self._service.store, self._service.journal, token_id)
+        await token_life.ended(self._service.store, self._service.journal, token_id)
 
 
 class Known:

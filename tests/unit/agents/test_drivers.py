@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
+from machines import ROOT
 from microvm_orchestrator import errors
 from microvm_orchestrator.agents.drivers import DRIVERS, find_driver
 from microvm_orchestrator.agents.drivers.base import (
@@ -30,6 +32,9 @@ from microvm_orchestrator.agents.drivers.base import (
 )
 from microvm_orchestrator.agents.drivers.codex import toml
 from microvm_orchestrator.agents.drivers.mcp import CALL_S, START_S
+from microvm_orchestrator.cli import options
+from microvm_orchestrator.images.programs import PROGRAMS
+from microvm_orchestrator.model import run
 
 if TYPE_CHECKING:
     from microvm_orchestrator.agents.drivers.base import Driver, Ended, Event, Invocation
@@ -65,6 +70,15 @@ def read(
 def everything(given: Invocation) -> str:
     files = [f"{file.path} {file.content.decode()}" for file in given.files]
     return "\n".join([*given.argv, *given.env.values(), *files])
+
+
+def test_each_is_known_by_its_name_wherever_one_can_be_chosen() -> None:
+    module = (ROOT / "python/nix/module/repos.nix").read_text()
+    listed = re.search(r"driver = maybe \(types\.enum \[([^]]*)]", module)
+    assert listed is not None
+    in_nix = {word.strip('"') for word in listed[1].split()}
+    on_command_line, in_models = map(get_args, (options.DriverName, run.DriverName))
+    assert set(on_command_line) == set(in_models) == set(PROGRAMS) == in_nix == set(DRIVERS)
 
 
 @EVERY

@@ -54,6 +54,9 @@ async def test_one_that_lives_is_found_and_talked_to_without_reading_all(tmp_pat
             await here.ask("agent_spawn", name="ada", image="mute")
         await here.ask("agent_end", agent="lead", cascade=True)
         assert stores[0].lists == 0
+        # Figures are of all there ever were, and read.
+        await here.ask("agent_metrics")
+        assert stores[0].lists > 0
         # The name is free again, and who had it is found by its id.
         with pytest.raises(errors.NotFound):
             await agent_of(here, "lead")

@@ -17,7 +17,12 @@ from microvm_orchestrator import __version__, errors
 from microvm_orchestrator.conversations.words import QUOTED_MOST, cut
 from microvm_orchestrator.mcp_server.answers import answer_result, crash_result, error_result
 from microvm_orchestrator.mcp_server.callers import caller_of
-from microvm_orchestrator.mcp_server.profiles.agent_tasks import TASK_TOOLS, AgentTasks, TaskWork
+from microvm_orchestrator.mcp_server.profiles.agent_tasks import (
+    TASK_TOOLS,
+    AgentTasks,
+    TaskWork,
+    Waits,
+)
 from microvm_orchestrator.mcp_server.profiles.offers import Offer, Offers
 from microvm_orchestrator.mcp_server.quiet_server import QuietServer
 from microvm_orchestrator.model.agent import Agent, AgentState, Message, MessageState, Said
@@ -50,10 +55,6 @@ if TYPE_CHECKING:
     from microvm_orchestrator.mcp_server.callers import Context
     from microvm_orchestrator.service.calls import Caller
     from microvm_orchestrator.service.service import Service
-
-# A client of a model gives up on a call at some time.
-_WAIT_MOST_S = 600.0
-Waits = Annotated[float, Field(ge=0, le=_WAIT_MOST_S)]
 
 
 class WhoIsThere(Request):

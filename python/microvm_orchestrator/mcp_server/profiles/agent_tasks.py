@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # A client of a model gives up on a call at some time.
 _WAIT_MOST_S = 600.0
+Waits = Annotated[float, Field(ge=0, le=_WAIT_MOST_S)]
 
 
 class SeeTasks(Request):
@@ -48,9 +49,7 @@ class ClaimTask(Request):
     groups: Annotated[list[Name], Field(max_length=64)] = Field(
         default=[], description="of these groups only; none: of all that you may do"
     )
-    wait_s: Annotated[float, Field(ge=0, le=_WAIT_MOST_S)] = Field(
-        default=0.0, description="how long to wait for one at the most"
-    )
+    wait_s: Waits = Field(default=0.0, description="how long to wait for one at the most")
     lease_s: LeaseLength | None = Field(
         default=None,
         description="how long it is yours after you have answered; while you work it is kept",
