@@ -159,6 +159,7 @@ def ran(stage: Stage, folder: Path, *, planted: bool) -> tuple[dict[str, Any], l
     return told, operations(sorted(events, key=lambda each: each.time))
 
 
+@pytest.mark.long
 def test_a_seeded_campaign_finds_the_planted_bug_replays_it_and_passes_the_repair(
     stage: Stage, tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_machines_of_a_network_talk_and_go_on_after_the_daemon_was_killed(
         assert hosted.left(state) == []
 
 
+@pytest.mark.long
 def test_a_machine_reaches_nobody_but_the_machines_of_its_networks(tmp_path: Path) -> None:
     with living(tmp_path / "s") as stage:
         for name in ("here", "there"):

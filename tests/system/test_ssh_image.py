@@ -181,6 +181,7 @@ def stage(state: Path) -> Iterator[Stage]:
         yield stage
 
 
+@pytest.mark.long
 def test_commands_run_in_an_image_that_has_nothing_of_ours(stage: Stage) -> None:
     looks = "ls /usr/lib/microvm-orchestrator; cat /proc/1/cmdline; ls /sys/class/net"
     seen = stage.run(script=looks)

@@ -102,6 +102,7 @@ def check_replies(stage: Stage, steps: list[dict[str, Any]]) -> None:
         assert (message["state"], message["answer"]) == ("answered", step["answer"])
 
 
+@pytest.mark.long
 def test_an_architect_divides_a_task_and_joins_what_frontend_and_backend_answer(
     stage: Stage, model: Model, shop: str
 ) -> None:
