@@ -87,6 +87,8 @@ class _Account:
     began: float | None = None
     # What it has taken of models by now, while it is in a turn.
     meter: Callable[[], Usage] | None = None
+    # Whether it is in the middle of a message, of which not all is written down.
+    hears: bool = False
     # When it last said something or asked a model.
     sign: float = 0.0
     children: set[str] = field(default_factory=set[str])
@@ -199,6 +201,21 @@ class Accounts:
         account.taken = self.taken(agent_id)
         account.began = account.meter = None
         self._tell()
+
+    @contextmanager
+    def hearing(self, agent_id: str) -> Generator[None]:
+        """Have it known that an agent is in the middle of a message, until the block ends."""
+        account = self._accounts[agent_id]
+        account.hears = True
+        try:
+            yield
+        finally:
+            account.hears = False
+            self._tell()
+
+    def in_message(self) -> list[str]:
+        """The agents that are in the middle of a message: their turn, and what follows it."""
+        return [each for each, account in self._accounts.items() if account.hears]
 
     def in_turn(self) -> list[str]:
         """The agents that are in a turn."""

@@ -341,7 +341,8 @@ class Conversation:
                         continue
                     if not first.settled:
                         # It counts as a turn before anything is awaited.
-                        await self._hear(first)
+                        with self._accounts.hearing(self.agent.agent_id):
+                            await self._hear(first)
                     else:
                         # Only what follows its end could not be written down; said once at most.
                         await self._tell_back(first)

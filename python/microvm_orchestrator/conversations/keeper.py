@@ -91,14 +91,15 @@ class Keeper:
 
     def _to_do(self, conversation: Conversation) -> _Deed | None:
         agent_id = conversation.agent.agent_id
-        working = self._accounts.in_turn()
+        hearing = set(self._accounts.in_message())
         for own in self._accounts.own_reached(agent_id):
-            # Turns that go on are let end: they meet the limit themselves.
+            # Turns that go on are let end, with what they came to written down: they meet the limit
+            # themselves.
             below = set(self._accounts.below(agent_id)) if own.tree else {agent_id}
-            if own.at_limit is AtLimit.END and not below & set(working):
+            if own.at_limit is AtLimit.END and not below & hearing:
                 return partial(self._kept.retire, agent_id, own.seen_by(agent_id))
         found = self._accounts.reached(agent_id, (AgentMeasure.WALL_S,))
-        if found is not None and agent_id in working:
+        if found is not None and agent_id in self._accounts.in_turn():
             return partial(conversation.break_off, found.seen_by(agent_id), USED_UP)
         return None
 

@@ -173,6 +173,30 @@ async def test_an_agent_spawns_no_child_once_nothing_is_left_for_it(tmp_path: Pa
         await here.ask("agent_end", agent=lead, cascade=True)
 
 
+async def test_one_that_ends_at_its_limit_tells_first_what_came_of_its_last_message(
+    tmp_path: Path,
+) -> None:
+    held = Holding()
+    async with home(tmp_path, held.over) as here:
+        bob = await spawned(here, "bob")
+        ada = await spawned(here, "ada", turns=1, at_limit="end")
+        # Its turn is over, and the answer is not written down yet.
+        held.hold_save(lambda each: each.id == ada and each.body["turns"] == 1)
+        agents = here.service.host.agents
+        sent = await agents.send(ada, "Count.", SYSTEM)
+        await held.reached()
+        for _ in range(10):
+            await here.ask("agent_list")
+        held.release()
+        told = await agents.settled(sent.message_id, SYSTEM)
+        # There is no such program on these machines, which is what came of it.
+        wanted = (await said(here, bob))["error"]["code"]
+        assert told.error is not None
+        assert told.error.code == wanted
+        await stands(here, ada, "ended", (await agent_of(here, ada))["reason"])
+        await here.ask("agent_end", agent=bob)
+
+
 async def test_one_that_is_given_more_while_it_ends_has_ended(tmp_path: Path) -> None:
     held = Holding()
     async with home(tmp_path, held.over) as here:
