@@ -268,7 +268,7 @@ def test_the_third_example_of_its_readme_holds_its_limits(
         "max_cost": 10.0,
         "timeout_minutes": 30.0,
     }
-    assert "of its tokens" in status["state_reason"], status
+    assert "of 1000 tokens" in status["state_reason"], status
     more = manager.use("send_to_instance", instance_id=instance, message="Spend.")
     assert (more["success"], "ended" in more["error"]) == (False, True), more
     lead, helper = [manager.spawned(name) for name in ("Lead", "Helper")]
