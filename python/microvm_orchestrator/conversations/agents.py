@@ -102,8 +102,10 @@ class Agents:
         for message in left.untold:
             await self._tell_back(message)
         if self._tasks is not None:
-            living = partial(self.living, SYSTEM)
-            self._tasks.start_soon(see_out, left.half_over, self._settle_rest, self._ground, living)
+            who_lives = partial(self.living, SYSTEM)
+            self._tasks.start_soon(
+                see_out, left.half_over, self._settle_rest, self._ground, who_lives
+            )
         # None is done before all are there who belong to it, or owe it an answer.
         for living in list(self._living.values()):
             self._watch_for_end(living.conversation)

@@ -68,5 +68,4 @@ def _words_back(message: Message) -> str:
     said = message.text if len(message.text) <= _REMINDER else f"{message.text[:_REMINDER]}..."
     if message.answer is not None:
         return f"You said: {said}\n\nThe answer:\n\n{message.answer}"
-    why = message.error.message if message.error else "it was never heard"
-    return f"You said: {said}\n\nThere is no answer: {message.state}, {why}"
+    return f"You said: {said}\n\nThere is no answer: {message.state}, {message.failure}"

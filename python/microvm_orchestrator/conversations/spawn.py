@@ -62,14 +62,14 @@ class Host(Protocol):
 
 async def begin(
     host: Host, wish: Spawn, by: Actor, text: str, sender: Agent | None = None
-) -> Message:
+) -> tuple[Agent, Message]:
     """Begin to spawn an agent, and tell it something first. Raises: as both.
 
     Whoever leaves meanwhile leaves none who waits for ever for what it was to be told.
     """
     with anyio.CancelScope(shield=True):
         agent = await host.spawn(wish, by)
-        return await host.send(agent.agent_id, text, by, sender=sender)
+        return agent, await host.send(agent.agent_id, text, by, sender=sender)
     raise AssertionError  # what is shielded is not cancelled
 
 

@@ -30,7 +30,6 @@ from microvm_orchestrator.egress.upstream import (
     Outgoing,
     Upstream,
     forward,
-    let_pass,
     refuse_compressed,
 )
 from microvm_orchestrator.egress.usage import AnswerReader
@@ -125,7 +124,7 @@ class Models:
             BODY_MOST,
             provider.host,
             # Elsewhere the word is one of a tool's, and asks for nothing.
-            Foreground().see if head.path.endswith("/responses") else let_pass,
+            Foreground().see if head.path.endswith("/responses") else None,
         )
         self._out += 1
         try:

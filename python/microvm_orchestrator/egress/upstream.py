@@ -50,11 +50,6 @@ async def open_upstream() -> AsyncGenerator[Upstream]:
         yield Upstream(transport)
 
 
-def let_pass(piece: bytes) -> None:
-    """See a piece of a body, and have nothing against it."""
-    del piece
-
-
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A request as it leaves."""
@@ -67,7 +62,7 @@ class Outgoing:
     # Whom it is for, as a refusal names it.
     host: str
     # Sees each piece of the body before it leaves. Raises: Refusal.
-    see: Callable[[bytes], None] = let_pass
+    see: Callable[[bytes], None] | None = None
 
 
 class Tap(Protocol):
@@ -118,10 +113,8 @@ async def forward(
 async def _exchange(
     connection: Connection, head: Head, out: Outgoing, upstream: Upstream, tap: Tap
 ) -> None:
-    async with (
-        aclosing(connection.body(out.body_most)) as taken,
-        aclosing(_seen(taken, out.see)) as body,
-    ):
+    taken = connection.body(out.body_most)
+    async with aclosing(taken if out.see is None else _seen(taken, out.see)) as body:
         content: AsyncIterator[bytes] | None = body
         if not head.has_body:
             async for _ in body:
@@ -146,10 +139,13 @@ async def _exchange(
                 await response.aclose()
 
 
-async def _seen(body: AsyncIterator[bytes], see: Callable[[bytes], None]) -> AsyncGenerator[bytes]:
-    async for piece in body:
-        see(piece)
-        yield piece
+async def _seen(
+    taken: AsyncGenerator[bytes], see: Callable[[bytes], None]
+) -> AsyncGenerator[bytes]:
+    async with aclosing(taken) as body:
+        async for piece in body:
+            see(piece)
+            yield piece
 
 
 async def _give_back(

@@ -203,6 +203,11 @@ class Message(_Part):
         return self.state not in {MessageState.QUEUED, MessageState.DELIVERED}
 
     @property
+    def failure(self) -> str:
+        """Why it was not answered, if it was not."""
+        return self.error.message if self.error else "it was never heard"
+
+    @property
     def replied(self) -> bool:
         """Whether whoever said it need not wait any more."""
         return self.replied_at is not None

@@ -182,8 +182,8 @@ async def spawned(
     )
     if request.prompt is None:
         return await agents.spawn(wish, by)
-    told = await begin(agents, wish, by, request.prompt)
-    return await agents.get(told.agent_id, by)
+    agent, _ = await begin(agents, wish, by, request.prompt)
+    return agent
 
 
 def assignment_of(request: Assignment) -> Assignment | None:

@@ -92,10 +92,11 @@ async def spawn_as(
         child = await agents.care.child_of(
             agent, name, found, ephemeral=ephemeral, system_prompt=system_prompt
         )
-        return await begin(agents, replace(child, works=works), by, prompt, sender=agent)
+        _, told = await begin(agents, replace(child, works=works), by, prompt, sender=agent)
     except (errors.TooLarge, errors.StateForbids) as error:
         await service.store.note(by, agent.agent_id, error.code)
         raise
+    return told
 
 
 async def wait_as(

@@ -217,13 +217,13 @@ async def came_to(
 
     Beside them those to what whoever asks has said to some, which are named by their ids.
     """
-    mine = {(await service.host.agents.get(agent, by)).agent_id}
-    found = [
-        answer
-        async for record in each_record(service.store, MESSAGE, by)
-        for senders in [{*mine, by.name} if record.body["agent_id"] in told else mine]
-        if (answer := _answer_to(senders, record, by, since)) is not None
-    ]
+    its = {(await service.host.agents.get(agent, by)).agent_id}
+    ours = {*its, by.name}
+    found: list[Message] = []
+    async for record in each_record(service.store, MESSAGE, by):
+        senders = ours if record.body["agent_id"] in told else its
+        if (answer := _answer_to(senders, record, by, since)) is not None:
+            found.append(answer)
     return sorted(found, key=lambda each: each.replied_at or each.created_at)
 
 

@@ -54,13 +54,13 @@ def _refusal(error: Exception, request: Request) -> Response:
 
 
 async def _root(tools: MadroxTools, _request: Request, caller: Caller) -> Any:
-    status = await tools.instances.all_of_them(caller)
+    every = await tools.instances.every(caller)
     return {
         "name": madrox.NAME,
         "version": madrox.VERSION,
         "description": "Agents in machines of their own, by the tools of madrox",
         "tools": [tool["name"] for tool in tools.described()],
-        "active_instances": status["active_instances"],
+        "active_instances": words.active(every),
         "server_time": rfc3339(moment(time.time())),
     }
 

@@ -102,7 +102,7 @@ class Instances:
         self,
         caller: Caller,
         here: Environment,
-        asked: words.SpawnClaude | words.SpawnCodex,
+        asked: words.Spawn,
         driver: str,
         *,
         ready: bool,
@@ -143,7 +143,7 @@ class Instances:
             return {"status": "completed", "response": heard.answer}
         if not heard.replied:
             return {"response": None}
-        why = words.error_of(heard)
+        why = heard.failure
         return {"success": False, "status": "failed", "error_message": why, "error": why}
 
     async def refuse_more(
@@ -416,7 +416,7 @@ class Instances:
         }
 
 
-def _asked_for(here: Environment, asked: words.SpawnClaude | words.SpawnCodex) -> Told:
+def _asked_for(here: Environment, asked: words.Spawn) -> Told:
     """Say what an instance is to be in the words of agents. Raises: InvalidInput."""
     if asked.use_worktree and asked.git_repo is None:
         raise errors.InvalidInput("use_worktree needs git_repo, the alias of a repository")

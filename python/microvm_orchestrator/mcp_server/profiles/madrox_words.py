@@ -51,6 +51,8 @@ class Spawn(_Limited):
     """What every instance is spawned with."""
 
     name: Title = Field(description="what you call it")
+    role: Line = Field(default="general", description="such as architect or frontend_developer")
+    system_prompt: Said | None = Field(default=None, description="added to that of its role")
     model: Line | None = Field(default=None, description="as its program names it")
     bypass_isolation: bool = Field(
         default=True, description="its machine is its own, so it may do anything there"
@@ -73,16 +75,12 @@ class Spawn(_Limited):
 class SpawnClaude(Spawn):
     """A Claude instance."""
 
-    role: Line = Field(default="general", description="such as architect or frontend_developer")
-    system_prompt: Said | None = Field(default=None, description="added to that of its role")
     wait_for_ready: bool = Field(default=True, description="wait until it can be talked to")
 
 
 class SpawnCodex(Spawn):
     """A Codex instance."""
 
-    role: Line = Field(default="general", description="such as architect or backend_developer")
-    system_prompt: Said | None = Field(default=None, description="added to that of its role")
     sandbox_mode: Literal["read-only", "workspace-write", "danger-full-access"] = Field(
         default="workspace-write", description="its machine is its sandbox, whatever is said here"
     )
@@ -359,9 +357,7 @@ def answered(message: Message) -> bool:
 
 def error_of(message: Message) -> str | None:
     """Why there is no answer to a message that is over."""
-    if answered(message):
-        return None
-    return message.error.message if message.error else "it was never heard"
+    return None if answered(message) else message.failure
 
 
 def why(error: errors.OrchestratorError) -> str:
