@@ -56,6 +56,11 @@ class House:
                 await warm.news()
             await pool.filled()
 
+    async def go_on(self) -> None:
+        """Let the daemon do for a while what nothing tells the end of."""
+        for _ in range(10):
+            await self.ask("agent_list")
+
     async def until(self, true: Callable[[], Awaitable[bool]]) -> None:
         """Wait for the store to come to a state."""
         with anyio.fail_after(PATIENCE_S):

@@ -71,6 +71,17 @@ async def messages(answer: httpx2.Response) -> AsyncGenerator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
+@asynccontextmanager
+async def claiming(http: httpx2.AsyncClient) -> AsyncGenerator[AsyncGenerator[dict[str, Any]]]:
+    """Wait for a task over HTTP, and hear what comes."""
+    asked = older("tools/call", CLAIM, "ada")
+    async with (
+        http.stream("POST", AGENTS, **asked, timeout=PATIENCE_S) as answer,
+        aclosing(messages(answer)) as heard,
+    ):
+        yield heard
+
+
 async def first_of(heard: AsyncGenerator[dict[str, Any]], here: House) -> dict[str, Any]:
     """Hear the first message; until then, tasks come that are not for this agent."""
 
@@ -144,10 +155,7 @@ async def test_one_who_waits_over_http_hears_of_it_and_needs_no_session(
     async with (
         spawned(tmp_path, works=True) as (here, front, who),
         serving(front, tmp_path / "door", {"ada": who}) as http,
-        http.stream(
-            "POST", AGENTS, **older("tools/call", CLAIM, "ada"), timeout=PATIENCE_S
-        ) as answer,
-        aclosing(messages(answer)) as heard,
+        claiming(http) as heard,
     ):
         with anyio.fail_after(PATIENCE_S):
             first = await first_of(heard, here)
@@ -177,12 +185,7 @@ async def test_one_who_leaves_waits_no_longer_and_is_given_no_task(
 
         front.server("agent").middleware.insert(0, noticed)
         with anyio.fail_after(PATIENCE_S):
-            async with (
-                http.stream(
-                    "POST", AGENTS, **older("tools/call", CLAIM, "ada"), timeout=PATIENCE_S
-                ) as answer,
-                aclosing(messages(answer)) as heard,
-            ):
+            async with claiming(http) as heard:
                 await first_of(heard, here)
                 assert not over.is_set()
             await over.wait()

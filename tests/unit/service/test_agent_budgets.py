@@ -185,15 +185,14 @@ async def test_one_that_ends_at_its_limit_tells_first_what_came_of_its_last_mess
         agents = here.service.host.agents
         sent = await agents.send(ada, "Count.", SYSTEM)
         await held.reached()
-        for _ in range(10):
-            await here.ask("agent_list")
+        await here.go_on()
         held.release()
         told = await agents.settled(sent.message_id, SYSTEM)
         # There is no such program on these machines, which is what came of it.
         wanted = (await said(here, bob))["error"]["code"]
         assert told.error is not None
         assert told.error.code == wanted
-        await stands(here, ada, "ended", (await agent_of(here, ada))["reason"])
+        await stands(here, ada, "ended", "its budget is used up: 1 of 1 turns")
         await here.ask("agent_end", agent=bob)
 
 

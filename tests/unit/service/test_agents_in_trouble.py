@@ -170,8 +170,7 @@ async def test_one_that_is_suspended_once_more_can_be_resumed_meanwhile(tmp_path
         with anyio.fail_after(PATIENCE_S):
             async with anyio.create_task_group() as group:
                 group.start_soon(here.service.host.agents.awake, ada, SYSTEM)
-                for _ in range(10):
-                    await here.ask("agent_list")
+                await here.go_on()
                 held.release()
         assert (await agent_of(here, ada))["state"] == "idle"
         await here.ask("agent_end", agent=ada)
@@ -206,8 +205,7 @@ async def test_who_copies_one_that_starts_waits_for_it_and_is_told_if_it_ends(
             assert (await here.ask("operation_get", **asked))["state"] == "running"
         async with anyio.create_task_group() as group:
             group.start_soon(partial(here.ask, "agent_end", agent=ada))
-            for _ in range(10):
-                await here.ask("agent_list")
+            await here.go_on()
             held.release()
         told = await here.ask("operation_wait", **asked)
         error = told["operation"]["error"]
@@ -385,8 +383,7 @@ async def test_who_breaks_a_turn_off_waits_until_its_program_is_started(tmp_path
         with anyio.fail_after(PATIENCE_S):
             async with anyio.create_task_group() as group:
                 group.start_soon(interrupt)
-                for _ in range(10):
-                    await here.ask("agent_list")
+                await here.go_on()
                 was_too_early = returned.is_set()
                 held.release()
         assert not was_too_early

@@ -82,8 +82,7 @@ async def test_an_answer_is_told_though_whoever_gave_it_is_ended_meanwhile(tmp_p
         async with anyio.create_task_group() as group:
             group.start_soon(partial(here.ask, "agent_end", agent=ada, force=True))
             # Longer than it looks who is to be ended.
-            for _ in range(10):
-                await here.ask("agent_list")
+            await here.go_on()
             held.release()
 
         async def is_heard() -> bool:
