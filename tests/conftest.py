@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+import daemon
 import leaks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +48,15 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell with a failure what the daemons that are there have said, and their guests."""
+    report = yield
+    if report.failed:
+        report.sections += daemon.last_words()
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,11 @@ START_S = 60.0
 STOP_S = 15.0
 
 COMMAND = Path(sys.executable).with_name(places.NAME)
+# Of the end of a log; what explains a failure stands there.
+_SHOWN = 6000
+
+# Those whose blocks have not ended well until now.
+_open: list[Path] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ def running_daemon(
     file = state_dir / "config.toml"
     file.write_text("".join(_toml(name, table) for name, table in settings.items()))
     log = state_dir / "daemon.log"
+    _open.append(state_dir)
     told: list[object] = ["--config", file, "--state-dir", state_dir, "--socket", path]
     process = _started([COMMAND, "serve", *told], log, state_dir)
     try:
@@ -82,10 +88,19 @@ def running_daemon(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             process.wait(STOP_S)
+        _open.remove(state_dir)
     finally:
         if process.poll() is None:
             process.kill()
         process.wait(STOP_S)
+
+
+def last_words() -> Generator[tuple[str, str]]:
+    """Give the end of each log that may explain why a test has failed, with its name."""
+    for folder in _open:
+        for log in [folder / "daemon.log", *sorted(folder.glob("machines/*/console"))]:
+            with contextlib.suppress(FileNotFoundError):  # its machine is gone
+                yield str(log), log.read_text(errors="replace")[-_SHOWN:]
 
 
 def _started(command: list[Any], log: Path, state_dir: Path) -> subprocess.Popen[bytes]:

@@ -110,7 +110,8 @@ def status(client: StdioClient, job: str) -> dict[str, Any]:
 
 def until(client: StdioClient, job: str, *states: str) -> dict[str, Any]:
     """Ask again and again, as clients of that program had to."""
-    deadline = time.monotonic() + LONG_S
+    # A machine that does not come up says so after as long as anything takes here.
+    deadline = time.monotonic() + 2 * LONG_S
     while (told := status(client, job))["status"] not in states:
         assert told["status"] not in ENDED, told
         assert time.monotonic() < deadline, told
