@@ -1,4 +1,4 @@
-"""A healthy worker: takes tasks, renews their leases well in time, and never ends one.
+"""A healthy worker: takes tasks, renews their leases each second or sooner, and never ends one.
 
 A program: `python -m chaos.hold SOCKET RECORD COUNT LEASE_S`; it says `ready` on its standard
 output when it holds so many, goes on until its standard input ends, and gives back what it holds.
@@ -32,7 +32,7 @@ def main() -> None:
         held = [Held(each["task"]["task_id"], each["lease"]["token"]) for each in claimed]
         asker.post("/v1/workers", worker=worker, ttl_s=float(lease_s))
         print("ready", flush=True)
-        while not _ended(float(lease_s) / 3):
+        while not _ended(min(1.0, float(lease_s) / 3)):
             held = [one for one in held if _beat(asker, recorder, worker, one, float(lease_s))]
         recorder.gets(recorder.asks("end"), "ok", refused=asker.refused)
         for one in held:

@@ -256,6 +256,7 @@ ATTACKS: dict[str, Attack] = {
         "more than one ref",
         git=hands_out(f"python3 {EVIL}/refs $4"),
         files={f"{EVIL}/refs": _REFS},
+        only_whole=True,
     ),
     "a repository with a hundred thousand refs": Attack(
         ("done", ""), "", script=_FLOODED, merge="merged", wish={"merge": "branch"}, only_whole=True
@@ -267,7 +268,7 @@ ATTACKS: dict[str, Attack] = {
         ("failed", "too-large"), "bytes", git=hands_out("truncate -s 2147483648 $4")
     ),
     "a result that is a link": Attack(
-        REFUSED, "does not begin", git=hands_out("ln -s /etc/passwd $4")
+        REFUSED, "does not begin", git=hands_out("ln -s /etc/passwd $4"), only_whole=True
     ),
     "a result that is a device": Attack(
         ("failed", ""), "", git=hands_out("ln -s /dev/zero $4"), only_whole=True
@@ -289,6 +290,7 @@ ATTACKS: dict[str, Attack] = {
         "bytes",
         script=f"echo two >README\n{_COMMIT} -m 'kept'\necho three >README\n",
         git=git_that_says(diff="truncate -s 200M /proc/self/fd/1"),
+        only_whole=True,
     ),
     "words that a terminal obeys": Attack(
         ("done", ""),
