@@ -256,7 +256,6 @@ ATTACKS: dict[str, Attack] = {
         "more than one ref",
         git=hands_out(f"python3 {EVIL}/refs $4"),
         files={f"{EVIL}/refs": _REFS},
-        only_whole=True,
     ),
     "a repository with a hundred thousand refs": Attack(
         ("done", ""), "", script=_FLOODED, merge="merged", wish={"merge": "branch"}, only_whole=True
@@ -290,7 +289,6 @@ ATTACKS: dict[str, Attack] = {
         "bytes",
         script=f"echo two >README\n{_COMMIT} -m 'kept'\necho three >README\n",
         git=git_that_says(diff="truncate -s 200M /proc/self/fd/1"),
-        only_whole=True,
     ),
     "words that a terminal obeys": Attack(
         ("done", ""),
